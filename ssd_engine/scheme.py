@@ -81,5 +81,5 @@ class SchemeController:
     def _decay(self) -> None:
         self.threshold = max(self.threshold - self.config.threshold_decay, 0.0)
         if self.scheme is Scheme.INTERSECTION:
-            floor = min(self.config.alpha_intersection_min, self.config.alpha_intersection)
-            self._alpha_intersection = max(self._alpha_intersection - self.config.alpha_decay, floor)
+            lowered = self._alpha_intersection - self.config.alpha_decay
+            self._alpha_intersection = max(lowered, self.config.alpha_intersection_min)

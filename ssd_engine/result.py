@@ -1,0 +1,100 @@
+"""What a request gives back: `GenerationResult`, and `Piece` while streaming."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ssd_engine.trace import SafetyTrace
+
+FinishReason = Literal["stop", "length", "tool_calls", "refused"]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of one request, as the target's tokenizer counts them."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_prompt_tokens: int = 0
+    """Prompt tokens whose keys and values were reused instead of read."""
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """Log-probability of a chosen token under the composite that it was chosen from."""
+
+    token_id: int
+    token: str
+    logprob: float
+    top: tuple[tuple[int, str, float], ...] = ()
+    """(token id, token, log-probability) of the likeliest tokens, best first."""
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A tool call that the model wrote. `id` is unique to the call."""
+
+    id: str
+    name: str
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class InvalidToolCall:
+    """Text that began as a tool call and is none; `error` says why."""
+
+    id: str
+    name: str | None
+    text: str
+    error: str
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one round added to a streamed answer.
+
+    `text` never holds a part of a character, of a stop string or of a tool call. The last piece carries `result`.
+    """
+
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
+    invalid_tool_calls: tuple[InvalidToolCall, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    result: GenerationResult | None = None
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """A finished answer. `text` leaves out tool calls, control tokens and the stop string."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason
+    usage: Usage
+    trace: SafetyTrace
+    tool_calls: tuple[ToolCall, ...] = ()
+    invalid_tool_calls: tuple[InvalidToolCall, ...] = ()
+    logprobs: list[TokenLogprob] | None = None
+    timings: Timings = field(default_factory=lambda: Timings())
+
+
+@dataclass
+class Timings:
+    """Wall-clock seconds of one request, measured where the work is done."""
+
+    first_token: float = 0.0
+    """From submission to the end of the first round."""
+    total: float = 0.0
+    """From submission to the end."""
+    draft_forward: float = 0.0
+    """In the draft's forward passes."""
+    target_forward: float = 0.0
+    """In the target's forward passes."""
+    selection: float = 0.0
+    """In the rule itself: sample spaces, composite, scheme control."""
