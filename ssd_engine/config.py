@@ -51,14 +51,18 @@ class GenerationParams(_Settings):
     """Settings of one request. An unusable value raises `InvalidRequestError`."""
 
     max_new_tokens: int = Field(512, ge=1, description="Most tokens to generate.")
-    temperature: float = Field(0.0, ge=0, allow_inf_nan=False, description="0 is greedy; above, both models' logits are divided by it.")
+    temperature: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="0 is greedy; above, both models' logits are divided by it."
+    )
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus kept of the composite when sampling.")
     top_k: int | None = Field(None, ge=1, description="Most likely tokens kept of the composite when sampling.")
     stop: tuple[str, ...] = Field((), description="Strings that end the answer; they are never part of it.")
     seed: int | None = Field(None, ge=0, lt=2**63, description="Seed of this request's own random numbers.")
     decoding: Decoding = Field("ssd", description="'ssd', or a baseline in the same loop.")
     logprobs: bool = Field(False, description="Report the composite's log-probability of each token.")
-    top_logprobs: int = Field(0, ge=0, le=20, description="With logprobs: likeliest alternatives reported at each token.")
+    top_logprobs: int = Field(
+        0, ge=0, le=20, description="With logprobs: likeliest alternatives reported at each token."
+    )
     continue_final_message: bool = Field(False, description="Go on from the last assistant message.")
     timeout: float | None = Field(None, gt=0, description="Seconds from submission after which the request fails.")
     ssd: SSDConfig | None = Field(None, description="This request's own SSD settings; None: the engine's.")

@@ -103,9 +103,7 @@ class Verifier:
             # Read here, at the position itself: the scheme may have changed inside this round.
             scheme, alpha = self._controller.scheme, self._controller.alpha
             space = (spaces.union if scheme is Scheme.UNION else spaces.intersection).at(position)
-            return Candidates(
-                space.ids[0], space.composite(alpha)[0], lambda: space.probabilities(alpha)[0], scheme
-            )
+            return Candidates(space.ids[0], space.composite(alpha)[0], lambda: space.probabilities(alpha)[0], scheme)
 
         return at
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 from platformdirs import user_cache_path
 
 from ssd_engine.errors import ModelLoadError
@@ -35,19 +35,20 @@ def converted_folder(source: GGUFSource) -> Path:
 
 @contextmanager
 def locked(path: Path, title: str, stage: Stage) -> Iterator[None]:
-    """Hold the lock beside `path`, for this process alone; a folder that cannot be written raises `ModelLoadError`."""
-    lock = FileLock(f"{path}.lock")
+    """Hold the lock beside `path`, alone of all processes; a folder that cannot be written raises `ModelLoadError`."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            with stage(f"Another process is preparing {title}; waiting for it", None):
-                lock.acquire()
-        with lock:
-            lock.release()  # `with lock` counts as a second acquisition
+        with _acquired(FileLock(f"{path}.lock"), title, stage):
             yield
     except OSError as error:
         raise ModelLoadError(
             f"{title} cannot be kept in {path.parent}: {error}. Make room or set {CACHE_VARIABLE} to another folder."
         ) from error
+
+
+def _acquired(lock: BaseFileLock, title: str, stage: Stage) -> AbstractContextManager[object]:
+    try:
+        return lock.acquire(timeout=0)
+    except Timeout:
+        with stage(f"Another process is preparing {title}; waiting for it", None):
+            return lock.acquire()

@@ -32,6 +32,11 @@ class SequenceState:
         return [row for row in (self.target, self.draft) if row is not None]
 
     @property
+    def cached_prompt_tokens(self) -> int:
+        """Tokens of the target's prompt that were reused."""
+        return self.target.cached_prompt_tokens
+
+    @property
     def remaining(self) -> int:
         """Tokens that may still be chosen."""
         return self._max_new_tokens - self.num_chosen

@@ -7,7 +7,14 @@ from typing import Any
 
 from torch import Tensor
 from transformers import PretrainedConfig
-from transformers.cache_utils import Cache, CacheLayerMixin, DummyLayer, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import (
+    Cache,
+    CacheLayerMixin,
+    DummyLayer,
+    DynamicCache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+)
 
 from ssd_engine.errors import ModelLoadError
 
@@ -19,7 +26,9 @@ def count_cache_layers(config: PretrainedConfig) -> int:
     try:
         layers = DynamicCache(config=config).layers
     except (KeyError, AttributeError) as error:
-        raise ModelLoadError(f"model type {config.model_type!r} has no key-value cache that this engine knows") from error
+        raise ModelLoadError(
+            f"model type {config.model_type!r} has no key-value cache that this engine knows"
+        ) from error
     for layer in layers:
         if type(layer) not in _ROLLED_BACK_BY_LENGTH:
             raise ModelLoadError(
@@ -108,4 +117,3 @@ class KVCache(Cache):
         """Begin an empty cache with the first `length` positions of `snapshot`."""
         for layer, keys, values in zip(self.layers, snapshot.keys, snapshot.values, strict=True):
             layer.update(keys[:, :, :length], values[:, :, :length])
-

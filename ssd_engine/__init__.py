@@ -1,0 +1,18 @@
+"""Speculative Safety-Aware Decoding: a small safe model drafts, a large one verifies, both decide."""
+
+from ssd_engine.config import GenerationParams, SSDConfig
+from ssd_engine.engine import SSDEngine
+from ssd_engine.result import GenerationResult, Piece, Usage
+from ssd_engine.scheme import Scheme
+from ssd_engine.trace import SafetyTrace
+
+__all__ = [
+    "GenerationParams",
+    "GenerationResult",
+    "Piece",
+    "SSDConfig",
+    "SSDEngine",
+    "SafetyTrace",
+    "Scheme",
+    "Usage",
+]

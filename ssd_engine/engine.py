@@ -1,0 +1,417 @@
+"""SSDEngine: what the integrations and the command line talk to."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import threading
+import weakref
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from ssd_engine.answer import Answer, AnswerSettings
+from ssd_engine.chat import ChatRenderer
+from ssd_engine.config import GenerationParams, SSDConfig
+from ssd_engine.detokenizer import Detokenizer
+from ssd_engine.errors import EngineClosedError, InvalidRequestError, SSDError
+from ssd_engine.models.presets import DEFAULT_PRESET, get_preset, title
+from ssd_engine.prompt import Prompt, PromptEncoder, Tools, parse_prompt, with_draft_system_prompt
+from ssd_engine.result import GenerationResult, Piece
+from ssd_engine.scheduler import Event, Request, Scheduler
+from ssd_engine.tool_calls import MARKERS, ToolCallParser, detect_format
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PREFIX_CACHE_BYTES = 512 * 2**20
+
+
+class SSDEngine:
+    """Answers prompts with a target model and a small safe draft, by Speculative Safety-Aware Decoding.
+
+    Safe to call from any number of threads and tasks: one worker thread owns the models and runs the requests in the
+    order of their arrival. Usable as a context manager; `close()` frees the models.
+    """
+
+    def __init__(
+        self,
+        target: PreTrainedModel,
+        draft: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        draft_tokenizer: PreTrainedTokenizerBase | None = None,
+        config: SSDConfig | None = None,
+        *,
+        name: str | None = None,
+        prefix_cache_bytes: int = PREFIX_CACHE_BYTES,
+    ) -> None:
+        """Make an engine of models in memory.
+
+        Args:
+            target: the large model, on any device, in any dtype.
+            draft: the small safe model, of the same vocabulary.
+            tokenizer: the target's tokenizer.
+            draft_tokenizer: the draft's own, with its own chat template; None: the target's serves both.
+            config: settings of the algorithm.
+            name: what responses call the pair; None: taken from the models.
+            prefix_cache_bytes: most memory that each model's kept prompt prefixes may take.
+
+        Raises:
+            VocabularyMismatchError: a token id means two different tokens.
+            ModelLoadError: a model keeps a state that cannot be rolled back.
+        """
+        from ssd_engine.backends.transformers.decoder import PairDecoder
+        from ssd_engine.backends.transformers.loader import context_length, shared_vocabulary_size, vocabulary_size
+        from ssd_engine.backends.transformers.runner import ModelRunner
+
+        draft_tokenizer = draft_tokenizer or tokenizer
+        shared = shared_vocabulary_size(target, draft, tokenizer, draft_tokenizer)
+        self.config = config or SSDConfig()
+        self.name = name or f"{_short_name(target)} + {_short_name(draft)}"
+        self.tokenizer = tokenizer
+        self._eos_ids = _eos_ids(target, tokenizer)
+        self._sides = (
+            PromptEncoder("target", ChatRenderer(tokenizer), vocabulary_size(target), context_length(target)),
+            PromptEncoder("draft", ChatRenderer(draft_tokenizer), vocabulary_size(draft), context_length(draft)),
+        )
+        self._tool_format = detect_format(tokenizer.chat_template)
+        runners = [ModelRunner(model, shared, prefix_cache_bytes) for model in (target, draft)]
+        self._scheduler: Scheduler[Any] = Scheduler(PairDecoder(runners[0], runners[1], self._eos_ids))
+        self._close = weakref.finalize(self, self._scheduler.close)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        target: str | Path,
+        draft: str | Path,
+        draft_adapter: str | Path | None = None,
+        config: SSDConfig | None = None,
+        dtype: str | torch.dtype = "auto",
+        device: str = "auto",
+        *,
+        device_map: str | dict[str, Any] | None = None,
+        target_quantization: str | None = None,
+        draft_quantization: str | None = None,
+        name: str | None = None,
+        prefix_cache_bytes: int = PREFIX_CACHE_BYTES,
+    ) -> Self:
+        """Load a pair.
+
+        Args:
+            target, draft: model hub id, folder with safetensors weights, or GGUF file.
+            draft_adapter: PEFT adapter (hub id or folder) to merge into the draft.
+            config: settings of the algorithm.
+            dtype: "auto" (the checkpoint's own), "float32", "bfloat16", "float16" or a torch dtype.
+            device: "auto" (an accelerator where there is one), "cpu", "cuda", "cuda:1", ...
+            device_map: as transformers takes it; overrides `device`.
+            target_quantization, draft_quantization: "int8" on the CPU, or None.
+            name, prefix_cache_bytes: as for `SSDEngine()`.
+
+        Raises:
+            ModelLoadError: a source cannot be found, reached or used; `VocabularyMismatchError` is one kind of it.
+        """
+        from ssd_engine.backends.transformers.loader import LoadOptions, load_model, load_tokenizer
+
+        sides = [
+            LoadOptions(dtype, device, device_map, quantization)
+            for quantization in (target_quantization, draft_quantization)
+        ]
+        # Tokenizers first: a wrong id is told in a second, before gigabytes are read.
+        tokenizer, draft_tokenizer = load_tokenizer(target), load_tokenizer(draft)
+        return cls(
+            load_model(target, sides[0]),
+            load_model(draft, sides[1], draft_adapter),
+            tokenizer,
+            draft_tokenizer,
+            config,
+            name=name or f"{Path(target).stem} + {Path(draft).stem}",
+            prefix_cache_bytes=prefix_cache_bytes,
+        )
+
+    @classmethod
+    def from_preset(cls, name: str = DEFAULT_PRESET, *, config: SSDConfig | None = None, **options: Any) -> Self:
+        """Load a named pair (`ssd models list`), fetching its weights once. `options` are `from_pretrained`'s."""
+        from ssd_engine.models.resolve import resolve
+
+        preset = get_preset(name)
+        options.setdefault("name", f"{title(preset.target)} + {title(preset.draft)}")
+        return cls.from_pretrained(
+            resolve(preset.target), resolve(preset.draft), config=config or preset.config, **options
+        )
+
+    def generate(
+        self,
+        prompt: Prompt,
+        params: GenerationParams | None = None,
+        draft_prompt: Prompt | None = None,
+        *,
+        tools: Tools | None = None,
+    ) -> GenerationResult:
+        """Answer one prompt.
+
+        Args:
+            prompt: messages (`{"role": ..., "content": ...}`), plain text (encoded without a chat template), or
+                token ids, used as they are.
+            params: settings of the request.
+            draft_prompt: the same kinds, for the draft alone; None: `prompt`, through the draft's own template.
+            tools: OpenAI-style tool specifications, put into both prompts.
+
+        Raises:
+            InvalidRequestError: the prompt cannot be used; `ContextLengthError` where it is too long.
+            RequestTimeoutError: `params.timeout` ran out.
+            EngineClosedError: the engine is closed.
+        """
+        for piece in self.stream(prompt, params, draft_prompt, tools=tools):
+            last = piece
+        assert last.result is not None
+        return last.result
+
+    def stream(
+        self,
+        prompt: Prompt,
+        params: GenerationParams | None = None,
+        draft_prompt: Prompt | None = None,
+        *,
+        tools: Tools | None = None,
+    ) -> Iterator[Piece]:
+        """Answer one prompt piece by piece, one piece a round; the last has `result`.
+
+        Closing the iterator stops the decoding within one round. Arguments and errors are `generate`'s.
+        """
+        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        request = self._request(prompt, params, draft_prompt, tools, events.put)
+
+        def pieces() -> Iterator[Piece]:
+            self._scheduler.submit(request)
+            yield from _drain(request, events)
+
+        return pieces()
+
+    async def agenerate(
+        self,
+        prompt: Prompt,
+        params: GenerationParams | None = None,
+        draft_prompt: Prompt | None = None,
+        *,
+        tools: Tools | None = None,
+    ) -> GenerationResult:
+        """`generate` for an event loop; cancelling the task stops the decoding within one round."""
+        async for piece in self.astream(prompt, params, draft_prompt, tools=tools):
+            last = piece
+        assert last.result is not None
+        return last.result
+
+    async def astream(
+        self,
+        prompt: Prompt,
+        params: GenerationParams | None = None,
+        draft_prompt: Prompt | None = None,
+        *,
+        tools: Tools | None = None,
+    ) -> AsyncIterator[Piece]:
+        """`stream` for an event loop; closing the iterator or cancelling the task stops within one round."""
+        events: asyncio.Queue[Event] = asyncio.Queue()
+        deliver = _into_loop(asyncio.get_running_loop(), events)
+        # Rendering and encoding a long prompt takes a while; the loop goes on meanwhile.
+        request = await asyncio.to_thread(self._request, prompt, params, draft_prompt, tools, deliver)
+        self._scheduler.submit(request)
+        try:
+            while True:
+                piece = _piece_or_raise(await events.get())
+                yield piece
+                if piece.result is not None:
+                    return
+        finally:
+            request.cancel()
+
+    def batch(
+        self, prompts: Sequence[Prompt], params: GenerationParams | None = None, *, tools: Tools | None = None
+    ) -> list[GenerationResult | SSDError]:
+        """Answer several prompts; the results stand in the order of the prompts.
+
+        A prompt that fails has its `SSDError` in the place of a result; the others are answered all the same.
+        """
+        started = [self._start(prompt, params, tools) for prompt in prompts]
+        try:
+            return [item if isinstance(item, SSDError) else _outcome(*item) for item in started]
+        finally:
+            for item in started:
+                if not isinstance(item, SSDError):
+                    item[0].cancel()
+
+    async def abatch(
+        self, prompts: Sequence[Prompt], params: GenerationParams | None = None, *, tools: Tools | None = None
+    ) -> list[GenerationResult | SSDError]:
+        """`batch` for an event loop."""
+
+        async def answer(prompt: Prompt) -> GenerationResult | SSDError:
+            try:
+                return await self.agenerate(prompt, params, tools=tools)
+            except SSDError as error:
+                return error
+
+        return await asyncio.gather(*map(answer, prompts))
+
+    def count_tokens(self, prompt: Prompt, *, tools: Tools | None = None) -> int:
+        """Tokens of `prompt` as the target reads it, template included."""
+        return len(self._target_side.encode(parse_prompt(prompt, tools), GenerationParams()))
+
+    @property
+    def context_length(self) -> int | None:
+        """Most tokens, prompt and answer together, that both models can see; None where neither names a limit."""
+        return min((side.context_length for side in self._sides if side.context_length), default=None)
+
+    @property
+    def is_closed(self) -> bool:
+        return not self._close.alive
+
+    def close(self) -> None:
+        """End what is running and free the models; later requests raise `EngineClosedError`. Closing twice is fine."""
+        self._close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def _target_side(self) -> PromptEncoder:
+        return self._sides[0]
+
+    def _start(
+        self, prompt: Prompt, params: GenerationParams | None, tools: Tools | None
+    ) -> tuple[Request, queue.SimpleQueue[Event]] | SSDError:
+        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        try:
+            request = self._request(prompt, params, None, tools, events.put)
+            self._scheduler.submit(request)
+        except SSDError as error:
+            return error
+        return request, events
+
+    def _request(
+        self,
+        prompt: Prompt,
+        params: GenerationParams | None,
+        draft_prompt: Prompt | None,
+        tools: Tools | None,
+        deliver: Callable[[Event], None],
+    ) -> Request:
+        """Check and encode a request; all that is wrong with it is raised here."""
+        if self.is_closed:
+            raise EngineClosedError("the engine is closed; make a new one")
+        params = params or GenerationParams()
+        config = params.ssd or self.config
+        parsed = parse_prompt(prompt, tools)
+        if draft_prompt is not None:
+            for_draft = parse_prompt(draft_prompt, tools)
+        else:
+            for_draft = with_draft_system_prompt(parsed, config.draft_system_prompt)
+        target_ids, draft_ids = (
+            side.encode(each, params) for side, each in zip(self._sides, (parsed, for_draft), strict=True)
+        )
+        return Request(target_ids, draft_ids, params, config, self._answer(params, config, tools), deliver)
+
+    def _answer(self, params: GenerationParams, config: SSDConfig, tools: Tools | None) -> Answer:
+        names = [tool["function"]["name"] for tool in tools or ()]
+        hidden = _hidden_ids(self.tokenizer, visible=MARKERS if tools else ()) | self._eos_ids
+        return Answer(
+            AnswerSettings(
+                params=params,
+                bin_size=config.bin_size,
+                eos_ids=self._eos_ids,
+                detokenizer=Detokenizer(self.tokenizer, hidden),
+                tool_parser=ToolCallParser(self._tool_format, names) if tools else None,
+                decode_token=lambda token_id: str(self.tokenizer.decode([token_id])),
+            )
+        )
+
+
+_shared: dict[str, SSDEngine] = {}
+_shared_lock = threading.Lock()
+
+
+def shared_engine(
+    *, preset: str | None = None, target: str | None = None, draft: str | None = None, **options: Any
+) -> SSDEngine:
+    """The process's one engine for a pair: loaded at the first call, and again once it was closed.
+
+    Args:
+        preset: a named pair; without it and without `target` the default pair.
+        target, draft: hub ids, folders or GGUF files, given together.
+        options: `SSDEngine.from_pretrained`'s.
+    """
+    if (target is None) != (draft is None):
+        raise InvalidRequestError(f"target={target!r} and draft={draft!r}: give both models of the pair, or neither")
+    if preset is not None and target is not None:
+        raise InvalidRequestError(f"preset={preset!r} and target={target!r} both name a pair; give one of them")
+    preset = None if target else preset or DEFAULT_PRESET
+    options = {name: value for name, value in options.items() if value is not None}
+    key = repr((preset, target, draft, sorted(options.items(), key=lambda item: item[0])))
+    with _shared_lock:
+        engine = _shared.get(key)
+        if engine is None or engine.is_closed:
+            if target is not None and draft is not None:
+                engine = SSDEngine.from_pretrained(target, draft, **options)
+            else:
+                engine = SSDEngine.from_preset(preset or DEFAULT_PRESET, **options)
+            _shared[key] = engine
+        return engine
+
+
+def _eos_ids(target: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    configured = target.generation_config.eos_token_id if target.generation_config else None
+    ids = tokenizer.eos_token_id if configured is None else configured
+    return frozenset(() if ids is None else (ids,) if isinstance(ids, int) else ids)
+
+
+def _hidden_ids(tokenizer: PreTrainedTokenizerBase, visible: Collection[str]) -> frozenset[int]:
+    """Ids of control tokens, which add no text; tool-call markers are `visible` to the parser."""
+    special = {i: str(token) for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special.update(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+    return frozenset(i for i, token in special.items() if token not in visible)
+
+
+def _short_name(model: PreTrainedModel) -> str:
+    return Path(model.config.name_or_path).name or type(model).__name__
+
+
+def _piece_or_raise(event: Event) -> Piece:
+    if isinstance(event, BaseException):
+        raise event
+    return event
+
+
+def _drain(request: Request, events: queue.SimpleQueue[Event]) -> Iterator[Piece]:
+    """The pieces of a submitted request; leaving early cancels it."""
+    try:
+        while True:
+            piece = _piece_or_raise(events.get())
+            yield piece
+            if piece.result is not None:
+                return
+    finally:
+        request.cancel()
+
+
+def _outcome(request: Request, events: queue.SimpleQueue[Event]) -> GenerationResult | SSDError:
+    try:
+        *_, last = _drain(request, events)
+    except SSDError as error:
+        return error
+    assert last.result is not None
+    return last.result
+
+
+def _into_loop(loop: asyncio.AbstractEventLoop, events: asyncio.Queue[Event]) -> Callable[[Event], None]:
+    """A `deliver` for the worker thread that hands events to a task's loop."""
+
+    def deliver(event: Event) -> None:
+        # A loop that is closed has no task left that waits.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(events.put_nowait, event)
+
+    return deliver

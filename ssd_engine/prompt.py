@@ -1,0 +1,71 @@
+"""The three kinds of prompt (messages, text, token ids) and their encoding for one model of the pair."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ssd_engine.chat import ChatRenderer, Conversation, Message
+from ssd_engine.config import GenerationParams
+from ssd_engine.errors import ContextLengthError, InvalidRequestError
+
+Prompt = str | Sequence[Message] | Sequence[int]
+Tools = Sequence[Mapping[str, Any]]
+ParsedPrompt = str | Conversation | list[int]
+
+
+def parse_prompt(prompt: Prompt, tools: Tools | None) -> ParsedPrompt:
+    """Tell the three kinds of prompt apart."""
+    if isinstance(prompt, Sequence) and prompt and all(isinstance(item, int) for item in prompt):
+        parsed: str | list[int] = [int(item) for item in prompt]  # type: ignore[call-overload]
+    elif isinstance(prompt, str):
+        parsed = prompt
+    else:
+        return Conversation.parse(prompt, tools)  # type: ignore[arg-type]
+    if tools:
+        raise InvalidRequestError("tools need a prompt of messages; this one is text or token ids")
+    return parsed
+
+
+def with_draft_system_prompt(prompt: ParsedPrompt, system_prompt: str | None) -> ParsedPrompt:
+    """The prompt as the draft gets it: with a system prompt of its own, if it has one."""
+    if system_prompt is None:
+        return prompt
+    if not isinstance(prompt, Conversation):
+        raise InvalidRequestError(
+            f"draft_system_prompt={system_prompt!r} needs a prompt of messages; this one is text or token ids, "
+            "so give the draft its own as draft_prompt"
+        )
+    return prompt.with_system_prompt(system_prompt)
+
+
+@dataclass(frozen=True)
+class PromptEncoder:
+    """How one of the two models reads prompts."""
+
+    name: str
+    renderer: ChatRenderer
+    vocabulary_size: int
+    context_length: int | None
+
+    def encode(self, prompt: ParsedPrompt, params: GenerationParams) -> list[int]:
+        """Token ids of a prompt, checked against this model's vocabulary and context window."""
+        if isinstance(prompt, Conversation):
+            ids = self.renderer.encode(prompt, continue_final_message=params.continue_final_message)
+        else:
+            ids = self.renderer.encode_text(prompt) if isinstance(prompt, str) else prompt
+        if not ids:
+            raise InvalidRequestError(f"the prompt has no tokens: {prompt!r}; give at least one")
+        unknown = next((i for i in ids if not 0 <= i < self.vocabulary_size), None)
+        if unknown is not None:
+            raise InvalidRequestError(
+                f"token id {unknown} is outside the {self.name}'s vocabulary of {self.vocabulary_size} tokens"
+            )
+        if self.context_length and len(ids) + params.max_new_tokens > self.context_length:
+            raise ContextLengthError(
+                f"a prompt of {len(ids)} tokens and max_new_tokens={params.max_new_tokens} need "
+                f"{len(ids) + params.max_new_tokens} positions; the {self.name}'s context window has "
+                f"{self.context_length}: shorten the prompt or lower max_new_tokens"
+            )
+        return ids

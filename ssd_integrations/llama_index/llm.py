@@ -1,0 +1,333 @@
+"""SSDLLM: a LlamaIndex LLM whose answers are decoded with Speculative Safety-Aware Decoding."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from contextlib import aclosing, closing
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from llama_index.core.base.llms.generic_utils import messages_to_prompt as generic_messages_to_prompt
+from llama_index.core.base.llms.types import (
+    ChatMessage,
+    ChatResponse,
+    ChatResponseAsyncGen,
+    ChatResponseGen,
+    CompletionResponse,
+    CompletionResponseAsyncGen,
+    CompletionResponseGen,
+    LLMMetadata,
+    MessageRole,
+)
+from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
+from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
+from llama_index.core.llms.function_calling import FunctionCallingLLM
+from llama_index.core.llms.llm import ToolSelection, default_completion_to_prompt
+
+from ssd_engine.config import Decoding, GenerationParams, SSDConfig
+from ssd_engine.engine import SSDEngine, shared_engine
+from ssd_engine.errors import InvalidRequestError
+from ssd_engine.result import Piece
+from ssd_integrations.llama_index.messages import to_engine_messages
+from ssd_integrations.llama_index.request import Request, generation_params
+from ssd_integrations.llama_index.responses import Answer
+from ssd_integrations.llama_index.tools import ToolChoice, offered_tools, tool_selections
+
+if TYPE_CHECKING:
+    from llama_index.core.tools.types import BaseTool
+
+Response = TypeVar("Response", ChatResponse, CompletionResponse)
+
+_PAIR_FIELDS = ("preset", "model", "draft", "draft_adapter")
+_LOAD_FIELDS = ("dtype", "device", "target_quantization", "draft_quantization")
+_REQUEST_FIELDS = ("temperature", "max_tokens", "top_p", "top_k", "stop", "seed", "timeout", "decoding")
+
+
+class SSDLLM(FunctionCallingLLM):
+    """A pair of models, a large target and a small safe draft, as one LlamaIndex LLM.
+
+    Setup:
+        ```bash
+        pip install "ssd-integrations[llama-index]"
+        ```
+
+    Instantiate. Models are loaded at first use; instances that name the same pair share one engine in the process:
+        ```python
+        from ssd_integrations.llama_index import SSDLLM
+
+        llm = SSDLLM()                                              # the default pair
+        llm = SSDLLM(model="org/large", draft="org/small-safe")     # hub ids, folders or GGUF files
+        llm = SSDLLM(preset="qwen2.5-coder-1.5b", temperature=0.7, max_tokens=256)
+        llm = SSDLLM(engine=engine)                                 # an engine that is loaded already
+        ```
+
+    Complete and chat, each also as `stream_*`, `a*` and `astream_*`:
+        ```python
+        print(llm.complete("Name three primes."))
+        for part in llm.stream_chat([ChatMessage("Name three primes.")], temperature=0.7, seed=1):
+            print(part.delta, end="")
+        ```
+        Keyword arguments of a call go before the fields of the instance. They are the fields' names and those of
+        `GenerationParams`; an unknown one is an error.
+
+    Everywhere in LlamaIndex:
+        ```python
+        Settings.llm = SSDLLM()
+        print(index.as_query_engine().query("What is a match ratio?"))
+        ```
+
+    Tools:
+        ```python
+        response = llm.chat_with_tools([FunctionTool.from_defaults(add)], "What is 2 + 3?")
+        llm.get_tool_calls_from_response(response)[0].tool_kwargs    # {"a": 2, "b": 3}
+        ```
+        Text that began as a call and is none stands in `message.additional_kwargs["invalid_tool_calls"]`.
+
+    Response metadata:
+        ```python
+        response.raw["ssd"]             # SafetyTrace.summary(): risk, match rate, bins, ...
+        response.raw["usage"]           # prompt_tokens, completion_tokens, cached_prompt_tokens, total_tokens
+        response.raw["finish_reason"]   # "stop" | "length" | "tool_calls" | "refused"
+        ```
+        Of a stream, the last part carries `raw`.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+
+    preset: str | None = Field(default=None, description="A named pair, instead of model and draft.")
+    model: str | None = Field(default=None, description="Target: hub id, folder or GGUF file.")
+    draft: str | None = Field(default=None, description="Draft: hub id, folder or GGUF file.")
+    draft_adapter: str | None = Field(default=None, description="PEFT adapter that is merged into the draft.")
+    dtype: str = Field(default="auto", description="Type of the weights, such as 'bfloat16'.")
+    device: str = Field(default="auto", description="Device that the models run on, such as 'cpu' or 'cuda:0'.")
+    target_quantization: str | None = Field(default=None, description="None, or 'int8' on CPU.")
+    draft_quantization: str | None = Field(default=None, description="None, or 'int8' on CPU.")
+    config: SSDConfig | None = Field(default=None, description="SSD settings; None: the engine's or preset's own.")
+
+    temperature: float = Field(default=0.0, description="0 is greedy; above, tokens are sampled.")
+    max_tokens: int | None = Field(default=None, description="Most tokens to generate; None: the engine's default.")
+    top_p: float | None = Field(default=None, description="Nucleus that is sampled from, in (0, 1].")
+    top_k: int | None = Field(default=None, description="Most likely tokens that are sampled from.")
+    stop: str | list[str] | None = Field(default=None, description="Strings that end an answer; never part of it.")
+    seed: int | None = Field(default=None, description="Seed of each call's own random numbers.")
+    timeout: float | None = Field(default=None, description="Seconds after which a call fails.")
+    decoding: Decoding = Field(default="ssd", description="'ssd', or a baseline: 'speculative' or 'target'.")
+    is_function_calling_model: bool = Field(
+        default=True, description="False has LlamaIndex describe tools in prose (ReAct) instead of the chat template."
+    )
+
+    _engine: SSDEngine | None = PrivateAttr(default=None)
+    _is_engine_given: bool = PrivateAttr(default=False)
+
+    def __init__(self, *, engine: SSDEngine | None = None, **fields: Any) -> None:
+        """Takes the fields above and those of LlamaIndex's `LLM`, or an `engine` that is loaded already.
+
+        Raises:
+            InvalidRequestError: an unusable setting, or an engine together with the name of a pair.
+        """
+        super().__init__(**fields)
+        named = {name: fields[name] for name in (*_PAIR_FIELDS, *_LOAD_FIELDS) if fields.get(name) is not None}
+        if engine is not None and named:
+            settings = ", ".join(f"{name}={value!r}" for name, value in named.items())
+            raise InvalidRequestError(
+                f"SSDLLM got engine= and {settings}; an engine has its models already. Leave one or the other out."
+            )
+        self._params({})
+        self._engine = engine
+        self._is_engine_given = engine is not None
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "SSDLLM"
+
+    @property
+    def engine(self) -> SSDEngine:
+        """The engine behind this LLM; loads the models at first use."""
+        if self._engine is None:
+            settings = {name: getattr(self, name) for name in (*_PAIR_FIELDS, *_LOAD_FIELDS)}
+            settings["target"] = settings.pop("model")
+            self._engine = shared_engine(**{name: value for name, value in settings.items() if value is not None})
+        return self._engine
+
+    async def _aengine(self) -> SSDEngine:
+        """`engine`, without blocking the event loop while models load."""
+        if self._engine is not None:
+            return self._engine
+        return await asyncio.to_thread(lambda: self.engine)
+
+    @property
+    def metadata(self) -> LLMMetadata:
+        """The pair's real limits; loads the models at first use."""
+        return LLMMetadata(
+            context_window=self.engine.context_length,
+            num_output=self._params({}).max_new_tokens,
+            is_chat_model=True,
+            is_function_calling_model=self.is_function_calling_model,
+            model_name=self.engine.name,
+            system_role=MessageRole.SYSTEM,
+        )
+
+    def to_payload(self) -> dict[str, Any]:
+        """What callbacks are told of this LLM. It never loads models: async calls ask for it on the event loop."""
+        if self._engine is None:
+            return {"class_name": self.class_name(), "model_name": self.preset or self.model or "default pair"}
+        return super().to_payload()
+
+    # -- Completion --
+
+    @llm_completion_callback()
+    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        """Answer `prompt` as a user's message; with `formatted`, go on from it as plain text."""
+        request = self._completion_request(prompt, formatted, kwargs)
+        return Answer(self.engine.name).completion_response(self.engine.generate(**request.arguments))
+
+    @llm_completion_callback()
+    async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        """`complete`, asynchronously."""
+        request = self._completion_request(prompt, formatted, kwargs)
+        engine = await self._aengine()
+        return Answer(engine.name).completion_response(await engine.agenerate(**request.arguments))
+
+    @llm_completion_callback()
+    def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
+        """`complete`, in parts as they are decoded; `text` grows, `delta` is what is new."""
+        request = self._completion_request(prompt, formatted, kwargs)
+        return _stream(self.engine, request, Answer(self.engine.name).add_to_completion)
+
+    @llm_completion_callback()
+    async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseAsyncGen:
+        """`stream_complete`, asynchronously."""
+        request = self._completion_request(prompt, formatted, kwargs)
+        engine = await self._aengine()
+        return _astream(engine, request, Answer(engine.name).add_to_completion)
+
+    # -- Chat --
+
+    @llm_chat_callback()
+    def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        """Answer a conversation; `system_prompt` leads it unless it starts with its own."""
+        request = self._chat_request(messages, kwargs)
+        return Answer(self.engine.name, request.parallel_tool_calls).chat_response(
+            self.engine.generate(**request.arguments)
+        )
+
+    @llm_chat_callback()
+    async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        """`chat`, asynchronously."""
+        request = self._chat_request(messages, kwargs)
+        engine = await self._aengine()
+        return Answer(engine.name, request.parallel_tool_calls).chat_response(
+            await engine.agenerate(**request.arguments)
+        )
+
+    @llm_chat_callback()
+    def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
+        """`chat`, in parts as they are decoded; the message grows, `delta` is what is new."""
+        request = self._chat_request(messages, kwargs)
+        return _stream(self.engine, request, Answer(self.engine.name, request.parallel_tool_calls).add_to_chat)
+
+    @llm_chat_callback()
+    async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
+        """`stream_chat`, asynchronously."""
+        request = self._chat_request(messages, kwargs)
+        engine = await self._aengine()
+        return _astream(engine, request, Answer(engine.name, request.parallel_tool_calls).add_to_chat)
+
+    # -- Tools --
+
+    def _prepare_chat_with_tools(
+        self,
+        tools: Sequence[BaseTool],
+        user_msg: str | ChatMessage | None = None,
+        chat_history: list[ChatMessage] | None = None,
+        verbose: bool = False,
+        allow_parallel_tool_calls: bool = False,
+        tool_required: bool = False,
+        tool_choice: ToolChoice = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Arguments of `chat`. A call cannot be forced yet: with `tool_required` the model may still answer in text."""
+        if isinstance(user_msg, str):
+            user_msg = ChatMessage(role=MessageRole.USER, content=user_msg)
+        return {
+            "messages": [*(chat_history or ()), *([user_msg] if user_msg else ())],
+            "tools": offered_tools(tools, tool_choice) or None,
+            "parallel_tool_calls": allow_parallel_tool_calls,
+            **kwargs,
+        }
+
+    def get_tool_calls_from_response(
+        self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
+    ) -> list[ToolSelection]:
+        """The valid tool calls of a response.
+
+        Raises:
+            ValueError: there is none, and `error_on_no_tool_call` is set.
+        """
+        selections = tool_selections(response.message)
+        if error_on_no_tool_call and not selections:
+            invalid = response.message.additional_kwargs.get("invalid_tool_calls", [])
+            raise ValueError(
+                f"Expected at least one tool call, but got 0 valid and {len(invalid)} invalid ones "
+                f"in the answer {response.message.content!r}. Ask again, or pass error_on_no_tool_call=False."
+            )
+        return selections
+
+    # -- Requests --
+
+    def _params(self, overrides: dict[str, Any]) -> GenerationParams:
+        fields = {name: getattr(self, name) for name in _REQUEST_FIELDS}
+        return generation_params({**fields, "ssd": self.config}, overrides)
+
+    def _completion_request(self, prompt: str, formatted: bool, overrides: dict[str, Any]) -> Request:
+        params = self._params(overrides)
+        if formatted:
+            return Request(prompt, params)
+        if self.completion_to_prompt is not default_completion_to_prompt:
+            return Request(self.completion_to_prompt(prompt), params)
+        messages = [ChatMessage(role=MessageRole.USER, content=prompt)]
+        return Request(to_engine_messages(messages, self.system_prompt), params)
+
+    def _chat_request(self, messages: Sequence[ChatMessage], overrides: dict[str, Any]) -> Request:
+        tools = overrides.pop("tools", None) or None
+        parallel = overrides.pop("parallel_tool_calls", True)
+        params = self._params(overrides)
+        if self.messages_to_prompt is not generic_messages_to_prompt:
+            return Request(self.messages_to_prompt(messages), params, tools, parallel)
+        return Request(to_engine_messages(messages, self.system_prompt), params, tools, parallel)
+
+    # -- Copies --
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> SSDLLM:
+        """A copy that shares the loaded models."""
+        memo = {} if memo is None else memo
+        memo[id(self._engine)] = self._engine
+        return super().__deepcopy__(memo)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Names and settings; the other process loads the models, and has callbacks of its own."""
+        if self._is_engine_given:
+            raise TypeError(
+                "SSDLLM(engine=...) holds models in memory and cannot be pickled; "
+                "name the pair instead: SSDLLM(model=..., draft=...) or SSDLLM(preset=...)."
+            )
+        process_bound = ("callback_manager", "rate_limiter")
+        return {"__dict__": {name: value for name, value in self.__dict__.items() if name not in process_bound}}
+
+
+def _stream(
+    engine: SSDEngine, request: Request, add: Callable[[Piece], Response | None]
+) -> Generator[Response, None, None]:
+    with closing(engine.stream(**request.arguments)) as pieces:
+        for piece in pieces:
+            if (response := add(piece)) is not None:
+                yield response
+
+
+async def _astream(
+    engine: SSDEngine, request: Request, add: Callable[[Piece], Response | None]
+) -> AsyncGenerator[Response, None]:
+    async with aclosing(engine.astream(**request.arguments)) as pieces:
+        async for piece in pieces:
+            if (response := add(piece)) is not None:
+                yield response
