@@ -317,7 +317,7 @@ class SSDEngine:
 
     def _answer(self, params: GenerationParams, config: SSDConfig, tools: Tools | None) -> Answer:
         names = [tool["function"]["name"] for tool in tools or ()]
-        hidden = _hidden_ids(self.tokenizer, visible=MARKERS if tools else ()) | self._eos_ids
+        hidden = _hidden_ids(self.tokenizer, visible=MARKERS[self._tool_format] if tools else ()) | self._eos_ids
         return Answer(
             AnswerSettings(
                 params=params,

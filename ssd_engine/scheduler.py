@@ -98,6 +98,12 @@ class Scheduler(Generic[S]):
             self._waiting.append(request)
             self._changed.notify()
 
+    @property
+    def has_work(self) -> bool:
+        """Whether any request waits or runs."""
+        with self._changed:
+            return bool(self._waiting or self._running)
+
     def close(self) -> None:
         """End every request with `EngineClosedError`, after the round under way, and the worker with them."""
         with self._changed:
@@ -121,7 +127,7 @@ class Scheduler(Generic[S]):
     def _wait_for_work(self) -> bool:
         """Block until there is something to do; False once closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._waiting or self._running)
+            self._changed.wait_for(lambda: bool(self._closed or self._waiting or self._running))
             return not self._closed
 
     def _drop_ended(self) -> None:

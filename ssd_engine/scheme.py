@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 
 from ssd_engine.config import SSDConfig
 
 
-class Scheme(str, Enum):
+class Scheme(StrEnum):
     """The decoding scheme that a token was chosen under."""
 
     INTERSECTION = "intersection"
     UNION = "union"
     NONE = "none"
     """A baseline (`target`, `speculative`): no scheme was in force."""
-
-    def __str__(self) -> str:
-        return self.value
 
 
 @dataclass(frozen=True)

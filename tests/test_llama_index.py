@@ -371,7 +371,7 @@ def test_tool_choice_decides_what_is_offered(choice: Any, names: list[str]) -> N
 
 
 def test_a_tool_choice_that_was_not_given_is_refused() -> None:
-    with pytest.raises(InvalidRequestError, match="'divide' names no tool.*'multiply', 'get_weather'"):
+    with pytest.raises(InvalidRequestError, match=r"'divide' names no tool.*'multiply', 'get_weather'"):
         offered_tools([MULTIPLY, WEATHER], "divide")
 
 

@@ -1,1 +1,1 @@
-"""Named pairs: what they are (`presets`), and how their weights come to this machine (`fetch`, `convert`, `resolve`)."""
+"""Named pairs: what they are (`presets`), and how their weights come to this machine (`fetch`, `convert`)."""

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
+import os
 import shutil
+import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ssd_engine.errors import ModelLoadError
 from ssd_engine.models.cache import converted_folder, locked
@@ -18,34 +17,46 @@ from ssd_engine.models.fetch import fetch
 from ssd_engine.models.presets import GGUFSource
 from ssd_engine.models.progress import Stage, tqdm_stage
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 _MANIFEST = "ssd-manifest.json"
+_MODEL = "model"
 _FORMAT = 1
 """Raised whenever a conversion made by older code must not be used any more."""
+_PROGRAM = Path(__file__).with_name("gguf_to_safetensors.py")
+_MEMORY_PER_BYTE = 6
+"""Measured peak memory of a conversion, in sizes of a 4-bit GGUF file."""
 
 
 def ensure_converted(source: GGUFSource, stage: Stage = tqdm_stage) -> Path:
     """A folder with the model in safetensors (bfloat16) and its tokenizer, fetched and converted on first use.
 
-    The folder appears whole or not at all, and is made anew when it came from other bytes or an older format.
-    The GGUF file stays in the cache, so that a new format needs no second download.
+    The folder appears whole or not at all, and is made anew when it came from other bytes or an older format. The
+    GGUF file stays in the cache, so that a new format needs no second download. Raises `ModelLoadError`.
     """
-    folder = converted_folder(source)
+    with converting(source, stage):
+        return converted_folder(source)
+
+
+@contextmanager
+def converting(source: GGUFSource, stage: Stage = tqdm_stage) -> Iterator[None]:
+    """Fetches before the block and converts beside it, in a child process; the model is ready after the block."""
     if is_converted(source):
-        return folder
+        yield
+        return
     gguf = fetch(source, stage)
+    folder = converted_folder(source)
     with locked(folder, source.title, stage):
-        if not is_converted(source):  # another process may have been here first
-            with (
-                tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary,
-                stage(f"Converting {source.title} to safetensors, once; this takes a minute or so", None),
-            ):
-                _convert(source, gguf, Path(temporary) / folder.name)
-                shutil.rmtree(folder, ignore_errors=True)
-                (Path(temporary) / folder.name).replace(folder)
-    return folder
+        if is_converted(source):  # another process was here first
+            yield
+            return
+        with (
+            _workspace(folder) as workspace,
+            stage(f"Converting {source.title} to safetensors, once; this takes a minute or two", None),
+        ):
+            with _child_process(source, gguf, workspace):
+                yield
+            (workspace / _MODEL / _MANIFEST).write_text(json.dumps(_manifest(source)), encoding="utf-8")
+            shutil.rmtree(folder, ignore_errors=True)
+            (workspace / _MODEL).replace(folder)
 
 
 def is_converted(source: GGUFSource) -> bool:
@@ -61,39 +72,41 @@ def _manifest(source: GGUFSource) -> dict[str, object]:
     return {"format": _FORMAT, "sha256": source.sha256, "eos_token_ids": list(source.eos_token_ids)}
 
 
-def _convert(source: GGUFSource, gguf: Path, folder: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
+@contextmanager
+def _workspace(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder`, empty at first and gone in the end; what a killed process left there goes first."""
+    workspace = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(workspace, ignore_errors=True)
+    workspace.mkdir()
     try:
-        with _bars_only_on_a_terminal():
-            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-            loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
-    except (OSError, ValueError, ImportError) as error:
-        raise ModelLoadError(f"{gguf} could not be read as a GGUF model: {error}") from error
-    model = _without_quantization(loaded)
-    if source.eos_token_ids and model.generation_config is not None:
-        model.generation_config.eos_token_id = list(source.eos_token_ids)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    (folder / _MANIFEST).write_text(json.dumps(_manifest(source)), encoding="utf-8")
+        yield workspace
+    finally:
+        shutil.rmtree(workspace, ignore_errors=True)
 
 
-def _without_quantization(loaded: PreTrainedModel) -> PreTrainedModel:
-    """The same weights in a model that knows nothing of GGUF: what was loaded from GGUF refuses to be saved."""
-    import torch
-
-    config = loaded.config
-    del config.quantization_config
-    with torch.device("meta"):
-        model = type(loaded)(config)
-    model.load_state_dict(loaded.state_dict(), assign=True)
-    model.generation_config = loaded.generation_config
-    return model
-
-
-@contextlib.contextmanager
-def _bars_only_on_a_terminal() -> Iterator[None]:
-    """transformers draws its bars for GGUF into logs too, and has no switch for it."""
-    with contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO()):
-        yield
+@contextmanager
+def _child_process(source: GGUFSource, gguf: Path, workspace: Path) -> Iterator[None]:
+    """Converts beside the block and waits for it after the block; a block that fails ends the conversion too."""
+    arguments = [str(gguf), str(workspace / _MODEL), *map(str, source.eos_token_ids)]
+    log = workspace / "conversion.log"
+    with log.open("wb") as output:
+        child = subprocess.Popen(
+            # -P keeps this package's modules from standing in for others of the same name
+            [sys.executable, "-P", str(_PROGRAM), *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        )
+        try:
+            yield
+            child.wait()
+        finally:
+            child.kill()
+            child.wait()
+    if child.returncode != 0:
+        last_line = (log.read_text(errors="replace").strip().splitlines() or ["it printed nothing"])[-1]
+        raise ModelLoadError(
+            f"{gguf} could not be converted to safetensors (exit code {child.returncode}): {last_line}. "
+            f"Make sure that about {source.size * _MEMORY_PER_BYTE / 1e9:.1f} GB of memory are free, and try again."
+        )

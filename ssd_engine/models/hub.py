@@ -72,7 +72,7 @@ def _first_line(error: Exception) -> str:
 def _reporting_to(advance: Callable[[int], object]) -> type[tqdm[Any]]:
     """The hub's client reports to a tqdm class; this one passes the bytes on and draws nothing."""
 
-    class Reporting(tqdm):  # type: ignore[type-arg]
+    class Reporting(tqdm):  # type: ignore[misc]
         def __init__(self, *args: Any, initial: int = 0, **options: Any) -> None:
             super().__init__(*args, **{**options, "disable": True})
             advance(initial)

@@ -91,7 +91,7 @@ _PAIRS = (
     ),
     Preset(
         name="qwen2.5-7b",
-        description="For a GPU; give the draft a safety adapter with draft_adapter.",
+        description="For a GPU; the draft wants a safety adapter of your own.",
         target="Qwen/Qwen2.5-7B-Instruct",
         draft="Qwen/Qwen2.5-0.5B-Instruct",
         licence="Apache-2.0",

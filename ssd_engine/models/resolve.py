@@ -1,13 +1,14 @@
-"""From one side of a pair to what a loader reads."""
+"""From a named pair to what a loader reads."""
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 from ssd_engine.models.cache import converted_folder
-from ssd_engine.models.convert import ensure_converted, is_converted
+from ssd_engine.models.convert import converting, ensure_converted, is_converted
 from ssd_engine.models.hub import download_repository, downloaded_repository
-from ssd_engine.models.presets import GGUFSource, ModelSource
+from ssd_engine.models.presets import GGUFSource, ModelSource, Preset
 from ssd_engine.models.progress import Stage, tqdm_stage
 
 
@@ -16,9 +17,23 @@ def resolve(source: ModelSource, stage: Stage = tqdm_stage) -> str:
     return str(ensure_converted(source, stage)) if isinstance(source, GGUFSource) else source
 
 
-def pull(source: ModelSource, stage: Stage = tqdm_stage) -> Path:
-    """Bring the model to this machine, ready to load, and return its folder. Raises `ModelLoadError`."""
-    return ensure_converted(source, stage) if isinstance(source, GGUFSource) else download_repository(source)
+def resolve_pair(preset: Preset, stage: Stage = tqdm_stage) -> tuple[str, str]:
+    """`resolve` for target and draft; on first use, one is converted while the other is fetched."""
+    with ExitStack() as conversions:
+        for source in (preset.draft, preset.target):
+            if isinstance(source, GGUFSource):
+                conversions.enter_context(converting(source, stage))
+    return resolve(preset.target, stage), resolve(preset.draft, stage)
+
+
+def pull_pair(preset: Preset, stage: Stage = tqdm_stage) -> tuple[Path, Path]:
+    """Bring target and draft to this machine, ready to load, and return their folders. Raises `ModelLoadError`."""
+    target, draft = resolve_pair(preset, stage)
+    return _pulled(preset.target, target), _pulled(preset.draft, draft)
+
+
+def _pulled(source: ModelSource, resolved: str) -> Path:
+    return Path(resolved) if isinstance(source, GGUFSource) else download_repository(source)
 
 
 def local_folder(source: ModelSource) -> Path | None:

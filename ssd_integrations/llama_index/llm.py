@@ -20,6 +20,7 @@ from llama_index.core.base.llms.types import (
     MessageRole,
 )
 from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
+from llama_index.core.constants import DEFAULT_CONTEXT_WINDOW
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import ToolSelection, default_completion_to_prompt
@@ -38,8 +39,17 @@ if TYPE_CHECKING:
 
 Response = TypeVar("Response", ChatResponse, CompletionResponse)
 
-_PAIR_FIELDS = ("preset", "model", "draft", "draft_adapter")
-_LOAD_FIELDS = ("dtype", "device", "target_quantization", "draft_quantization")
+_PAIR_FIELDS = (
+    "preset",
+    "model",
+    "draft",
+    "draft_adapter",
+    "dtype",
+    "device",
+    "device_map",
+    "target_quantization",
+    "draft_quantization",
+)
 _REQUEST_FIELDS = ("temperature", "max_tokens", "top_p", "top_k", "stop", "seed", "timeout", "decoding")
 
 
@@ -100,6 +110,7 @@ class SSDLLM(FunctionCallingLLM):
     draft_adapter: str | None = Field(default=None, description="PEFT adapter that is merged into the draft.")
     dtype: str = Field(default="auto", description="Type of the weights, such as 'bfloat16'.")
     device: str = Field(default="auto", description="Device that the models run on, such as 'cpu' or 'cuda:0'.")
+    device_map: str | dict[str, Any] | None = Field(default=None, description="As transformers takes it.")
     target_quantization: str | None = Field(default=None, description="None, or 'int8' on CPU.")
     draft_quantization: str | None = Field(default=None, description="None, or 'int8' on CPU.")
     config: SSDConfig | None = Field(default=None, description="SSD settings; None: the engine's or preset's own.")
@@ -126,9 +137,8 @@ class SSDLLM(FunctionCallingLLM):
             InvalidRequestError: an unusable setting, or an engine together with the name of a pair.
         """
         super().__init__(**fields)
-        named = {name: fields[name] for name in (*_PAIR_FIELDS, *_LOAD_FIELDS) if fields.get(name) is not None}
-        if engine is not None and named:
-            settings = ", ".join(f"{name}={value!r}" for name, value in named.items())
+        if engine is not None and self._pair:
+            settings = ", ".join(f"{name}={value!r}" for name, value in self._pair.items())
             raise InvalidRequestError(
                 f"SSDLLM got engine= and {settings}; an engine has its models already. Leave one or the other out."
             )
@@ -141,12 +151,17 @@ class SSDLLM(FunctionCallingLLM):
         return "SSDLLM"
 
     @property
+    def _pair(self) -> dict[str, Any]:
+        """What was said of the models; defaults are left to the engine, so that equal pairs are seen as equal."""
+        values = {name: getattr(self, name) for name in _PAIR_FIELDS}
+        return {name: value for name, value in values.items() if value != type(self).model_fields[name].default}
+
+    @property
     def engine(self) -> SSDEngine:
         """The engine behind this LLM; loads the models at first use."""
         if self._engine is None:
-            settings = {name: getattr(self, name) for name in (*_PAIR_FIELDS, *_LOAD_FIELDS)}
-            settings["target"] = settings.pop("model")
-            self._engine = shared_engine(**{name: value for name, value in settings.items() if value is not None})
+            pair = self._pair
+            self._engine = shared_engine(target=pair.pop("model", None), **pair)
         return self._engine
 
     async def _aengine(self) -> SSDEngine:
@@ -159,7 +174,7 @@ class SSDLLM(FunctionCallingLLM):
     def metadata(self) -> LLMMetadata:
         """The pair's real limits; loads the models at first use."""
         return LLMMetadata(
-            context_window=self.engine.context_length,
+            context_window=self.engine.context_length or DEFAULT_CONTEXT_WINDOW,
             num_output=self._params({}).max_new_tokens,
             is_chat_model=True,
             is_function_calling_model=self.is_function_calling_model,
@@ -177,7 +192,10 @@ class SSDLLM(FunctionCallingLLM):
 
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
-        """Answer `prompt` as a user's message; with `formatted`, go on from it as plain text."""
+        """Answer `prompt` as a user's message; with `formatted`, go on from it as text without the chat template.
+
+        Control tokens written in a prompt are plain characters, formatted or not.
+        """
         request = self._completion_request(prompt, formatted, kwargs)
         return Answer(self.engine.name).completion_response(self.engine.generate(**request.arguments))
 
@@ -283,8 +301,9 @@ class SSDLLM(FunctionCallingLLM):
         params = self._params(overrides)
         if formatted:
             return Request(prompt, params)
-        if self.completion_to_prompt is not default_completion_to_prompt:
-            return Request(self.completion_to_prompt(prompt), params)
+        to_prompt = self.completion_to_prompt
+        if to_prompt is not None and to_prompt is not default_completion_to_prompt:
+            return Request(to_prompt(prompt), params)
         messages = [ChatMessage(role=MessageRole.USER, content=prompt)]
         return Request(to_engine_messages(messages, self.system_prompt), params)
 
@@ -292,8 +311,9 @@ class SSDLLM(FunctionCallingLLM):
         tools = overrides.pop("tools", None) or None
         parallel = overrides.pop("parallel_tool_calls", True)
         params = self._params(overrides)
-        if self.messages_to_prompt is not generic_messages_to_prompt:
-            return Request(self.messages_to_prompt(messages), params, tools, parallel)
+        to_prompt = self.messages_to_prompt
+        if to_prompt is not None and to_prompt is not generic_messages_to_prompt:
+            return Request(to_prompt(messages), params, tools, parallel)
         return Request(to_engine_messages(messages, self.system_prompt), params, tools, parallel)
 
     # -- Copies --

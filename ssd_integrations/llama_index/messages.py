@@ -92,7 +92,7 @@ def tool_arguments(call: ToolCallBlock) -> dict[str, Any]:
     Raises:
         InvalidRequestError: the text is no JSON object.
     """
-    arguments = call.tool_kwargs
+    arguments: Any = call.tool_kwargs
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments or "{}")

@@ -1,0 +1,113 @@
+"""The terminal: answers and results on stdout, all that is said about them on stderr."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from ssd_engine.errors import SSDError
+from ssd_engine.result import GenerationResult, Piece
+from ssd_engine.scheme import Scheme
+
+stdout = Console(highlight=False)
+stderr = Console(stderr=True, highlight=False)
+
+UNION_STYLE = "bold yellow"
+MISMATCH_STYLE = "underline"
+
+_CONTROL_CHARACTERS = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)])
+for _kept in "\n\t":
+    del _CONTROL_CHARACTERS[ord(_kept)]
+
+
+def printable(text: str) -> str:
+    """Text without the control characters that could steer a terminal; line ends and tabs stay."""
+    return text.translate(_CONTROL_CHARACTERS)
+
+
+def styled(piece: Piece) -> Text:
+    """A piece of an answer, tokens chosen under Union coloured and mismatches underlined."""
+    if "".join(piece.texts) != piece.text:  # a stop string holds text back: it cannot be told token by token
+        return Text(printable(piece.text))
+    text = Text()
+    for token, scheme, matched in zip(piece.texts, piece.schemes, piece.matched, strict=True):
+        styles = [
+            *([UNION_STYLE] if scheme is Scheme.UNION else []),
+            *([MISMATCH_STYLE] if scheme is not Scheme.NONE and not matched else []),
+        ]
+        text.append(printable(token), " ".join(styles))
+    return text
+
+
+def print_piece(piece: Piece) -> None:
+    """Add a piece to the answer on stdout."""
+    # soft_wrap: the terminal breaks the lines, which a piece cannot know about
+    stdout.print(styled(piece), end="", soft_wrap=True)
+
+
+def print_summary(result: GenerationResult) -> None:
+    """What happened while the answer was decoded, in a line on stderr."""
+    trace, tokens = result.trace, result.usage.completion_tokens
+    parts = [f"{tokens} tokens in {result.timings.total:.1f} s ({tokens_per_second(result):.1f} tokens/s)"]
+    if trace.decoding != "target":
+        parts += [f"match rate {trace.match_rate:.0%}", f"{trace.tokens_per_round:.1f} tokens a round"]
+    if trace.decoding == "ssd":
+        parts += [f"Union {trace.union_share:.0%}", f"risk {trace.risk}"]
+    stderr.print(Text(" · ".join(parts), style="dim"))
+
+
+def tokens_per_second(result: GenerationResult) -> float:
+    """Speed of the whole request, reading of the prompt included."""
+    return result.usage.completion_tokens / result.timings.total if result.timings.total else 0.0
+
+
+def print_error(error: Exception) -> None:
+    """Say on stderr what went wrong; an error that is not one of ours names its kind."""
+    message = str(error) if isinstance(error, SSDError) else f"{type(error).__name__}: {error} (--debug shows where)"
+    stderr.print(Text.assemble(("Error: ", "bold red"), printable(message)), soft_wrap=True)
+
+
+class Stages:
+    """Progress bars on stderr, one for each open stage; plain lines where stderr is no terminal."""
+
+    def __init__(self) -> None:
+        self._bars = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            _SizeColumn(),
+            TimeElapsedColumn(),
+            console=stderr,
+            transient=True,
+            disable=not stderr.is_terminal,
+        )
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    @contextmanager
+    def __call__(self, description: str, size: int | None) -> Iterator[Callable[[int], object]]:
+        """A stage, as `ssd_engine.models.progress.Stage` describes it."""
+        if not stderr.is_terminal:
+            stderr.print(Text(description), soft_wrap=True)
+        bar = self._bars.add_task(description, total=size)
+        try:
+            yield lambda count: self._bars.advance(bar, count)
+        finally:
+            self._bars.remove_task(bar)
+
+
+class _SizeColumn(DownloadColumn):
+    """Bytes done and bytes in all, where the size is known."""
+
+    def render(self, task: Task) -> Text:
+        return Text() if task.total is None else super().render(task)

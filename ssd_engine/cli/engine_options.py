@@ -1,0 +1,86 @@
+"""The options that say which pair a command loads, and how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from ssd_engine.cli.console import Stages, stderr
+from ssd_engine.config import SSDConfig
+from ssd_engine.models.presets import DEFAULT_PRESET, PRESETS, get_preset
+
+if TYPE_CHECKING:
+    from ssd_engine.engine import SSDEngine
+
+Quantization = Literal["int8"]
+
+
+def _known_preset(name: str | None) -> str | None:
+    if name is not None and name not in PRESETS:
+        raise typer.BadParameter(f"{name!r} is not one of {', '.join(PRESETS)}")
+    return name
+
+
+_PANEL: Any = {"rich_help_panel": "Models"}
+_PRESET_HELP = f"A named pair (ssd models list).  [default: {DEFAULT_PRESET}]"
+PresetOption = Annotated[str | None, typer.Option(help=_PRESET_HELP, callback=_known_preset, **_PANEL)]
+TargetOption = Annotated[str | None, typer.Option(help="Large model: hub id, folder or GGUF file.", **_PANEL)]
+DraftOption = Annotated[str | None, typer.Option(help="Small safe model of the same vocabulary.", **_PANEL)]
+DraftAdapterOption = Annotated[str | None, typer.Option(help="PEFT adapter to merge into the draft.", **_PANEL)]
+TargetQuantizationOption = Annotated[Quantization | None, typer.Option(help="Quantize the target.", **_PANEL)]
+DraftQuantizationOption = Annotated[Quantization | None, typer.Option(help="Quantize the draft.", **_PANEL)]
+DraftSystemPromptOption = Annotated[str | None, typer.Option(help="System prompt for the draft alone.", **_PANEL)]
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Which pair to load; without a preset and without models, the default preset."""
+
+    preset: str | None = None
+    target: str | None = None
+    draft: str | None = None
+    draft_adapter: str | None = None
+    target_quantization: Quantization | None = None
+    draft_quantization: Quantization | None = None
+    draft_system_prompt: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.target is None) != (self.draft is None):
+            raise typer.BadParameter("--target and --draft name one pair: give both, or neither")
+        if self.preset and self.target:
+            raise typer.BadParameter("--preset and --target both name a pair: give one of them")
+
+    def load(self) -> SSDEngine:
+        """Load the pair; the weights of a preset are fetched on first use, with progress bars."""
+        from ssd_engine.engine import SSDEngine
+        from ssd_engine.models.resolve import resolve_pair
+
+        _silence_transformers()
+        options: dict[str, Any] = {
+            "draft_adapter": self.draft_adapter,
+            "target_quantization": self.target_quantization,
+            "draft_quantization": self.draft_quantization,
+        }
+        if self.target is not None and self.draft is not None:
+            with stderr.status("Loading the models"):
+                return SSDEngine.from_pretrained(self.target, self.draft, config=self._config(SSDConfig()), **options)
+        preset = get_preset(self.preset or DEFAULT_PRESET)
+        with Stages() as stages:
+            resolve_pair(preset, stages)
+        with stderr.status("Loading the models"):
+            return SSDEngine.from_preset(preset.name, config=self._config(preset.config), **options)
+
+    def _config(self, base: SSDConfig) -> SSDConfig:
+        if self.draft_system_prompt is None:
+            return base
+        return base.model_copy(update={"draft_system_prompt": self.draft_system_prompt})
+
+
+def _silence_transformers() -> None:
+    """transformers' own bars and warnings would run into the answer."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()

@@ -1,0 +1,29 @@
+"""Writes a GGUF model as safetensors: `python gguf_to_safetensors.py FILE FOLDER [EOS_TOKEN_ID ...]`.
+
+A program of its own, which imports nothing of this package: `convert` runs it in a child process, so that its memory
+goes back whole, what it prints can be kept apart, and both models of a pair can be converted at the same time.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+
+def main(gguf: Path, folder: Path, eos_token_ids: list[int]) -> None:
+    """Save the model in bfloat16, with its tokenizer and the tokens that end an answer."""
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tokenizer.save_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+    )
+    if eos_token_ids:
+        model.generation_config.eos_token_id = eos_token_ids
+    model.save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), [int(token_id) for token_id in sys.argv[3:]])

@@ -1,0 +1,1 @@
+"""SSD in LangChain (`ssd_integrations.langchain`) and LlamaIndex (`ssd_integrations.llama_index`)."""

@@ -1,0 +1,107 @@
+"""Small random models and a small tokenizer made on the spot, and the real default pair."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from ssd_engine import SSDEngine
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+CHAT_TEMPLATE = """{%- if tools %}<|im_start|>system
+{{ messages[0].content if messages[0].role == 'system' else '' }}# Tools
+{% for tool in tools %}{{ tool | tojson }}
+{% endfor %}Call with <tool_call>{"name": ..., "arguments": ...}</tool_call><|im_end|>
+{% endif %}{%- for message in messages %}{% if not (tools and loop.first and message.role == 'system') %}<|im_start|>{{ message.role }}
+{{ message.content }}{% for call in message.tool_calls or [] %}
+<tool_call>{{ call.function | tojson }}</tool_call>{% endfor %}<|im_end|>
+{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+CORPUS = [
+    "The quick brown fox jumps over the lazy dog. What is the capital of France? Paris, of course.",
+    "Grüße aus Köln! Ça va très bien, merci. 你好,世界。こんにちは 🙂🎉👩‍💻 naïve café",
+    "system user assistant tool name arguments weather city",
+]
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer with ChatML control tokens and a chat template that takes tools."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    wrapped.add_tokens(["<tool_call>", "</tool_call>"])
+    wrapped.chat_template = CHAT_TEMPLATE
+    return wrapped
+
+
+def make_model(seed: int, vocab_size: int, hidden_size: int = 32, layers: int = 2, context: int = 2048) -> PreTrainedModel:
+    """A random Qwen2 in float32, wild enough that its greedy text does not fall into a loop at once."""
+    torch.manual_seed(seed)
+    config = Qwen2Config(
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        intermediate_size=2 * hidden_size,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=context,
+        initializer_range=0.3,
+        eos_token_id=None,
+        bos_token_id=None,
+    )
+    return Qwen2ForCausalLM(config).eval()
+
+
+def make_relative(model: PreTrainedModel, seed: int, noise: float) -> PreTrainedModel:
+    """A copy of `model` that mostly agrees with it."""
+    relative = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in relative.parameters():
+            parameter += noise * parameter.std() * torch.randn(parameter.shape, generator=generator)
+    return relative
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return make_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def tiny_pair(tokenizer: PreTrainedTokenizerFast) -> tuple[PreTrainedModel, PreTrainedModel]:
+    target = make_model(1, len(tokenizer))
+    return target, make_relative(target, 2, 0.15)
+
+
+@pytest.fixture
+def tiny_engine(
+    tiny_pair: tuple[PreTrainedModel, PreTrainedModel], tokenizer: PreTrainedTokenizerFast
+) -> Iterator[SSDEngine]:
+    """An engine on a small random pair that often agrees; text is gibberish, in bytes of all kinds."""
+    with SSDEngine(*tiny_pair, tokenizer=tokenizer, name="tiny") as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def real_engine() -> Iterator[SSDEngine]:
+    """The real default pair, fetched on first use."""
+    from ssd_engine.engine import shared_engine
+
+    with shared_engine() as engine:
+        yield engine

@@ -1,0 +1,358 @@
+"""Tool calls in answers: each family's markup, fenced and bare JSON, broken calls, any cut into pieces."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ssd_engine.tool_calls import MARKERS, ParsedText, ToolCallParser, ToolFormat, detect_format
+
+NAMES = ("get_weather", "multiply")
+WEATHER = ("get_weather", {"city": "Paris"})
+PRODUCT = ("multiply", {"a": 2, "b": 3.5})
+
+
+def joined(pieces: list[ParsedText]) -> ParsedText:
+    return ParsedText(
+        "".join(p.text for p in pieces),
+        tuple(c for p in pieces for c in p.tool_calls),
+        tuple(c for p in pieces for c in p.invalid_tool_calls),
+    )
+
+
+def parse(text: str, format: ToolFormat = ToolFormat.HERMES, names: tuple[str, ...] = NAMES) -> ParsedText:
+    parser = ToolCallParser(format, names)
+    return joined([parser.feed(text), parser.finish()])
+
+
+def without_ids(parsed: ParsedText) -> tuple[str, list[Any], list[Any]]:
+    return (
+        parsed.text,
+        [(c.name, c.arguments) for c in parsed.tool_calls],
+        [(c.name, c.text, c.error) for c in parsed.invalid_tool_calls],
+    )
+
+
+def calls(parsed: ParsedText) -> list[tuple[str, dict[str, Any]]]:
+    return [(c.name, c.arguments) for c in parsed.tool_calls]
+
+
+def written(call: tuple[str, Any], key: str = "arguments", **options: Any) -> str:
+    return json.dumps({"name": call[0], key: call[1]}, **options)
+
+
+WHOLE_ANSWERS = {
+    "hermes": (ToolFormat.HERMES, f"<tool_call>\n{written(WEATHER)}\n</tool_call>", [WEATHER]),
+    "hermes, two": (
+        ToolFormat.HERMES,
+        f"<tool_call>\n{written(WEATHER)}\n</tool_call>\n<tool_call>\n{written(PRODUCT)}\n</tool_call>",
+        [WEATHER, PRODUCT],
+    ),
+    "hermes, two in one": (
+        ToolFormat.HERMES,
+        f"<tool_call>\n{written(WEATHER)}\n{written(PRODUCT)}\n</tool_call>",
+        [WEATHER, PRODUCT],
+    ),
+    "hermes, a list": (
+        ToolFormat.HERMES,
+        f"<tool_call>[{written(WEATHER)}, {written(PRODUCT)}]</tool_call>",
+        [WEATHER, PRODUCT],
+    ),
+    "hermes, a bracket too many": (ToolFormat.HERMES, f"<tool_call>{written(WEATHER)}}}</tool_call>", [WEATHER]),
+    "hermes, cut before the end": (ToolFormat.HERMES, f"<tool_call>{written(WEATHER)}\n</tool_c", [WEATHER]),
+    "llama": (ToolFormat.LLAMA, f"<|python_tag|>{written(WEATHER, 'parameters')}", [WEATHER]),
+    "llama, two": (
+        ToolFormat.LLAMA,
+        f"<|python_tag|>{written(WEATHER, 'parameters')}; {written(PRODUCT, 'parameters')}",
+        [WEATHER, PRODUCT],
+    ),
+    "llama, no tag": (ToolFormat.LLAMA, f"\n{written(WEATHER, 'parameters')}", [WEATHER]),
+    "llama, two, no tag": (
+        ToolFormat.LLAMA,
+        f"{written(WEATHER, 'parameters')}; {written(PRODUCT, 'parameters')}",
+        [WEATHER, PRODUCT],
+    ),
+    "mistral": (ToolFormat.MISTRAL, f"[TOOL_CALLS] [{written(WEATHER)}]", [WEATHER]),
+    "mistral, two": (ToolFormat.MISTRAL, f"[TOOL_CALLS][{written(WEATHER)}, {written(PRODUCT)}]", [WEATHER, PRODUCT]),
+    "mistral, cut before the end": (ToolFormat.MISTRAL, f"[TOOL_CALLS] [{written(WEATHER)},", [WEATHER]),
+    "mistral, new": (ToolFormat.MISTRAL, '[TOOL_CALLS]get_weather[ARGS]{"city": "Paris"}', [WEATHER]),
+    "mistral, new, two": (
+        ToolFormat.MISTRAL,
+        '[TOOL_CALLS]get_weather[ARGS]{"city": "Paris"}[TOOL_CALLS]multiply[ARGS]{"a": 2, "b": 3.5}',
+        [WEATHER, PRODUCT],
+    ),
+    "mistral, new, with an id": (
+        ToolFormat.MISTRAL,
+        '[TOOL_CALLS]get_weather[CALL_ID]a1b2c3d4e[ARGS]{"city": "Paris"}',
+        [WEATHER],
+    ),
+}
+
+
+@pytest.mark.parametrize(("format", "text", "expected"), WHOLE_ANSWERS.values(), ids=WHOLE_ANSWERS.keys())
+def test_an_answer_in_the_familys_markup_is_its_calls(format: ToolFormat, text: str, expected: list[Any]) -> None:
+    assert without_ids(parse(text, format)) == ("", expected, [])
+
+
+@pytest.mark.parametrize("format", ToolFormat)
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"```json\n{written(WEATHER, indent=2)}\n```",
+        f"```\n{written(WEATHER)}\n```",
+        f"```JSON {written(WEATHER)}```",
+        f"```json\n[{written(WEATHER)}]\n```",
+        f"```json\n{written(WEATHER, 'parameters')}\n```\n",
+        f"```json\n{written(WEATHER)}",
+        f"```json\n{written(WEATHER)}\n``",
+        written(WEATHER),
+        f"\n {written(WEATHER, indent=2)}\n",
+        f"[{written(WEATHER, 'parameters')}]",
+    ],
+)
+def test_fenced_json_and_json_that_is_the_whole_answer_are_calls_in_every_format(format: ToolFormat, text: str) -> None:
+    assert without_ids(parse(text, format)) == ("", [WEATHER], [])
+
+
+@pytest.mark.parametrize("format", ToolFormat)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " \n",
+        "Two plus two is four.\n\n",
+        "a < b, `x`, ``y`` and [1, 2] {3}",
+        '{"city": "Paris"}',
+        written(("launch", {"at": "dawn"})),
+        '{"name": "get_weather"}',
+        '{"name": ["get_weather"], "arguments": {}}',
+        '{"name": "get_weather", "arguments": [1]}',
+        f"{written(WEATHER)} is what I would call.",
+        f"I would call {written(WEATHER)}",
+        f'{written(WEATHER)[:-1]}, "more',
+        '```json\n{"city": "Paris"}\n```\nThat is all.\n',
+        f"```json\n{written(('launch', {}))}\n```",
+        f"```json\n[{written(WEATHER)}, 3]\n```",
+        f"```json\n{written(WEATHER)} // the call\n```",
+        f'```json\n{{"calls": [{written(WEATHER)}]}}\n```',
+        "```python\nprint({'name': 'multiply'})\n```\n```json5\n{}\n```",
+        "```json\n[]\n```",
+        "````\n```json\n",
+        "``` {broken json that goes on for long} ```",
+    ],
+)
+def test_other_text_comes_back_unchanged(format: ToolFormat, text: str) -> None:
+    assert without_ids(parse(text, format)) == (text, [], [])
+
+
+def test_without_offered_tools_json_is_text_but_markup_is_a_call() -> None:
+    fenced = f"```json\n{written(WEATHER)}\n```"
+    assert without_ids(parse(fenced, names=())) == (fenced, [], [])
+    assert calls(parse(f"<tool_call>{written(WEATHER)}</tool_call>", names=())) == [WEATHER]
+
+
+def test_text_around_calls_is_kept_without_the_blanks_next_to_the_markup() -> None:
+    marked = f"<tool_call>\n{written(WEATHER)}\n</tool_call>"
+    text = f"Let me look.\n\n{marked}\n\n Then this: ```json\n{written(PRODUCT)}\n```\nDone. \n"
+    assert without_ids(parse(text)) == ("Let me look.Then this:Done. \n", [WEATHER, PRODUCT], [])
+
+
+def test_text_is_given_at_once_and_a_call_as_soon_as_it_is_complete() -> None:
+    parser = ToolCallParser(ToolFormat.HERMES, NAMES)
+    assert parser.feed("Let me").text == "Let me"
+    assert parser.feed(" look <").text == " look"
+    assert parser.feed("- here").text == " <- here"
+    assert parser.feed("\n<tool_").text == ""
+    assert parser.feed(f"call>\n{written(WEATHER)[:-1]}") == ParsedText()
+    assert calls(parser.feed("}")) == [WEATHER]
+    assert parser.feed("\n</tool_call>") == ParsedText()
+    assert parser.feed("\nSee ``").text == "See"
+    assert parser.feed("`python\n").text == " ```python"
+    assert parser.finish().text == "\n"
+
+
+def test_each_call_of_a_list_is_given_as_soon_as_it_is_complete() -> None:
+    parser = ToolCallParser(ToolFormat.MISTRAL, NAMES)
+    assert calls(parser.feed(f"[TOOL_CALLS] [{written(WEATHER)}")) == [WEATHER]
+    assert calls(parser.feed(f", {written(PRODUCT)}]")) == [PRODUCT]
+
+
+def test_fenced_json_that_is_no_call_is_given_as_soon_as_that_is_known() -> None:
+    parser = ToolCallParser(ToolFormat.HERMES, NAMES)
+    assert parser.feed('```json\n{"city": "Paris"').text == ""
+    assert parser.feed("}").text == '```json\n{"city": "Paris"}'
+
+
+def test_ids_are_distinct_and_look_as_the_frameworks_expect() -> None:
+    found = parse(f"<tool_call>{written(WEATHER)}{written(WEATHER)}</tool_call><tool_call>?</tool_call>")
+    ids = [c.id for c in (*found.tool_calls, *found.invalid_tool_calls)]
+    assert len(set(ids)) == 3
+    assert all(re.fullmatch("call_[0-9a-f]{24}", i) for i in ids)
+
+
+def test_a_tool_that_was_not_offered_is_still_a_call_in_markup() -> None:
+    assert calls(parse('<tool_call>{"name": "launch", "arguments": {}}</tool_call>')) == [("launch", {})]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (json.dumps(json.dumps({"city": "Paris"})), {"city": "Paris"}),
+        ('{"code": "a\nb"}', {"code": "a\nb"}),
+        ('{"tag": "</tool_call> <tool_call>"}', {"tag": "</tool_call> <tool_call>"}),
+        ("null", {}),
+        ('""', {}),
+    ],
+)
+def test_arguments_are_read_as_models_write_them(arguments: str, expected: dict[str, Any]) -> None:
+    text = f'<tool_call>{{"name": "get_weather", "arguments": {arguments}}}</tool_call>'
+    assert without_ids(parse(text)) == ("", [("get_weather", expected)], [])
+
+
+def test_a_call_without_arguments_has_none() -> None:
+    assert calls(parse('<tool_call>{"name": "now"}</tool_call>')) == [("now", {})]
+
+
+@pytest.mark.parametrize(
+    ("format", "text", "name", "inner", "error"),
+    [
+        (ToolFormat.HERMES, "<tool_call>{'name': 1}</tool_call>", None, "{'name': 1}", "double quotes"),
+        (ToolFormat.HERMES, "<tool_call>\nget_weather\n</tool_call>", None, "get_weather", "Expecting a JSON object"),
+        (ToolFormat.HERMES, '<tool_call>{"name": "x', None, '{"name": "x', "Unterminated string"),
+        (ToolFormat.HERMES, '<tool_call>{"name": "x</tool_call>', None, '{"name": "x', "Unterminated string"),
+        (ToolFormat.HERMES, "<tool_call>", None, "", "Expecting a JSON object"),
+        (ToolFormat.HERMES, '<tool_call>{"arguments": {}}</tool_call>', None, '{"arguments": {}}', '"name" is null'),
+        (
+            ToolFormat.HERMES,
+            '<tool_call>{"name": "f", "arguments": [1]}</tool_call>',
+            "f",
+            '{"name": "f", "arguments": [1]}',
+            "not a JSON object but [1]",
+        ),
+        (
+            ToolFormat.HERMES,
+            '<tool_call>{"name": "f", "arguments": "Paris"}</tool_call>',
+            "f",
+            '{"name": "f", "arguments": "Paris"}',
+            "the arguments of 'f' are a string",
+        ),
+        (
+            ToolFormat.HERMES,
+            '<tool_call>{"name": "f", "arguments": {"x": NaN}}</tool_call>',
+            None,
+            '{"name": "f", "arguments": {"x": NaN}}',
+            "not JSON compliant",
+        ),
+        (
+            ToolFormat.HERMES,
+            '<tool_call>{"name": "f", "arguments": {"x": "\\ud83d"}}</tool_call>',
+            None,
+            '{"name": "f", "arguments": {"x": "\\ud83d"}}',
+            "surrogates",
+        ),
+        (ToolFormat.LLAMA, '<|python_tag|>search.call(query="x")', None, 'search.call(query="x")', "JSON object"),
+        (ToolFormat.MISTRAL, '[TOOL_CALLS] ["f"]', None, '["f"]', "Expecting a JSON object"),
+        (ToolFormat.MISTRAL, "[TOOL_CALLS]f[ARGS]{x}", "f", "f[ARGS]{x}", "double quotes"),
+        (ToolFormat.MISTRAL, "[TOOL_CALLS]f[ARGS]", None, "f[ARGS]", "Expecting a JSON object"),
+        (ToolFormat.MISTRAL, "[TOOL_CALLS][ARGS]{}", None, "[ARGS]{}", "names no tool"),
+    ],
+)
+def test_markup_around_no_valid_call_is_an_invalid_call(
+    format: ToolFormat, text: str, name: str | None, inner: str, error: str
+) -> None:
+    found = parse(text, format)
+    assert (found.text, found.tool_calls) == ("", ())
+    [invalid] = found.invalid_tool_calls
+    assert (invalid.name, invalid.text) == (name, inner)
+    assert error in invalid.error
+
+
+def test_what_follows_a_broken_call_is_read_on() -> None:
+    text = f"One <tool_call>{{broken</tool_call> two <tool_call>[<tool_call>{written(WEATHER)}</tool_call> three"
+    found = parse(text)
+    assert found.text == "Onetwothree"
+    assert [c.text for c in found.invalid_tool_calls] == ["{broken", "["]
+    assert calls(found) == [WEATHER]
+
+
+@pytest.mark.parametrize("nonsense", ["[" * 100_000, '{"a":' * 100_000, '{"a":' + "1" * 10_000 + "}"])
+@pytest.mark.parametrize("before", ["", "```json\n", "<tool_call>", "<tool_call>{"])
+def test_endless_nonsense_is_survived(before: str, nonsense: str) -> None:
+    found = parse(before + nonsense)
+    assert found.text or found.invalid_tool_calls
+    assert found.tool_calls == ()
+
+
+PARTS = st.one_of(
+    st.sampled_from([marker for markers in MARKERS.values() for marker in markers]),
+    st.sampled_from(
+        ["```", "```json\n", "`", "\n", " ", ";", ",", "[", "]", "{", "}", '"', "\\", "<", "text", "</tool_c"]
+    ),
+    st.sampled_from([written(WEATHER), written(PRODUCT, "parameters", indent=1), written(("launch", {}))]),
+    st.sampled_from(
+        ['{"name": "get_weather", "arguments": {"city": "', '{"a": 1,', "[1, 2", "{}", '{"x": "\\u00e9"}', "1e"]
+    ),
+    st.sampled_from(["[TOOL_CALLS]get_weather[ARGS]", "<|python_tag|>" + written(WEATHER), 'multiply{"a": 1}']),
+    st.text(max_size=12),
+)
+
+
+@st.composite
+def cut_answers(draw: st.DrawFn) -> list[str]:
+    text = "".join(draw(st.lists(PARTS, max_size=9)))
+    cuts = sorted(draw(st.sets(st.integers(0, len(text)))))
+    return [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+
+
+@given(cut_answers(), st.sampled_from(ToolFormat))
+def test_how_the_answer_is_cut_into_pieces_changes_nothing(pieces: list[str], format: ToolFormat) -> None:
+    text = "".join(pieces)
+    expected = without_ids(parse(text, format))
+    for cut in (pieces, list(text)):
+        parser = ToolCallParser(format, NAMES)
+        assert without_ids(joined([*map(parser.feed, cut), parser.finish()])) == expected
+
+
+@given(st.text(st.sampled_from("`{}[]\"<>|:,; \nabjson/_tool'"), max_size=60), st.sampled_from(ToolFormat))
+def test_text_without_calls_comes_back_unchanged(text: str, format: ToolFormat) -> None:
+    assert parse(text, format) == ParsedText(text)
+
+
+@given(
+    st.sampled_from(ToolFormat),
+    st.lists(
+        st.tuples(
+            st.sampled_from(NAMES),
+            st.dictionaries(st.text(), st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists)),
+        ),
+        min_size=1,
+        max_size=3,
+    ),
+)
+def test_calls_written_in_the_format_are_read_back(format: ToolFormat, expected: list[tuple[str, Any]]) -> None:
+    text = {
+        ToolFormat.HERMES: "\n".join(f"<tool_call>\n{written(c)}\n</tool_call>" for c in expected),
+        ToolFormat.LLAMA: "<|python_tag|>" + "; ".join(written(c, "parameters", ensure_ascii=False) for c in expected),
+        ToolFormat.MISTRAL: "".join(f"[TOOL_CALLS]{name}[ARGS]{json.dumps(a)}" for name, a in expected),
+    }[format]
+    assert without_ids(parse(text, format)) == ("", expected, [])
+
+
+@pytest.mark.parametrize(
+    ("template", "format"),
+    [
+        (None, ToolFormat.HERMES),
+        ("{{ messages }}", ToolFormat.HERMES),
+        ('<|im_start|>...{"name": ...}</tool_call> <tool_call>', ToolFormat.HERMES),
+        ("[AVAILABLE_TOOLS] [TOOL_CALLS]", ToolFormat.MISTRAL),
+        ("<|start_header_id|>assistant<|end_header_id|> <|python_tag|>", ToolFormat.LLAMA),
+        ("<|start_header_id|>assistant<|end_header_id|>", ToolFormat.LLAMA),
+    ],
+)
+def test_the_format_is_known_from_the_chat_template(template: str | None, format: ToolFormat) -> None:
+    assert detect_format(template) is format
