@@ -25,7 +25,7 @@ class Conversation:
 
     @classmethod
     def parse(cls, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None) -> Conversation:
-        """Check `messages`; raises `InvalidRequestError` for an empty list, an unknown role or content that is no text."""
+        """Check `messages`; `InvalidRequestError` for an empty list, an unknown role or content that is no text."""
         if not messages:
             raise InvalidRequestError("the conversation is empty: messages=[]; give at least one message")
         parsed = tuple(_parse_message(index, message) for index, message in enumerate(messages))

@@ -7,7 +7,7 @@ import contextlib
 import queue
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -63,11 +63,12 @@ class SSDEngine:
             ModelLoadError: a model keeps a state that cannot be rolled back.
         """
         from ssd_engine.backends.transformers.decoder import PairDecoder
-        from ssd_engine.backends.transformers.loader import context_length, shared_vocabulary_size, vocabulary_size
+        from ssd_engine.backends.transformers.loader import context_length, require_same_tokens, vocabulary_size
         from ssd_engine.backends.transformers.runner import ModelRunner
 
         draft_tokenizer = draft_tokenizer or tokenizer
-        shared = shared_vocabulary_size(target, draft, tokenizer, draft_tokenizer)
+        shared = min(vocabulary_size(target), vocabulary_size(draft))
+        require_same_tokens(tokenizer, draft_tokenizer, shared)
         self.config = config or SSDConfig()
         self.name = name or f"{_short_name(target)} + {_short_name(draft)}"
         self.tokenizer = tokenizer
@@ -112,14 +113,20 @@ class SSDEngine:
         Raises:
             ModelLoadError: a source cannot be found, reached or used; `VocabularyMismatchError` is one kind of it.
         """
-        from ssd_engine.backends.transformers.loader import LoadOptions, load_model, load_tokenizer
+        from ssd_engine.backends.transformers.loader import (
+            LoadOptions,
+            load_model,
+            load_tokenizer,
+            require_same_tokens,
+        )
 
         sides = [
             LoadOptions(dtype, device, device_map, quantization)
             for quantization in (target_quantization, draft_quantization)
         ]
-        # Tokenizers first: a wrong id is told in a second, before gigabytes are read.
+        # Tokenizers first: a wrong id or family is told in a second, before gigabytes are read.
         tokenizer, draft_tokenizer = load_tokenizer(target), load_tokenizer(draft)
+        require_same_tokens(tokenizer, draft_tokenizer, min(len(tokenizer), len(draft_tokenizer)))
         return cls(
             load_model(target, sides[0]),
             load_model(draft, sides[1], draft_adapter),
@@ -175,7 +182,7 @@ class SSDEngine:
         draft_prompt: Prompt | None = None,
         *,
         tools: Tools | None = None,
-    ) -> Iterator[Piece]:
+    ) -> Generator[Piece, None, None]:
         """Answer one prompt piece by piece, one piece a round; the last has `result`.
 
         Closing the iterator stops the decoding within one round. Arguments and errors are `generate`'s.
@@ -183,7 +190,7 @@ class SSDEngine:
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         request = self._request(prompt, params, draft_prompt, tools, events.put)
 
-        def pieces() -> Iterator[Piece]:
+        def pieces() -> Generator[Piece, None, None]:
             self._scheduler.submit(request)
             yield from _drain(request, events)
 
@@ -210,7 +217,7 @@ class SSDEngine:
         draft_prompt: Prompt | None = None,
         *,
         tools: Tools | None = None,
-    ) -> AsyncIterator[Piece]:
+    ) -> AsyncGenerator[Piece, None]:
         """`stream` for an event loop; closing the iterator or cancelling the task stops within one round."""
         events: asyncio.Queue[Event] = asyncio.Queue()
         deliver = _into_loop(asyncio.get_running_loop(), events)
@@ -266,6 +273,11 @@ class SSDEngine:
     @property
     def is_closed(self) -> bool:
         return not self._close.alive
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request waits or runs."""
+        return self._scheduler.is_idle
 
     def close(self) -> None:
         """End what is running and free the models; later requests raise `EngineClosedError`. Closing twice is fine."""
@@ -349,7 +361,8 @@ def shared_engine(
     if preset is not None and target is not None:
         raise InvalidRequestError(f"preset={preset!r} and target={target!r} both name a pair; give one of them")
     preset = None if target else preset or DEFAULT_PRESET
-    options = {name: value for name, value in options.items() if value is not None}
+    # What is left to its default must not tell two callers of one pair apart.
+    options = {name: value for name, value in options.items() if value not in (None, "auto")}
     key = repr((preset, target, draft, sorted(options.items(), key=lambda item: item[0])))
     with _shared_lock:
         engine = _shared.get(key)
@@ -385,7 +398,7 @@ def _piece_or_raise(event: Event) -> Piece:
     return event
 
 
-def _drain(request: Request, events: queue.SimpleQueue[Event]) -> Iterator[Piece]:
+def _drain(request: Request, events: queue.SimpleQueue[Event]) -> Generator[Piece, None, None]:
     """The pieces of a submitted request; leaving early cancels it."""
     try:
         while True:

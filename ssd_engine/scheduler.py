@@ -99,10 +99,10 @@ class Scheduler(Generic[S]):
             self._changed.notify()
 
     @property
-    def has_work(self) -> bool:
-        """Whether any request waits or runs."""
+    def is_idle(self) -> bool:
+        """Whether no request waits or runs."""
         with self._changed:
-            return bool(self._waiting or self._running)
+            return not (self._waiting or self._running)
 
     def close(self) -> None:
         """End every request with `EngineClosedError`, after the round under way, and the worker with them."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -19,7 +20,8 @@ CHAT_TEMPLATE = """{%- if tools %}<|im_start|>system
 {{ messages[0].content if messages[0].role == 'system' else '' }}# Tools
 {% for tool in tools %}{{ tool | tojson }}
 {% endfor %}Call with <tool_call>{"name": ..., "arguments": ...}</tool_call><|im_end|>
-{% endif %}{%- for message in messages %}{% if not (tools and loop.first and message.role == 'system') %}<|im_start|>{{ message.role }}
+{% endif %}{%- for message in messages %}
+{%- if not (tools and loop.first and message.role == 'system') %}<|im_start|>{{ message.role }}
 {{ message.content }}{% for call in message.tool_calls or [] %}
 <tool_call>{{ call.function | tojson }}</tool_call>{% endfor %}<|im_end|>
 {% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
@@ -50,7 +52,9 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     return wrapped
 
 
-def make_model(seed: int, vocab_size: int, hidden_size: int = 32, layers: int = 2, context: int = 2048) -> PreTrainedModel:
+def make_model(
+    seed: int, vocab_size: int, hidden_size: int = 32, layers: int = 2, context: int = 2048
+) -> PreTrainedModel:
     """A random Qwen2 in float32, wild enough that its greedy text does not fall into a loop at once."""
     torch.manual_seed(seed)
     config = Qwen2Config(
@@ -105,3 +109,11 @@ def real_engine() -> Iterator[SSDEngine]:
 
     with shared_engine() as engine:
         yield engine
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Until `condition` holds; a failure where it does not within a minute."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.01)

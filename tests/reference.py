@@ -34,12 +34,15 @@ def ranking(probabilities: list[float]) -> list[int]:
 def intersection(p_target: list[float], p_draft: list[float], size: int) -> tuple[set[int], bool]:
     """The Intersection space, and whether the target's own choice stands (the space is then its top-k)."""
     by_target, by_draft = ranking(p_target), ranking(p_draft)
+    top_target, top_draft = set(), set()
     for k in range(1, len(p_target) + 1):
-        common = set(by_target[:k]) & set(by_draft[:k])
+        top_target.add(by_target[k - 1])
+        top_draft.add(by_draft[k - 1])
+        common = top_target & top_draft
         if len(common) >= min(size, len(p_target)):
             break
-    if by_target[0] not in by_draft[:k]:
-        return set(by_target[:k]), True
+    if by_target[0] not in top_draft:
+        return top_target, True
     return common, False
 
 

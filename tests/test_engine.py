@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Callable
 
 import pytest
-from conftest import make_model, make_tokenizer
+from conftest import make_model, make_tokenizer, wait_for
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from ssd_engine import GenerationParams, GenerationResult, SSDConfig, SSDEngine
@@ -24,13 +23,6 @@ CHAT = [{"role": "user", "content": "Say something."}]
 LONG = GenerationParams(max_new_tokens=1500)
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.01)
-
-
 # Answers
 
 
@@ -40,7 +32,8 @@ def test_the_three_kinds_of_prompt_agree(tiny_engine: SSDEngine, tokenizer: PreT
     assert tiny_engine.generate(CHAT, params).token_ids == tiny_engine.generate(ids, params).token_ids
     text = "The quick brown"
     assert (
-        tiny_engine.generate(text, params).token_ids == tiny_engine.generate(tokenizer(text).input_ids, params).token_ids
+        tiny_engine.generate(text, params).token_ids
+        == tiny_engine.generate(tokenizer(text).input_ids, params).token_ids
     )
 
 
@@ -146,8 +139,7 @@ def test_closing_a_stream_stops_the_decoding(tiny_engine: SSDEngine) -> None:
     stream = tiny_engine.stream(CHAT, LONG)
     next(stream)
     stream.close()
-    assert tiny_engine.generate(CHAT, GenerationParams(max_new_tokens=1)).token_ids  # the worker is free again
-    wait_for(lambda: not tiny_engine._scheduler.has_work)
+    wait_for(lambda: tiny_engine.is_idle)
 
 
 # Asynchronous and concurrent use
@@ -181,8 +173,7 @@ async def test_cancelling_a_task_stops_its_decoding(tiny_engine: SSDEngine) -> N
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert (await tiny_engine.agenerate(CHAT, GenerationParams(max_new_tokens=2))).token_ids
-    await asyncio.to_thread(wait_for, lambda: not tiny_engine._scheduler.has_work)
+    await asyncio.to_thread(wait_for, lambda: tiny_engine.is_idle)
 
 
 def conversations(count: int) -> list[list[dict[str, str]]]:

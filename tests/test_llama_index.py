@@ -530,8 +530,8 @@ def _python(code: str) -> str:
 
 def test_langchain_is_not_needed() -> None:
     blocked = "import sys; sys.modules |= dict.fromkeys(['langchain', 'langchain_core', 'langgraph']); "
-    assert _python(blocked + "from ssd_integrations.llama_index import SSDLLM; print(SSDLLM())") != ""
-    assert "Error" not in _python(blocked + "from ssd_integrations.llama_index import SSDLLM; SSDLLM()")
+    out = _python(blocked + "from ssd_integrations.llama_index import SSDLLM; print(SSDLLM().class_name())")
+    assert out.strip() == "SSDLLM"
 
 
 def test_without_llama_index_the_error_names_the_extra() -> None:
@@ -556,15 +556,20 @@ def test_real_pair_answers_by_every_route_alike(real_llm: SSDLLM) -> None:
     assert streamed.message.content == whole.text
 
 
-def test_real_pair_calls_a_tool_and_reads_its_result(real_llm: SSDLLM) -> None:
-    question = ChatMessage("What is 123 times 45? Use the tool.")
-    response = real_llm.chat_with_tools([MULTIPLY], question)
-    (selection,) = real_llm.get_tool_calls_from_response(response)
+# Without it, so small a model calls its tool again and again.
+ANSWER_FROM_TOOLS = "Call a tool when you need it. Once you have its result, answer the user in a sentence."
+
+
+def test_real_pair_calls_a_tool_and_reads_its_result(real_engine: SSDEngine) -> None:
+    llm = SSDLLM(engine=real_engine, max_tokens=64, system_prompt=ANSWER_FROM_TOOLS)
+    question = ChatMessage("What is 123 times 45?")
+    response = llm.chat_with_tools([MULTIPLY], question)
+    (selection,) = llm.get_tool_calls_from_response(response)
     assert (selection.tool_name, selection.tool_kwargs) == ("multiply", {"a": 123, "b": 45})
     assert response.raw["finish_reason"] == "tool_calls"
 
     result = ChatMessage(role="tool", content="5535", additional_kwargs={"tool_call_id": selection.tool_id})
-    answer = real_llm.chat_with_tools([MULTIPLY], chat_history=[question, response.message, result])
+    answer = llm.chat_with_tools([MULTIPLY], chat_history=[question, response.message, result])
     assert "5535" in (answer.message.content or "").replace(",", "")
 
 
@@ -575,14 +580,10 @@ async def test_real_pair_streams_a_tool_call(real_llm: SSDLLM) -> None:
     assert (selection.tool_name, selection.tool_kwargs) == ("get_weather", {"city": "Oslo"})
 
 
-def test_real_pair_predicts_and_calls(real_llm: SSDLLM) -> None:
-    assert real_llm.predict_and_call([MULTIPLY], "What is 12 times 12? Use the tool.").response == "144"
-
-
 async def test_real_pair_drives_an_agent(real_llm: SSDLLM) -> None:
-    agent = FunctionAgent(tools=[MULTIPLY], llm=real_llm, system_prompt="Use the tools for all arithmetic.")
+    agent = FunctionAgent(tools=[MULTIPLY], llm=real_llm, system_prompt=ANSWER_FROM_TOOLS)
     output = await agent.run("What is 123 times 45?")
-    assert [call.tool_kwargs for call in output.tool_calls] == [{"a": 123, "b": 45}]
+    assert [(call.tool_name, call.tool_kwargs) for call in output.tool_calls] == [("multiply", {"a": 123, "b": 45})]
     assert "5535" in str(output).replace(",", "")
 
 

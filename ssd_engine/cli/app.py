@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from ssd_engine.cli import models
+from ssd_engine.cli.bench import bench
 from ssd_engine.cli.chat import chat
 from ssd_engine.cli.console import print_error
 from ssd_engine.cli.run import run
@@ -38,6 +39,7 @@ app = typer.Typer(
 )
 app.command()(chat)
 app.command()(run)
+app.command()(bench)
 app.add_typer(models.app, name="models")
 
 

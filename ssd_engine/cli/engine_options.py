@@ -13,6 +13,7 @@ from ssd_engine.models.presets import DEFAULT_PRESET, PRESETS, get_preset
 
 if TYPE_CHECKING:
     from ssd_engine.engine import SSDEngine
+    from ssd_engine.evaluation.contenders import Pair
 
 Quantization = Literal["int8"]
 
@@ -71,6 +72,18 @@ class EngineOptions:
             resolve_pair(preset, stages)
         with stderr.status("Loading the models"):
             return SSDEngine.from_preset(preset.name, config=self._config(preset.config), **options)
+
+    def resolve(self) -> Pair:
+        """What the pair's models are loaded from, fetched first where they are a preset's."""
+        from ssd_engine.evaluation.contenders import Pair
+        from ssd_engine.models.resolve import resolve_pair
+
+        if self.target is not None and self.draft is not None:
+            return Pair(self.target, self.draft, self._config(SSDConfig()))
+        preset = get_preset(self.preset or DEFAULT_PRESET)
+        with Stages() as stages:
+            target, draft = resolve_pair(preset, stages)
+        return Pair(target, draft, self._config(preset.config))
 
     def _config(self, base: SSDConfig) -> SSDConfig:
         if self.draft_system_prompt is None:

@@ -246,9 +246,7 @@ class ChatSSD(BaseChatModel):
             return self.custom_get_token_ids(text)
         return list(self.load().tokenizer(text, add_special_tokens=False).input_ids)
 
-    def get_num_tokens_from_messages(
-        self, messages: list[BaseMessage], tools: Sequence[ToolLike] | None = None
-    ) -> int:
+    def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[ToolLike] | None = None) -> int:
         """Tokens of the prompt that `messages` and `tools` make, chat template included."""
         specifications = [convert_to_openai_tool(tool) for tool in tools or ()]
         return self.load().count_tokens(to_engine_messages(messages), tools=specifications or None)

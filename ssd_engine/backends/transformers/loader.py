@@ -66,24 +66,17 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def shared_vocabulary_size(
-    target: PreTrainedModel,
-    draft: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    draft_tokenizer: PreTrainedTokenizerBase,
-) -> int:
-    """The number of ids that both models have; `VocabularyMismatchError` where one id is two different tokens."""
-    size = min(vocabulary_size(target), vocabulary_size(draft))
-    if draft_tokenizer is tokenizer:
-        return size
-    ours, theirs = ({i: token for token, i in t.get_vocab().items()} for t in (tokenizer, draft_tokenizer))
+def require_same_tokens(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, size: int) -> None:
+    """Raise `VocabularyMismatchError` where an id below `size` is one token for the target and another for the draft."""
+    if other is tokenizer:
+        return
+    ours, theirs = ({i: token for token, i in t.get_vocab().items()} for t in (tokenizer, other))
     for token_id in range(size):
         if ours.get(token_id) != theirs.get(token_id):
             raise VocabularyMismatchError(
                 f"target and draft do not share a vocabulary: token id {token_id} is {ours.get(token_id)!r} for the "
                 f"target and {theirs.get(token_id)!r} for the draft; use a draft of the target's own model family"
             )
-    return size
 
 
 def vocabulary_size(model: PreTrainedModel) -> int:

@@ -10,7 +10,7 @@ from ssd_engine.backends.transformers.kv_cache import Snapshot
 
 
 def block_ends(prompt_length: int, block_sizes: Sequence[int]) -> list[int]:
-    """Where the blocks end in which a prompt is read, largest `block_sizes` first; the rest (at least one token) is left.
+    """Where the blocks end in which a prompt is read, largest `block_sizes` first; at least one token is left over.
 
     Keys and values depend in their last bits on how many tokens were read at once. Blocks that depend only on the
     prompt's length make them, and so every answer, the same whether a prefix was reused or read anew.

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 from ssd_engine.backends.transformers.kv_cache import KVCache, count_cache_layers
 from ssd_engine.backends.transformers.prefix_store import Prefix, PrefixStore, block_ends
 
-_BLOCK_SIZES = {"cpu": (64, 16)}
-_BLOCK_SIZES_ELSEWHERE = (512, 64, 16)
+_BLOCK_SIZES = {"cpu": (32, 16)}
+_BLOCK_SIZES_ELSEWHERE = (256, 32, 16)
 
 
 class Row:

@@ -1,0 +1,106 @@
+"""One agent question through LangChain and one RAG question through LlamaIndex, on the default pair.
+
+Run it with `make demo`, or `python examples/quickstart.py` where the package is installed with its extras
+`langchain` and `llama-index`. The first run fetches the pair's weights (1.6 GB).
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from langchain_core.messages import HumanMessage, SystemMessage
+from langchain_core.tools import tool
+from llama_index.core import SimpleDirectoryReader, SimpleKeywordTableIndex
+from llama_index.core.instrumentation import get_dispatcher
+from llama_index.core.instrumentation.event_handlers import BaseEventHandler
+from llama_index.core.instrumentation.events import BaseEvent
+from llama_index.core.instrumentation.events.llm import LLMChatEndEvent
+from llama_index.core.node_parser import SentenceSplitter
+from rich.console import Console
+
+from ssd_integrations.langchain import ChatSSD
+from ssd_integrations.llama_index import SSDLLM
+
+console = Console(highlight=False)
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+@tool
+def population(city: str) -> int:
+    """Number of inhabitants of a city."""
+    return {"Lyon": 522_000, "Turin": 841_000}[city]
+
+
+def timed(ask: Callable[[], Any]) -> tuple[Any, float]:
+    start = time.perf_counter()
+    return ask(), time.perf_counter() - start
+
+
+def show_trace(trace: dict[str, Any], tokens: int, seconds: float) -> None:
+    ratios = ", ".join(f"{ratio:.2f}" for ratio in trace["match_ratios"]) or "none yet"
+    console.print(
+        f"  risk {trace['risk']} · match rate {trace['match_rate']:.2f} · bins {ratios} · "
+        f"{trace['tokens_per_round']:.2f} tokens a round · {tokens / seconds:.1f} tokens/s",
+        style="dim",
+    )
+
+
+def langchain_agent() -> None:
+    """A tool call, executed and answered."""
+    console.rule("LangChain: ChatSSD with a tool")
+    model = ChatSSD(max_tokens=96).bind_tools([population])
+    instructions = (
+        "You are a helpful assistant. Call a tool when you need one. "
+        "Once you have its result, answer the user in one plain sentence."
+    )
+    question = "How many people live in Lyon?"
+    messages: list[Any] = [SystemMessage(instructions), HumanMessage(question)]
+    console.print(f"[bold]user[/]  {question}")
+    while True:
+        answer, seconds = timed(lambda: model.invoke(messages))
+        messages.append(answer)
+        for call in answer.tool_calls:
+            result = population.invoke(call)
+            messages.append(result)
+            console.print(f"[bold]tool[/]  {call['name']}({call['args']}) → {result.content}")
+        if answer.content:
+            console.print("[bold]model[/]", answer.content)
+        show_trace(answer.response_metadata["ssd"], answer.usage_metadata["output_tokens"], seconds)
+        if not answer.tool_calls:
+            return
+
+
+class Answers(BaseEventHandler):
+    """Keeps what the model reports; a query engine passes on the text alone."""
+
+    raw: list[dict[str, Any]] = []
+
+    def handle(self, event: BaseEvent, **kwargs: Any) -> None:
+        if isinstance(event, LLMChatEndEvent) and event.response is not None:
+            self.raw.append(event.response.raw)
+
+
+def llama_index_rag() -> None:
+    """A question about this project, answered from its own documentation."""
+    console.rule("LlamaIndex: SSDLLM over this project's docs")
+    documents = SimpleDirectoryReader(str(DOCS), required_exts=[".md"]).load_data()
+    splitter = SentenceSplitter(chunk_size=200, chunk_overlap=20)
+    index = SimpleKeywordTableIndex.from_documents(documents, llm=None, transformations=[splitter])
+    llm = SSDLLM(max_tokens=96)
+    engine = index.as_query_engine(llm=llm, num_chunks_per_query=2)
+    question = "When does decoding switch to the Union scheme?"
+    console.print(f"[bold]user[/]  {question}")
+    answers = Answers()
+    get_dispatcher().add_event_handler(answers)
+    response, seconds = timed(lambda: engine.query(question))
+    console.print("[bold]model[/]", str(response).strip())
+    for raw in answers.raw:
+        show_trace(raw["ssd"], raw["usage"]["completion_tokens"], seconds)
+
+
+if __name__ == "__main__":
+    with console.status("Loading the models (fetched at the first run)"):
+        ChatSSD().load()
+    langchain_agent()
+    llama_index_rag()

@@ -1,0 +1,99 @@
+"""`ssd bench`: how fast the pair is, beside transformers, in one run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from ssd_engine.cli import engine_options
+from ssd_engine.cli.console import stderr, stdout
+from ssd_engine.cli.engine_options import EngineOptions
+
+if TYPE_CHECKING:
+    from ssd_engine.evaluation.speed import Report, Row
+
+
+def bench(
+    preset: engine_options.PresetOption = None,
+    target: engine_options.TargetOption = None,
+    draft: engine_options.DraftOption = None,
+    max_tokens: Annotated[int, typer.Option(min=2, help="Tokens in each answer.")] = 64,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first prompts; for a quick look.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write the whole report to this file, as JSON.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON instead of a table.")] = False,
+) -> None:
+    """Measure the pair against transformers' generate and assisted generation."""
+    from ssd_engine.evaluation import speed
+
+    pair = EngineOptions(preset, target, draft).resolve()
+    with _progress() as progress:
+        task = progress.add_task("")
+        report = speed.run(
+            pair,
+            prompts=speed.PROMPTS[:limit],
+            max_new_tokens=max_tokens,
+            progress=lambda name, done, total: progress.update(task, description=name, completed=done, total=total),
+        )
+    document = json.dumps(report.to_json(), indent=2, ensure_ascii=False)
+    if output is not None:
+        output.write_text(document + "\n", encoding="utf-8")
+    if as_json:
+        typer.echo(document)
+    else:
+        _print(report)
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=stderr, transient=True)
+
+
+def _print(report: Report) -> None:
+    table = Table()
+    table.add_column("")
+    for name in (
+        "tokens/s",
+        "× generate",
+        "match rate",
+        "tokens/round",
+        "first token",
+        "peak memory",
+        "of the bound",
+        "rule",
+    ):
+        table.add_column(name, justify="right")
+    for row in report.rows:
+        table.add_row(*_cells(row))
+    stdout.print(table)
+    turn, where = report.second_turn, report.environment
+    stdout.print(
+        f"Second turn after {turn.history_tokens} tokens of history: first token after {turn.second:.2f} s, "
+        f"first turn {turn.first:.2f} s ({turn.second / turn.first:.2f} of it)."
+    )
+    stdout.print(
+        f"Medians over {where['prompts']} prompts of {where['max_new_tokens']} tokens, greedy. {where['target']} with "
+        f"{where['draft']}. {where['cores']} cores of {where['processor']}; torch {where['torch']}, "
+        f"transformers {where['transformers']}; {where['date']}."
+    )
+
+
+def _cells(row: Row) -> list[str]:
+    def shown(value: float | None, pattern: str) -> str:
+        return "" if value is None else format(value, pattern)
+
+    return [
+        row.name,
+        f"{row.tokens_per_second:.2f}",
+        f"{row.ratio_to_generate:.2f}",
+        shown(row.match_rate, ".2f"),
+        shown(row.tokens_per_round, ".2f"),
+        f"{row.first_token:.2f} s",
+        f"{row.peak_memory / 1e9:.2f} GB",
+        shown(row.share_of_bound, ".2f"),
+        shown(row.share_of_rule, ".1%"),
+    ]

