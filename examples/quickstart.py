@@ -17,6 +17,7 @@ from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events import BaseEvent
 from llama_index.core.instrumentation.events.llm import LLMChatEndEvent
 from llama_index.core.node_parser import SentenceSplitter
+from pydantic import Field
 from rich.console import Console
 
 from ssd_integrations.langchain import ChatSSD
@@ -74,7 +75,7 @@ def langchain_agent() -> None:
 class Answers(BaseEventHandler):
     """Keeps what the model reports; a query engine passes on the text alone."""
 
-    raw: list[dict[str, Any]] = []
+    raw: list[dict[str, Any]] = Field(default_factory=list)
 
     def handle(self, event: BaseEvent, **kwargs: Any) -> None:
         if isinstance(event, LLMChatEndEvent) and event.response is not None:

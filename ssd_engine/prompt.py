@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from ssd_engine.chat import ChatRenderer, Conversation, Message
 from ssd_engine.config import GenerationParams
@@ -17,12 +17,12 @@ ParsedPrompt = str | Conversation | list[int]
 
 def parse_prompt(prompt: Prompt, tools: Tools | None) -> ParsedPrompt:
     """Tell the three kinds of prompt apart."""
-    if isinstance(prompt, Sequence) and prompt and all(isinstance(item, int) for item in prompt):
-        parsed: str | list[int] = [int(item) for item in prompt]  # type: ignore[call-overload]
-    elif isinstance(prompt, str):
-        parsed = prompt
+    if isinstance(prompt, str):
+        parsed: str | list[int] = prompt
+    elif prompt and all(isinstance(item, int) for item in prompt):
+        parsed = list(cast("Sequence[int]", prompt))
     else:
-        return Conversation.parse(prompt, tools)  # type: ignore[arg-type]
+        return Conversation.parse(cast("Sequence[Message]", prompt), tools)
     if tools:
         raise InvalidRequestError("tools need a prompt of messages; this one is text or token ids")
     return parsed

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import select
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,9 +24,10 @@ from ssd_engine.errors import ModelLoadError
 from ssd_engine.result import Piece
 from ssd_engine.scheme import Scheme
 
-ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 LONG_ANSWER = 8000
 """Tokens: more than a test waits for."""
+PATIENCE = 120
+"""Seconds without a sign of life after which a test on a terminal fails instead of waiting for ever."""
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +87,7 @@ def test_version() -> None:
         (["run", "hi", "--preset", "gpt-9"], "'gpt-9' is not one of qwen2.5-coder-1.5b"),
         (["run", "hi", "--target", "only"], "--target and --draft name one pair"),
         (["run", "hi", "--preset", "qwen2.5-7b", "--target", "a", "--draft", "b"], "both name a pair"),
-        (["run", "hi", "--temperature", "-1"], "-1.0 is not in the range"),
+        (["run", "hi", "--temperature", "-1"], "--temperature"),
         (["run", "hi", "--top-p", "1.5"], "top_p=1.5"),
         (["run", "hi", "--stop", ""], "an empty stop string"),
         (["run", "hi", "--decoding", "magic"], "'magic' is not one of"),
@@ -265,12 +267,13 @@ class Terminal:
             os.execvp(sys.executable, [sys.executable, "-c", "from ssd_engine.cli import main; main()", *arguments])
         self.screen = ""
 
-    def read_until(self, wanted: str) -> str:
-        """Wait until `wanted` is on the screen (seen without colours); returns what came since the last call."""
+    def read_until(self, wanted: str) -> None:
+        """Wait until `wanted`, a pattern, is among what came since the last call."""
         begin = len(self.screen)
-        while wanted not in ANSI.sub("", self.screen[begin:]):
+        while not re.search(wanted, self.screen[begin:]):
+            ready, _, _ = select.select([self._terminal], [], [], PATIENCE)
+            assert ready, f"no {wanted!r} in {self.screen[begin:]!r}"
             self.screen += os.read(self._terminal, 65536).decode(errors="replace")
-        return self.screen[begin:]
 
     def type(self, text: str) -> None:
         os.write(self._terminal, text.encode())
@@ -292,20 +295,17 @@ def terminal(pair: list[str]) -> Iterator[Terminal]:
 def test_ctrl_c_stops_the_answer_and_ctrl_d_leaves(terminal: Terminal) -> None:
     terminal.read_until("> ")
     terminal.type("hello\n")
-    answer = terminal.read_until("brown")
+    terminal.read_until(r"\x1b\[1;4;33m")  # a mismatch under Union: underlined and coloured
     terminal.type("\x03")
-    terminal.read_until("stopped")
-    terminal.read_until("> ")
+    terminal.read_until("stopped(.|\n)*> ")
     terminal.type("\x04")
     assert terminal.exit_code() == 0
-    assert "\x1b[4m" in answer, "a mismatch is underlined"
-    assert "\x1b[1;33m" in terminal.screen, "Union has a colour"
     assert "tokens in" not in terminal.screen, "the answer did not run to its end"
 
 
 def test_ctrl_c_at_the_prompt_tells_how_to_leave(terminal: Terminal) -> None:
     terminal.read_until("> ")
     terminal.type("\x03")
-    terminal.read_until("/exit or Ctrl-D leaves")
+    terminal.read_until("/exit or Ctrl-D leaves(.|\n)*> ")
     terminal.type("\x04")
     assert terminal.exit_code() == 0

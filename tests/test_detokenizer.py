@@ -1,4 +1,4 @@
-"""Ids -> text pieces: exactly the decoded text, whole characters only, at a bounded cost; stop strings across pieces."""
+"""Ids -> text pieces: exactly the decoded text, whole characters only, at bounded cost; stop strings across pieces."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ssd_engine.detokenizer import Detokenizer, StopStrings
 TEXTS = [
     "The quick brown fox jumps over the lazy dog.\n\n  def f(x):\n\treturn x  # two  spaces",
     "Grüße aus Köln! Ça va très bien, naïve café. Добрый день",
-    "你好,世界。今日は世界 안녕하세요 🙂🎉👩‍💻 नमस्ते 𝕏",
+    "你好,世界。今日は世界 안녕하세요 🙂🎉👩‍💻 नमस्ते",
 ]
 SPECIAL = ["<|end|>", "<|call|>"]
 
@@ -117,10 +117,8 @@ def test_written_text_comes_in_whole_characters(kind: str, data: st.DataObject) 
 
 def test_a_character_of_several_tokens_comes_with_its_last_one() -> None:
     tokenizer = byte_level()
-    ids = [
-        tokenizer.convert_tokens_to_ids(token)
-        for token in pre_tokenizers.ByteLevel(False).pre_tokenize_str("a🦊b")[0][0]
-    ]
+    characters = "".join(part for part, _ in pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str("a🦊b"))
+    ids = tokenizer.convert_tokens_to_ids(list(characters))
     assert pieces(tokenizer, ids) == ["a", "", "", "", "🦊", "b", ""]
 
 
@@ -166,11 +164,13 @@ class CountingTokenizer:
 def test_the_cost_of_a_token_does_not_grow_with_the_answer(kind: str, length: int) -> None:
     tokenizer = KINDS[kind]()
     rng = random.Random(0)
+    # The first byte of a character that never comes; for Metaspace, which has no bytes, a space.
+    bad_byte = {"byte-level": "ä", "byte-fallback": "<0xE4>", "metaspace": "▁"}[kind]
     written = tokenizer(" ".join(TEXTS), add_special_tokens=False).input_ids
     answers = {
         "written": (written * length)[:length],
         "random": [rng.randrange(len(tokenizer)) for _ in range(length)],
-        "one bad byte": [tokenizer.convert_tokens_to_ids("<0xE4>" if kind == "byte-fallback" else "ä")] * length,
+        "one bad byte": [tokenizer.convert_tokens_to_ids(bad_byte)] * length,
     }
     for name, ids in answers.items():
         counting = CountingTokenizer(tokenizer)
@@ -204,7 +204,7 @@ def test_text_is_given_at_once_unless_a_stop_string_could_take_it_back(
     given_text = stop_strings.feed(text)
     assert expected_text(text + continuation, stops)[0].startswith(given_text)
     held = text[len(given_text) :]
-    assert stop_strings.found or not held or any(stop.startswith(held) or held in stop + held for stop in stops)
+    assert stop_strings.found or not held or any(stop.startswith(held) for stop in stops)
 
 
 def test_a_stop_string_is_found_across_pieces_and_ends_the_text() -> None:

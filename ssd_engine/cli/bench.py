@@ -58,7 +58,7 @@ def _print(report: Report) -> None:
     table.add_column("")
     for name in (
         "tokens/s",
-        "× generate",
+        "vs generate",
         "match rate",
         "tokens/round",
         "first token",

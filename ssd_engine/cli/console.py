@@ -58,7 +58,7 @@ def print_summary(result: GenerationResult) -> None:
         parts += [f"match rate {trace.match_rate:.0%}", f"{trace.tokens_per_round:.1f} tokens a round"]
     if trace.decoding == "ssd":
         parts += [f"Union {trace.union_share:.0%}", f"risk {trace.risk}"]
-    stderr.print(Text(" · ".join(parts), style="dim"))
+    stderr.print(Text(" · ".join(parts), style="dim"), soft_wrap=True)
 
 
 def tokens_per_second(result: GenerationResult) -> float:

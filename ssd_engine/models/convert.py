@@ -50,7 +50,7 @@ def converting(source: GGUFSource, stage: Stage = tqdm_stage) -> Iterator[None]:
             return
         with (
             _workspace(folder) as workspace,
-            stage(f"Converting {source.title} to safetensors, once; this takes a minute or two", None),
+            stage(f"Converting {source.title} (once, a minute or two)", None),
         ):
             with _child_process(source, gguf, workspace):
                 yield

@@ -8,7 +8,8 @@ from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import LanguageModelInput
-from langchain_core.language_models.chat_models import BaseChatModel, LangSmithParams
+from langchain_core.language_models.base import LangSmithParams
+from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
@@ -122,10 +123,11 @@ class ChatSSD(BaseChatModel):
 
     def load(self) -> SSDEngine:
         """The engine behind this model, loaded if it was not yet. Requests load it at their first need."""
-        if self.engine is None:
+        engine = self.engine
+        if engine is None:
             options = {name: getattr(self, name) for name in _LOAD_FIELDS}
-            self.engine = shared_engine(target=self.model, **options)
-        return self.engine
+            engine = self.engine = shared_engine(target=self.model, **options)
+        return engine
 
     def _params(self, stop: list[str] | None, overrides: dict[str, Any]) -> GenerationParams:
         """This model's settings with a call's own over them; an unknown name raises `InvalidRequestError`."""

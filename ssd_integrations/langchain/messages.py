@@ -80,7 +80,7 @@ def to_ai_message(result: GenerationResult, model_name: str) -> AIMessage:
 
 def to_message_chunk(piece: Piece, model_name: str, first_call: int) -> AIMessageChunk:
     """A piece of a streamed answer as a chunk; its tool calls are numbered from `first_call`."""
-    calls = [(c.name, json.dumps(c.arguments), c.id) for c in piece.tool_calls]
+    calls: list[tuple[str | None, str, str]] = [(c.name, json.dumps(c.arguments), c.id) for c in piece.tool_calls]
     calls += [(c.name, c.text, c.id) for c in piece.invalid_tool_calls]
     chunks = [
         tool_call_chunk(name=name, args=arguments, id=call_id, index=first_call + i)

@@ -67,7 +67,7 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
 
 
 def require_same_tokens(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, size: int) -> None:
-    """Raise `VocabularyMismatchError` where an id below `size` is one token for the target and another for the draft."""
+    """Raise `VocabularyMismatchError` where an id below `size` is two different tokens."""
     if other is tokenizer:
         return
     ours, theirs = ({i: token for token, i in t.get_vocab().items()} for t in (tokenizer, other))

@@ -62,7 +62,8 @@ class ModelRunner:
     @property
     def device(self) -> torch.device:
         """Where token ids go in."""
-        return self.model.get_input_embeddings().weight.device
+        device: torch.device = self.model.get_input_embeddings().weight.device
+        return device
 
     def open(self, prompt_ids: Sequence[int], max_new_tokens: int) -> Row:
         """Begin a row, from the longest prefix that is kept."""
