@@ -216,7 +216,7 @@ class ChatSSD(BaseChatModel):
 
     async def _aload(self) -> SSDEngine:
         # Loading takes seconds to minutes; the event loop goes on meanwhile.
-        return self.engine or await asyncio.to_thread(self.load)
+        return await asyncio.to_thread(self.load) if self.engine is None else self.engine
 
     def bind_tools(
         self,

@@ -108,8 +108,10 @@ class SSDLLM(FunctionCallingLLM):
     model: str | None = Field(default=None, description="Target: hub id, folder or GGUF file.")
     draft: str | None = Field(default=None, description="Draft: hub id, folder or GGUF file.")
     draft_adapter: str | None = Field(default=None, description="PEFT adapter that is merged into the draft.")
-    dtype: str = Field(default="auto", description="Type of the weights, such as 'bfloat16'.")
-    device: str = Field(default="auto", description="Device that the models run on, such as 'cpu' or 'cuda:0'.")
+    dtype: str | None = Field(default=None, description="Type of the weights; None: the checkpoint's own.")
+    device: str | None = Field(
+        default=None, description="Where the models run, such as 'cpu'; None: an accelerator if there is one."
+    )
     device_map: str | dict[str, Any] | None = Field(default=None, description="As transformers takes it.")
     target_quantization: str | None = Field(default=None, description="None, or 'int8' on CPU.")
     draft_quantization: str | None = Field(default=None, description="None, or 'int8' on CPU.")
@@ -152,9 +154,9 @@ class SSDLLM(FunctionCallingLLM):
 
     @property
     def _pair(self) -> dict[str, Any]:
-        """What was said of the models; defaults are left to the engine, so that equal pairs are seen as equal."""
+        """What was said of the models."""
         values = {name: getattr(self, name) for name in _PAIR_FIELDS}
-        return {name: value for name, value in values.items() if value != type(self).model_fields[name].default}
+        return {name: value for name, value in values.items() if value is not None}
 
     @property
     def engine(self) -> SSDEngine:
