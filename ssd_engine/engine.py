@@ -140,13 +140,12 @@ class SSDEngine:
     @classmethod
     def from_preset(cls, name: str = DEFAULT_PRESET, *, config: SSDConfig | None = None, **options: Any) -> Self:
         """Load a named pair (`ssd models list`), fetching its weights once. `options` are `from_pretrained`'s."""
-        from ssd_engine.models.resolve import resolve
+        from ssd_engine.models.resolve import resolve_pair
 
         preset = get_preset(name)
         options.setdefault("name", f"{title(preset.target)} + {title(preset.draft)}")
-        return cls.from_pretrained(
-            resolve(preset.target), resolve(preset.draft), config=config or preset.config, **options
-        )
+        target, draft = resolve_pair(preset)
+        return cls.from_pretrained(target, draft, config=config or preset.config, **options)
 
     def generate(
         self,

@@ -1,7 +1,8 @@
-"""How a trace is shown: as HTML in notebooks, and as a figure."""
+"""How a SafetyTrace is shown: HTML for notebooks, a matplotlib figure for reports."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from html import escape
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -13,88 +14,166 @@ if TYPE_CHECKING:
 
     from ssd_engine.trace import SafetyTrace
 
-# Half-transparent, so that they read on light and on dark notebook pages.
-_COLOURS = {
-    Scheme.INTERSECTION: "rgba(66,133,244,.18)",
-    Scheme.UNION: "rgba(244,81,30,.35)",
-    Scheme.NONE: "transparent",
-}
-_MISMATCH = "text-decoration:underline;text-decoration-color:#d93025;text-decoration-thickness:2px"
-_RATIO, _THRESHOLD = "#1a73e8", "#d93025"
-_WIDTH, _HEIGHT, _MARGIN = 480, 120, 16
+# Half-transparent or of middle brightness, so that they can be told apart on light and dark backgrounds.
+_UNION, _INTERSECTION = "rgba(240,120,20,.38)", "rgba(50,140,220,.20)"
+_RATIO, _THRESHOLD, _MISMATCH, _SPAN = "#3a8fd6", "#9a7fd1", "#e0483e", "#f07814"
+
+_STYLE = f"""<style>
+.ssd-trace {{color:inherit;max-width:60em}}
+.ssd-trace .text {{white-space:pre-wrap;overflow-wrap:anywhere;font-family:monospace;line-height:1.7;margin:.6em 0}}
+.ssd-trace .{Scheme.UNION} {{background:{_UNION}}}
+.ssd-trace .{Scheme.INTERSECTION} {{background:{_INTERSECTION}}}
+.ssd-trace .mismatch {{text-decoration:underline 2px {_MISMATCH};text-underline-offset:3px}}
+.ssd-trace .figures, .ssd-trace .legend {{font-size:90%}}
+.ssd-trace .legend span {{padding:0 .3em;margin-right:.6em}}
+.ssd-trace svg {{display:block;width:100%;max-width:40em;margin-top:.6em}}
+</style>"""
+
+# The plot's area inside its 640 x 170 picture.
+_LEFT, _RIGHT, _TOP, _BOTTOM = 40.0, 630.0, 12.0, 132.0
 
 
 def to_html(trace: SafetyTrace) -> str:
-    """Tokens coloured by scheme, mismatches underlined, and a line of match ratio against threshold."""
-    figures = " · ".join(
-        [
-            f"risk <b>{trace.risk}</b>",
-            f"match rate {trace.match_rate:.2f}",
-            f"Union {trace.union_share:.0%}",
-            f"{trace.switches} switches",
-            f"{trace.rounds} rounds",
-            f"{trace.tokens_per_round:.2f} tokens a round",
-        ]
-    )
-    legend = " ".join(f'<span style="background:{_COLOURS[s]}">{s}</span>' for s in (Scheme.INTERSECTION, Scheme.UNION))
-    tokens = "".join(map(_token, trace.texts, trace.schemes, trace.matched))
+    """`trace` as HTML: summary, legend, text coloured by scheme, and match ratio against threshold. No scripts."""
+    text = "".join(f'<span class="{css}">{escape(text)}</span>' for css, text in _marked_texts(trace))
+    # The two ..._ignore classes keep notebooks from typesetting dollar signs in the text as formulas.
     return (
-        f'<div style="font-family:sans-serif"><div>{figures}</div>'
-        f'<div>{legend} <span style="{_MISMATCH}">not the drafted token</span></div>'
-        f'<div style="white-space:pre-wrap;font-family:monospace;margin:.5em 0">{tokens}</div>{_chart(trace)}</div>'
+        f'{_STYLE}<div class="ssd-trace tex2jax_ignore mathjax_ignore">'
+        f'<div class="figures">{escape(" · ".join(_figures(trace)))}</div>'
+        f'{_legend(trace)}<div class="text">{text}</div>{_svg(trace) if trace.bins else ""}</div>'
     )
-
-
-def _token(text: str, scheme: Scheme, matched: bool) -> str:
-    mark = "" if matched or scheme is Scheme.NONE else f";{_MISMATCH}"
-    return f'<span style="background:{_COLOURS[scheme]}{mark}">{escape(text)}</span>'
-
-
-def _chart(trace: SafetyTrace) -> str:
-    """An inline SVG; empty before the first bin is complete."""
-    if not trace.bins:
-        return ""
-    ratio = _polyline(trace.match_ratios, _RATIO, "")
-    threshold = _polyline(trace.thresholds, _THRESHOLD, ' stroke-dasharray="5 4"')
-    labels = (
-        f'<text x="{_MARGIN}" y="12" fill="{_RATIO}" font-size="11">match ratio of each bin</text>'
-        f'<text x="{_MARGIN + 150}" y="12" fill="{_THRESHOLD}" font-size="11">threshold</text>'
-    )
-    return f'<svg width="{_WIDTH}" height="{_HEIGHT}" role="img">{labels}{threshold}{ratio}</svg>'
-
-
-def _polyline(values: list[float], colour: str, dashes: str) -> str:
-    step = (_WIDTH - 2 * _MARGIN) / max(len(values) - 1, 1)
-    points = [
-        (_MARGIN + i * step, _HEIGHT - _MARGIN - value * (_HEIGHT - 2 * _MARGIN)) for i, value in enumerate(values)
-    ]
-    dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in points)
-    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    return f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"{dashes}/>{dots}'
 
 
 def to_figure(trace: SafetyTrace) -> Figure:
-    """Match ratio and threshold of each bin over the tokens, spans under Union shaded.
+    """`trace` as a matplotlib figure: match ratio and threshold of each bin, Union shaded.
 
-    Raises:
-        ImportError: matplotlib is missing; the message names the extra.
+    Raises `ImportError` where matplotlib is not installed.
     """
     try:
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('plots need matplotlib: pip install "ssd-integrations[plot]"') from error
-    figure = Figure(figsize=(7, 3), layout="constrained")
-    axes = figure.add_subplot()
-    start = 0
-    for scheme, run in groupby(trace.schemes):
-        end = start + len(list(run))
-        if scheme is Scheme.UNION:
-            axes.axvspan(start, end, color="tab:orange", alpha=0.2, lw=0)
-        start = end
-    ends = [trace.bin_size * (i + 1) for i in range(len(trace.bins))]
-    axes.plot(ends, trace.match_ratios, marker="o", color="tab:blue", label="match ratio of the bin")
-    axes.plot(ends, trace.thresholds, linestyle="--", color="tab:red", label="threshold")
-    axes.set(xlabel="tokens", ylabel="match ratio", ylim=(-0.05, 1.05), xlim=(0, max(len(trace.schemes), 1)))
-    axes.set_title(f"risk: {trace.risk} (Union shaded: {trace.union_share:.0%} of the tokens)")
-    axes.legend(loc="lower left", fontsize="small")
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            'SafetyTrace.plot() needs matplotlib, which is not installed: pip install "ssd-integrations[plot]"'
+        ) from error
+    figure = Figure(figsize=(7.0, 2.8), layout="constrained")
+    axes = figure.subplots()
+    edges = [i * trace.bin_size for i in range(len(trace.bins) + 1)]
+    for number, (start, end) in enumerate(_union_spans(trace)):
+        axes.axvspan(start, end, color=_SPAN, alpha=0.25, linewidth=0, label="Union" if number == 0 else None)
+    if trace.bins:
+        axes.stairs(trace.thresholds, edges, baseline=None, color=_THRESHOLD, linestyle="--", label="threshold")
+        axes.stairs(trace.match_ratios, edges, baseline=None, color=_RATIO, linewidth=2, label="match ratio")
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    axes.set(
+        xlim=(0, max(len(trace.schemes), edges[-1], 1)),
+        ylim=(-0.03, 1.03),
+        xlabel="tokens",
+        ylabel=f"bins of {trace.bin_size} tokens",
+        title=" · ".join(_figures(trace)[:4]),
+    )
+    axes.title.set_fontsize("medium")
     return figure
+
+
+def _marked_texts(trace: SafetyTrace) -> Iterator[tuple[str, str]]:
+    """CSS classes and text of each token; tokens that add no text of their own go with the next that does."""
+    mismatch = False
+    for scheme, matched, text in zip(trace.schemes, trace.matched, trace.texts, strict=True):
+        mismatch |= _is_drafted(trace) and not matched
+        if text:
+            yield f"{scheme} mismatch" if mismatch else str(scheme), text
+            mismatch = False
+
+
+def _is_drafted(trace: SafetyTrace) -> bool:
+    return trace.decoding != "target"
+
+
+def _is_ssd(trace: SafetyTrace) -> bool:
+    return trace.decoding == "ssd"
+
+
+def _figures(trace: SafetyTrace) -> list[str]:
+    """The summary, figure by figure, leaving out what the decoding has none of."""
+    figures = [f"{trace.decoding}, {_counted(len(trace.schemes), 'token')}"]
+    if _is_ssd(trace):
+        figures.append(f"risk {trace.risk}")
+    if _is_drafted(trace):
+        figures.append(f"match rate {trace.match_rate:.2f}")
+    if _is_ssd(trace):
+        figures += [f"Union share {trace.union_share:.0%}", _counted(trace.switches, "switch", "switches")]
+    return [*figures, _counted(trace.rounds, "round"), f"{trace.tokens_per_round:.2f} tokens a round"]
+
+
+def _counted(count: int, singular: str, plural: str = "") -> str:
+    return f"{count} {singular if count == 1 else plural or singular + 's'}"
+
+
+def _legend(trace: SafetyTrace) -> str:
+    entries = []
+    if _is_ssd(trace):
+        entries += [(str(Scheme.INTERSECTION), "Intersection (utility)"), (str(Scheme.UNION), "Union (safety)")]
+    if _is_drafted(trace):
+        entries.append(("mismatch", "not the drafted token"))
+    marks = "".join(f'<span class="{css}">{label}</span>' for css, label in entries)
+    return f'<div class="legend">{marks}</div>' if marks else ""
+
+
+def _union_spans(trace: SafetyTrace) -> list[tuple[int, int]]:
+    """First token, and token after the last, of each stretch under Union."""
+    runs = groupby(range(len(trace.schemes)), key=lambda i: trace.schemes[i])
+    stretches = [list(tokens) for scheme, tokens in runs if scheme is Scheme.UNION]
+    return [(stretch[0], stretch[-1] + 1) for stretch in stretches]
+
+
+def _svg(trace: SafetyTrace) -> str:
+    """Match ratio against threshold, each bin a step, over the answer's tokens."""
+    tokens = max(len(trace.schemes), len(trace.bins) * trace.bin_size)
+    scale = (_RIGHT - _LEFT) / tokens
+    shaded = "".join(
+        f'<rect x="{_LEFT + start * scale:.1f}" y="{_TOP}" width="{(end - start) * scale:.1f}" '
+        f'height="{_BOTTOM - _TOP}" fill="{_SPAN}" opacity=".25"/>'
+        for start, end in _union_spans(trace)
+    )
+    return (
+        '<svg viewBox="0 0 640 170" role="img" font-size="11" fill="currentColor">'
+        "<title>Match ratio and threshold of each bin</title>"
+        f"{shaded}{_axes(tokens)}"
+        f'<path d="{_steps(trace.thresholds, trace.bin_size * scale)}" fill="none" stroke="{_THRESHOLD}" '
+        'stroke-width="2" stroke-dasharray="6 3"/>'
+        f'<path d="{_steps(trace.match_ratios, trace.bin_size * scale)}" fill="none" stroke="{_RATIO}" '
+        f'stroke-width="2"/>{_keys(trace.bin_size)}</svg>'
+    )
+
+
+def _steps(values: Sequence[float], width: float) -> str:
+    """A path that holds each value for `width` pixels."""
+    heights = [_BOTTOM - value * (_BOTTOM - _TOP) for value in values]
+    return f"M{_LEFT} {heights[0]:.1f}" + "".join(
+        f"V{height:.1f}H{_LEFT + (i + 1) * width:.1f}" for i, height in enumerate(heights)
+    )
+
+
+def _axes(tokens: int) -> str:
+    grid = "".join(
+        f'<path d="M{_LEFT} {y}H{_RIGHT}" stroke="currentColor" opacity=".25"/>'
+        f'<text x="{_LEFT - 6}" y="{y + 4}" text-anchor="end">{label}</text>'
+        for y, label in ((_TOP, "1"), ((_TOP + _BOTTOM) / 2, "0.5"), (_BOTTOM, "0"))
+    )
+    return (
+        f'{grid}<text x="{_LEFT}" y="{_BOTTOM + 16}">0</text>'
+        f'<text x="{_RIGHT}" y="{_BOTTOM + 16}" text-anchor="end">{tokens} tokens</text>'
+    )
+
+
+def _keys(bin_size: int) -> str:
+    """What the lines are, under the plot."""
+    y = _BOTTOM + 31
+    return (
+        f'<path d="M{_LEFT} {y - 4}h24" stroke="{_RATIO}" stroke-width="2"/>'
+        f'<text x="{_LEFT + 30}" y="{y}">match ratio of {bin_size} tokens</text>'
+        f'<path d="M{_LEFT + 200} {y - 4}h24" stroke="{_THRESHOLD}" stroke-width="2" stroke-dasharray="6 3"/>'
+        f'<text x="{_LEFT + 230}" y="{y}">threshold</text>'
+        f'<rect x="{_LEFT + 310}" y="{y - 10}" width="24" height="12" fill="{_SPAN}" opacity=".25"/>'
+        f'<text x="{_LEFT + 340}" y="{y}">Union</text>'
+    )

@@ -22,7 +22,7 @@ def bench(
     preset: engine_options.PresetOption = None,
     target: engine_options.TargetOption = None,
     draft: engine_options.DraftOption = None,
-    max_tokens: Annotated[int, typer.Option(min=2, help="Tokens in each answer.")] = 64,
+    max_tokens: Annotated[int, typer.Option(min=2, help="Tokens in each answer.")] = 96,
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first prompts; for a quick look.")] = None,
     output: Annotated[Path | None, typer.Option(help="Write the whole report to this file, as JSON.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON instead of a table.")] = False,
@@ -54,19 +54,19 @@ def _progress() -> Progress:
 
 
 def _print(report: Report) -> None:
-    table = Table()
-    table.add_column("")
+    # Two short words above each other, so that the table fits a terminal of 80 columns.
+    table = Table("")
     for name in (
-        "tokens/s",
-        "vs generate",
-        "match rate",
-        "tokens/round",
-        "first token",
-        "peak memory",
-        "of the bound",
+        "tokens\n/s",
+        "vs\ngenerate",
+        "match\nrate",
+        "tokens\n/round",
+        "first\ntoken",
+        "peak\nmemory",
+        "of\nbound",
         "rule",
     ):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for row in report.rows:
         table.add_row(*_cells(row))
     stdout.print(table)

@@ -25,8 +25,6 @@ PROMPTS = (
     "List five differences between TCP and UDP.",
     "Summarise the story of the tortoise and the hare in three sentences.",
     'Give a JSON object that describes a book: "title", "author", "year" and "genres".',
-    "Why is the sky blue? Explain it to a ten-year-old.",
-    "Write an SQL query that finds the ten customers with the most orders.",
 )
 
 GENERATE = Contender("transformers generate", "transformers")
@@ -34,7 +32,6 @@ CONTENDERS = (
     GENERATE,
     Contender("transformers assisted", "transformers", "speculative"),
     Contender("target", "ssd", "target"),
-    Contender("speculative", "ssd", "speculative"),
     Contender("ssd", "ssd", "ssd"),
     Contender("ssd, int8 draft", "ssd", "ssd", "int8"),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import aclosing, closing
 from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -181,12 +182,13 @@ class ChatSSD(BaseChatModel):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         calls = 0
-        for piece in self.load().stream(**self._request(messages, stop, kwargs)):
-            chunk = self._chunk(piece, calls)
-            calls += len(chunk.message.tool_call_chunks)  # type: ignore[attr-defined]
-            if run_manager:
-                run_manager.on_llm_new_token(piece.text, chunk=chunk)
-            yield chunk
+        with closing(self.load().stream(**self._request(messages, stop, kwargs))) as pieces:
+            for piece in pieces:
+                chunk = self._chunk(piece, calls)
+                calls += len(piece.tool_calls) + len(piece.invalid_tool_calls)
+                if run_manager:
+                    run_manager.on_llm_new_token(piece.text, chunk=chunk)
+                yield chunk
 
     async def _astream(
         self,
@@ -197,12 +199,13 @@ class ChatSSD(BaseChatModel):
     ) -> AsyncIterator[ChatGenerationChunk]:
         calls = 0
         engine = await self._aload()
-        async for piece in engine.astream(**self._request(messages, stop, kwargs)):
-            chunk = self._chunk(piece, calls)
-            calls += len(chunk.message.tool_call_chunks)  # type: ignore[attr-defined]
-            if run_manager:
-                await run_manager.on_llm_new_token(piece.text, chunk=chunk)
-            yield chunk
+        async with aclosing(engine.astream(**self._request(messages, stop, kwargs))) as pieces:
+            async for piece in pieces:
+                chunk = self._chunk(piece, calls)
+                calls += len(piece.tool_calls) + len(piece.invalid_tool_calls)
+                if run_manager:
+                    await run_manager.on_llm_new_token(piece.text, chunk=chunk)
+                yield chunk
 
     def _chat_result(self, result: GenerationResult) -> ChatResult:
         info = {"finish_reason": result.finish_reason}
