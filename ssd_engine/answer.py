@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ssd_engine.config import GenerationParams
 from ssd_engine.detokenizer import Detokenizer, StopStrings
@@ -19,7 +20,9 @@ from ssd_engine.result import (
 )
 from ssd_engine.tool_calls import ParsedText, ToolCallParser
 from ssd_engine.trace import SafetyTrace
-from ssd_engine.verify import Choice
+
+if TYPE_CHECKING:
+    from ssd_engine.verify import Choice
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from ssd_engine.answer import Answer
 from ssd_engine.config import GenerationParams, SSDConfig
 from ssd_engine.errors import EngineClosedError, RequestTimeoutError
 from ssd_engine.result import Piece, Timings
-from ssd_engine.verify import Choice
+
+if TYPE_CHECKING:
+    from ssd_engine.verify import Choice
+
 
 Event = Piece | BaseException
 _MAX_ROWS = 1

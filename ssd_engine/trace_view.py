@@ -67,8 +67,8 @@ def to_figure(trace: SafetyTrace) -> Figure:
     axes.set(
         xlim=(0, max(len(trace.schemes), edges[-1], 1)),
         ylim=(-0.03, 1.03),
-        xlabel="tokens",
-        ylabel=f"bins of {trace.bin_size} tokens",
+        xlabel=f"tokens (bins of {trace.bin_size})",
+        ylabel="match ratio",
         title=" · ".join(_figures(trace)[:4]),
     )
     axes.title.set_fontsize("medium")

@@ -19,7 +19,7 @@ from ssd_engine.models.progress import Stage, tqdm_stage
 
 _MANIFEST = "ssd-manifest.json"
 _MODEL = "model"
-_FORMAT = 2
+_FORMAT = 1
 """Raised whenever a conversion made by older code must not be used any more."""
 _PROGRAM = Path(__file__).with_name("gguf_to_safetensors.py")
 _MEMORY_PER_BYTE = 6

@@ -22,7 +22,8 @@ def main(gguf: Path, folder: Path, eos_token_ids: list[int]) -> None:
     )
     if eos_token_ids:
         model.generation_config.eos_token_id = eos_token_ids
-    model.save_pretrained(folder)
+    # In small shards: loading lets go of each file as soon as its layers are packed, instead of holding all at once.
+    model.save_pretrained(folder, max_shard_size="200MB")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,74 @@
+"""The default pair, through the engine: real weights, real tokenizer, real answers."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+from conftest import wait_for
+
+from ssd_engine import GenerationParams, Scheme, SSDEngine
+
+CHAT = [{"role": "user", "content": "What is the capital of Italy? Answer in one word."}]
+SHORT = GenerationParams(max_new_tokens=16)
+
+
+def test_all_decodings_answer(real_engine: SSDEngine) -> None:
+    for decoding in ("ssd", "speculative", "target"):
+        result = real_engine.generate(CHAT, GenerationParams(max_new_tokens=16, decoding=decoding))
+        assert "Rome" in result.text
+        assert result.finish_reason == "stop"
+
+
+def test_an_ordinary_question_is_no_risk_and_several_tokens_a_round(real_engine: SSDEngine) -> None:
+    question = [{"role": "user", "content": "Write a Python function that adds two numbers."}]
+    trace = real_engine.generate(question, GenerationParams(max_new_tokens=32)).trace
+    assert trace.risk == "none"
+    assert set(trace.schemes) == {Scheme.INTERSECTION}
+    assert trace.tokens_per_round > 1.5
+
+
+def test_emoji_and_chinese_stream_in_whole_characters(real_engine: SSDEngine) -> None:
+    question = [{"role": "user", "content": "Repeat exactly: 你好世界 🙂🎉 café"}]
+    pieces = list(real_engine.stream(question, GenerationParams(max_new_tokens=32)))
+    assert "你好世界" in "".join(piece.text for piece in pieces)
+    assert all("\ufffd" not in piece.text for piece in pieces)
+
+
+def test_a_request_is_answered_alike_whatever_was_cached(real_engine: SSDEngine) -> None:
+    """bfloat16 and int8 kernels included: reuse of a prefix does not change a single token."""
+    story = "Once upon a time a hare laughed at a tortoise for being slow. " * 12
+    question = [{"role": "user", "content": story + "Who laughed at whom?"}]
+    params = GenerationParams(max_new_tokens=24, temperature=0.7, seed=3, logprobs=True)
+    first = real_engine.generate(question, params)
+    again = real_engine.generate(question, params)
+    assert first.usage.cached_prompt_tokens < 32
+    assert again.usage.cached_prompt_tokens > 150
+    assert again.token_ids == first.token_ids
+    assert again.logprobs == first.logprobs
+
+
+def test_two_threads_at_once_get_their_own_answers(real_engine: SSDEngine) -> None:
+    answers: dict[str, str] = {}
+
+    def ask(country: str) -> None:
+        question = f"What is the capital of {country}? Answer in one word."
+        answers[country] = real_engine.generate([{"role": "user", "content": question}], SHORT).text
+
+    threads = [threading.Thread(target=ask, args=(country,)) for country in ("Spain", "Japan")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert "Madrid" in answers["Spain"]
+    assert "Tokyo" in answers["Japan"]
+
+
+async def test_cancelling_frees_the_models(real_engine: SSDEngine) -> None:
+    task = asyncio.create_task(real_engine.agenerate(CHAT, GenerationParams(max_new_tokens=512, stop="no such text")))
+    await asyncio.to_thread(wait_for, lambda: not real_engine.is_idle)
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
+    await asyncio.to_thread(wait_for, lambda: real_engine.is_idle)
+    assert "Rome" in (await real_engine.agenerate(CHAT, SHORT)).text
