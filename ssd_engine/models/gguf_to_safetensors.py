@@ -12,10 +12,15 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+# Some Qwen2.5 files double the braces of the example call in their chat template, and the model then writes them so.
+_DOUBLED = r"{{\"name\": <function-name>, \"arguments\": <args-json-object>}}"
+
 
 def main(gguf: Path, folder: Path, eos_token_ids: list[int]) -> None:
     """Save the model in bfloat16, with its tokenizer and the tokens that end an answer."""
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    if tokenizer.chat_template:
+        tokenizer.chat_template = tokenizer.chat_template.replace(_DOUBLED, _DOUBLED[1:-1])
     tokenizer.save_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
