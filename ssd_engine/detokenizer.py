@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _REPLACEMENT = "\ufffd"
 _WINDOW = 64
-"""Ids that are decoded together at most, while the text is well-formed."""
-_OVERLAPS = range(12, 20)
-"""Ids that a new window takes over, fewest first: a decoder may treat the first token of a text differently, and a
-character may begin up to three tokens before the window."""
+"""Ids that are decoded together at most, a run of byte tokens apart."""
+_OVERLAP = 12
+"""Ids that the next window takes over: a decoder may treat the first token of a text differently, and a character may
+begin up to three tokens before the window."""
 
 
 class Detokenizer:
@@ -54,14 +54,10 @@ class Detokenizer:
         return self._decode(self._window)[self._emitted :]
 
     def _move_window(self, text: str) -> None:
-        """Forgets ids whose text has been given; stays put where the rest would not decode alike without them."""
+        """Forgets ids whose text has been given, and that the text to come no longer depends on."""
         held = len(text) - self._emitted
-        for overlap in _OVERLAPS:
-            rest = self._decode(self._window[-overlap:])
-            if len(rest) > held and text.endswith(rest):
-                self._window = self._window[-overlap:]
-                self._emitted = len(rest) - held
-                return
+        self._window = self._window[-_OVERLAP:]
+        self._emitted = len(self._decode(self._window)) - held
 
     def _decode(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))

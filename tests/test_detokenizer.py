@@ -122,6 +122,16 @@ def test_a_character_of_several_tokens_comes_with_its_last_one() -> None:
     assert pieces(tokenizer, ids) == ["a", "", "", "", "🦊", "b", ""]
 
 
+@pytest.mark.parametrize("start", range(5))
+def test_characters_among_stray_bytes_stay_whole_in_a_long_answer(start: int) -> None:
+    tokenizer = byte_level()
+    # The bytes 98 F0 9F 98 82: a stray one, and a character that may be mistaken for more of them when cut.
+    unit = tokenizer.convert_tokens_to_ids([*"ĺðŁĺĤ"])
+    ids = [*unit[start:], *unit * 100]
+    assert "".join(pieces(tokenizer, ids)) == decode(tokenizer, ids)
+    assert decode(tokenizer, unit) == "\ufffd😂"
+
+
 def test_a_run_of_byte_tokens_is_given_when_it_has_ended_for_one_bad_byte_spoils_it() -> None:
     tokenizer = byte_fallback()
     fox = [*"🦊".encode()]

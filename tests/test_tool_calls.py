@@ -211,7 +211,10 @@ def test_a_tool_that_was_not_offered_is_still_a_call_in_markup() -> None:
 )
 def test_arguments_are_read_as_models_write_them(arguments: str, expected: dict[str, Any]) -> None:
     text = f'<tool_call>{{"name": "get_weather", "arguments": {arguments}}}</tool_call>'
-    assert without_ids(parse(text)) == ("", [("get_weather", expected)], [])
+    for pieces in ([text], [*text]):
+        parser = ToolCallParser(ToolFormat.HERMES, NAMES)
+        found = joined([*map(parser.feed, pieces), parser.finish()])
+        assert without_ids(found) == ("", [("get_weather", expected)], [])
 
 
 def test_a_call_without_arguments_has_none() -> None:

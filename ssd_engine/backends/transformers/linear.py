@@ -31,23 +31,26 @@ class PackedLinear(nn.Module):
 
 
 class Int8Linear(nn.Module):
-    """A linear layer with an int8 weight, one scale an output, and activations quantised as they come."""
+    """A linear layer with an int8 weight, one scale an output, and activations quantised row by row as they come."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         weight = linear.weight.detach().float()
         scales = (weight.abs().amax(dim=1) / 127).clamp_min(torch.finfo(torch.float32).tiny)
         zeros = torch.zeros(len(scales), dtype=torch.int64)
-        bias = None if linear.bias is None else linear.bias.detach().float()
+        self._bias = None if linear.bias is None else linear.bias.detach().float()
         with warnings.catch_warnings():
             # torch 2.13 deprecates quantised tensors; the kernels of torch.ops.quantized take nothing else.
             warnings.filterwarnings("ignore", message=".*quantized tensor creation functions.*")
             quantized = torch.quantize_per_channel(weight, scales.double(), zeros, 0, torch.qint8)
-            self._packed = torch.ops.quantized.linear_prepack(quantized, bias)
+            self._packed = torch.ops.quantized.linear_prepack(quantized, None)
 
     def forward(self, rows: Tensor) -> Tensor:
-        result: Tensor = torch.ops.quantized.linear_dynamic(rows.float(), self._packed)
-        return result.to(rows.dtype)
+        # The kernel has one scale for all rows, and some models' first token has activations a thousand times the
+        # others': every row is brought to the same range first.
+        ranges = rows.float().abs().amax(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+        result: Tensor = torch.ops.quantized.linear_dynamic(rows.float() / ranges, self._packed) * ranges
+        return (result if self._bias is None else result + self._bias).to(rows.dtype)
 
 
 def replace_linears(model: PreTrainedModel, make: Callable[[nn.Linear], nn.Module]) -> None:
