@@ -55,8 +55,13 @@ class Int8Linear(nn.Module):
 
 def replace_linears(model: PreTrainedModel, make: Callable[[nn.Linear], nn.Module]) -> None:
     """Put `make(layer)` in the place of every `nn.Linear`, one at a time, so that no two copies of the model exist."""
-    for name, layer in list(model.named_modules()):
-        if type(layer) is nn.Linear:
-            parent_name, _, attribute = name.rpartition(".")
-            setattr(model.get_submodule(parent_name), attribute, make(layer))
-            del layer.weight
+    linears = [(name, layer) for name, layer in model.named_modules() if type(layer) is nn.Linear]
+    replaced = {id(layer.weight) for _, layer in linears}
+    for parameter in model.parameters():
+        if id(parameter) not in replaced:
+            # Loaded weights are views of mapped files; one that stays would hold its whole file in memory.
+            parameter.data = parameter.data.clone()
+    for name, layer in linears:
+        parent_name, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(parent_name), attribute, make(layer))
+        del layer.weight
