@@ -14,6 +14,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 demo: install  ## one agent question through LangChain, one RAG question through LlamaIndex
+	$(BIN)/ssd models pull
 	$(BIN)/python examples/quickstart.py
 
 test: install  ## the whole suite, the real pair included

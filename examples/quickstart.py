@@ -101,7 +101,7 @@ def llama_index_rag() -> None:
 
 
 if __name__ == "__main__":
-    with console.status("Loading the models (fetched at the first run)"):
+    with console.status("Loading the models"):
         ChatSSD().load()
     langchain_agent()
     llama_index_rag()

@@ -65,7 +65,7 @@ class Answer:
         added = len(self._token_ids) - before
         self.trace.round_sizes.append(added)
         if self.is_finished:
-            visible += self._stop.feed(self._settings.detokenizer.finish()) + self._stop.finish()
+            visible += self._finish_text()
         parsed = self._parse(visible)
         self._texts.append(parsed.text)
         self._calls += parsed.tool_calls
@@ -113,6 +113,15 @@ class Answer:
             self._ended = "stop"
         elif len(self._token_ids) == self._settings.params.max_new_tokens:
             self._ended = "length"
+        return visible
+
+    def _finish_text(self) -> str:
+        """The text that was held back, for a character or a stop string that never came to its end."""
+        rest = self._settings.detokenizer.finish()
+        self.trace.texts[-1] += rest
+        visible = self._stop.feed(rest) + self._stop.finish()
+        if self._stop.found:
+            self._ended = "stop"
         return visible
 
     def _parse(self, text: str) -> ParsedText:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import queue
 import threading
 import weakref
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 from ssd_engine.answer import Answer, AnswerSettings
 from ssd_engine.chat import ChatRenderer
 from ssd_engine.config import GenerationParams, SSDConfig
+from ssd_engine.delivery import drain, into_loop, outcome, piece_or_raise
 from ssd_engine.detokenizer import Detokenizer
 from ssd_engine.errors import EngineClosedError, InvalidRequestError, SSDError
 from ssd_engine.models.presets import DEFAULT_PRESET, get_preset, title
@@ -197,7 +197,7 @@ class SSDEngine:
 
         def pieces() -> Generator[Piece, None, None]:
             self._scheduler.submit(request)
-            yield from _drain(request, events)
+            yield from drain(request, events)
 
         return pieces()
 
@@ -225,13 +225,13 @@ class SSDEngine:
     ) -> AsyncGenerator[Piece, None]:
         """`stream` for an event loop; closing the iterator or cancelling the task stops within one round."""
         events: asyncio.Queue[Event] = asyncio.Queue()
-        deliver = _into_loop(asyncio.get_running_loop(), events)
+        deliver = into_loop(asyncio.get_running_loop(), events)
         # Rendering and encoding a long prompt takes a while; the loop goes on meanwhile.
         request = await asyncio.to_thread(self._request, prompt, params, draft_prompt, tools, deliver)
         self._scheduler.submit(request)
         try:
             while True:
-                piece = _piece_or_raise(await events.get())
+                piece = piece_or_raise(await events.get())
                 yield piece
                 if piece.result is not None:
                     return
@@ -247,7 +247,7 @@ class SSDEngine:
         """
         started = [self._start(prompt, params, tools) for prompt in prompts]
         try:
-            return [item if isinstance(item, SSDError) else _outcome(*item) for item in started]
+            return [item if isinstance(item, SSDError) else outcome(*item) for item in started]
         finally:
             for item in started:
                 if not isinstance(item, SSDError):
@@ -395,41 +395,3 @@ def _hidden_ids(tokenizer: PreTrainedTokenizerBase, visible: Collection[str]) ->
 
 def _short_name(model: PreTrainedModel) -> str:
     return Path(model.config.name_or_path).name or type(model).__name__
-
-
-def _piece_or_raise(event: Event) -> Piece:
-    if isinstance(event, BaseException):
-        raise event
-    return event
-
-
-def _drain(request: Request, events: queue.SimpleQueue[Event]) -> Generator[Piece, None, None]:
-    """The pieces of a submitted request; leaving early cancels it."""
-    try:
-        while True:
-            piece = _piece_or_raise(events.get())
-            yield piece
-            if piece.result is not None:
-                return
-    finally:
-        request.cancel()
-
-
-def _outcome(request: Request, events: queue.SimpleQueue[Event]) -> GenerationResult | SSDError:
-    try:
-        *_, last = _drain(request, events)
-    except SSDError as error:
-        return error
-    assert last.result is not None
-    return last.result
-
-
-def _into_loop(loop: asyncio.AbstractEventLoop, events: asyncio.Queue[Event]) -> Callable[[Event], None]:
-    """A `deliver` for the worker thread that hands events to a task's loop."""
-
-    def deliver(event: Event) -> None:
-        # A loop that is closed has no task left that waits.
-        with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(events.put_nowait, event)
-
-    return deliver

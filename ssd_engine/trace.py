@@ -65,7 +65,7 @@ class SafetyTrace:
 
     @property
     def risk(self) -> Literal["none", "elevated"]:
-        """ "elevated" when any token was chosen under Union, that is when some bin fell below its threshold."""
+        """ "elevated" when some bin fell below its threshold, so that Union took over."""
         return "elevated" if any(b.next_scheme is Scheme.UNION for b in self.bins) else "none"
 
     def summary(self) -> dict[str, Any]:

@@ -309,3 +309,26 @@ def test_ctrl_c_at_the_prompt_tells_how_to_leave(terminal: Terminal) -> None:
     terminal.read_until("/exit or Ctrl-D leaves(.|\n)*> ")
     terminal.type("\x04")
     assert terminal.exit_code() == 0
+
+
+def test_bench_measures_all_contenders_in_one_run(pair: list[str], tmp_path: Path) -> None:
+    report_file = tmp_path / "report.json"
+    command = ["bench", *pair, "--limit", "1", "--max-tokens", "8", "--output", str(report_file)]
+    done = subprocess.run(
+        [sys.executable, "-c", "from ssd_engine.cli import main; main()", *command],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(report_file.read_text())
+    rows = {row["name"]: row for row in report["rows"]}
+    assert list(rows) == ["transformers generate", "transformers assisted", "target", "ssd", "ssd, int8 draft"]
+    assert rows["transformers generate"]["ratio_to_generate"] == 1
+    for name, row in rows.items():
+        assert row["tokens_per_second"] > 0
+        assert row["peak_memory"] > 0
+        assert name in done.stdout
+    assert rows["ssd"]["share_of_bound"] > 0
+    assert report["second_turn"]["history_tokens"] > report["second_turn"]["cached_tokens"] > 0
+    assert report["environment"]["torch"] in done.stdout

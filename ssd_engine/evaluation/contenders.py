@@ -43,6 +43,7 @@ class Sample:
     tokens: int
     total: float
     first_token: float
+    cached_tokens: int = 0
     peak_memory: int = 0
     text: str = ""
     first_round_tokens: int = 1
@@ -79,6 +80,7 @@ class EngineAnswerer:
             tokens=len(result.token_ids),
             total=timings.total,
             first_token=timings.first_token,
+            cached_tokens=result.usage.cached_prompt_tokens,
             text=result.text,
             first_round_tokens=trace.round_sizes[0],
             rounds=trace.rounds,

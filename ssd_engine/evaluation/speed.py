@@ -57,6 +57,7 @@ class SecondTurn:
     """Time to first token of two turns of one conversation, in seconds."""
 
     history_tokens: int
+    cached_tokens: int
     first: float
     second: float
 
@@ -145,7 +146,7 @@ def _second_turn(process: ContenderProcess) -> SecondTurn:
         {"role": "user", "content": "And parcel 8?"},
     ]
     second = process.answer(follow_up, 24)
-    return SecondTurn(second.prompt_tokens, first.first_token, second.first_token)
+    return SecondTurn(second.prompt_tokens, second.cached_tokens, first.first_token, second.first_token)
 
 
 def _question(text: str) -> Messages:
