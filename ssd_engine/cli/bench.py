@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich import box
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -55,7 +56,7 @@ def _progress() -> Progress:
 
 def _print(report: Report) -> None:
     # Two short words above each other, so that the table fits a terminal of 80 columns.
-    table = Table("")
+    table = Table("", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in (
         "tokens\n/s",
         "vs\ngenerate",
@@ -76,7 +77,8 @@ def _print(report: Report) -> None:
         f"first turn {turn.first:.2f} s ({turn.second / turn.first:.2f} of it)."
     )
     stdout.print(
-        f"Medians over {where['prompts']} prompts of {where['max_new_tokens']} tokens, greedy. {where['target']} with "
+        f"Medians over {where['prompts']} prompts of {where['max_new_tokens']} tokens, greedy; generate and assisted are transformers' own. "
+        f"{where['target']} with "
         f"{where['draft']}. {where['cores']} cores of {where['processor']}; torch {where['torch']}, "
         f"transformers {where['transformers']}; {where['date']}."
     )

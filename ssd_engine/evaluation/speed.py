@@ -27,10 +27,10 @@ PROMPTS = (
     'Give a JSON object that describes a book: "title", "author", "year" and "genres".',
 )
 
-GENERATE = Contender("transformers generate", "transformers")
+GENERATE = Contender("generate", "transformers")
 CONTENDERS = (
     GENERATE,
-    Contender("transformers assisted", "transformers", "speculative"),
+    Contender("assisted", "transformers", "speculative"),
     Contender("target", "ssd", "target"),
     Contender("ssd", "ssd", "ssd"),
     Contender("ssd, int8 draft", "ssd", "ssd", "int8"),

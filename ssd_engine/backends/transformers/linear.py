@@ -35,14 +35,15 @@ class Int8Linear(nn.Module):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        weight = linear.weight.detach().float()
-        scales = (weight.abs().amax(dim=1) / 127).clamp_min(torch.finfo(torch.float32).tiny)
+        weight = linear.weight.detach()
+        lowest, highest = weight.aminmax(dim=1)
+        scales = (torch.maximum(-lowest, highest).float() / 127).clamp_min(torch.finfo(torch.float32).tiny)
         zeros = torch.zeros(len(scales), dtype=torch.int64)
         self._bias = None if linear.bias is None else linear.bias.detach().float()
         with warnings.catch_warnings():
             # torch 2.13 deprecates quantised tensors; the kernels of torch.ops.quantized take nothing else.
             warnings.filterwarnings("ignore", message=".*quantized tensor creation functions.*")
-            quantized = torch.quantize_per_channel(weight, scales.double(), zeros, 0, torch.qint8)
+            quantized = torch.quantize_per_channel(weight.float(), scales.double(), zeros, 0, torch.qint8)
             self._packed = torch.ops.quantized.linear_prepack(quantized, None)
 
     def forward(self, rows: Tensor) -> Tensor:
