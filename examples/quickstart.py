@@ -41,8 +41,8 @@ def timed(ask: Callable[[], Any]) -> tuple[Any, float]:
 def show_trace(trace: dict[str, Any], tokens: int, seconds: float) -> None:
     ratios = ", ".join(f"{ratio:.2f}" for ratio in trace["match_ratios"]) or "none yet"
     console.print(
-        f"  risk {trace['risk']} · match rate {trace['match_rate']:.2f} · bins {ratios} · "
-        f"{trace['tokens_per_round']:.2f} tokens a round · {tokens / seconds:.1f} tokens/s",
+        f"  risk {trace['risk']} · match rate {trace['match_rate']:.2f} · bins {ratios}\n"
+        f"  {tokens} tokens, {trace['tokens_per_round']:.2f} a round, {tokens / seconds:.1f} a second with the prompt",
         style="dim",
     )
 
@@ -87,8 +87,8 @@ def llama_index_rag() -> None:
     console.rule("LlamaIndex: SSDLLM over this project's docs")
     documents = SimpleDirectoryReader(str(DOCS), required_exts=[".md"]).load_data()
     splitter = SentenceSplitter(chunk_size=200, chunk_overlap=20)
-    index = SimpleKeywordTableIndex.from_documents(documents, llm=None, transformations=[splitter])
     llm = SSDLLM(max_tokens=96)
+    index = SimpleKeywordTableIndex.from_documents(documents, llm=llm, transformations=[splitter])
     engine = index.as_query_engine(llm=llm, num_chunks_per_query=2)
     question = "When does decoding switch to the Union scheme?"
     console.print(f"[bold]user[/]  {question}")

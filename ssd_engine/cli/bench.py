@@ -77,10 +77,9 @@ def _print(report: Report) -> None:
         f"first turn {turn.first:.2f} s ({turn.second / turn.first:.2f} of it)."
     )
     stdout.print(
-        f"Medians over {where['prompts']} prompts of {where['max_new_tokens']} tokens, greedy; generate and assisted are transformers' own. "
-        f"{where['target']} with "
-        f"{where['draft']}. {where['cores']} cores of {where['processor']}; torch {where['torch']}, "
-        f"transformers {where['transformers']}; {where['date']}."
+        f"Medians over {where['prompts']} prompts of {where['max_new_tokens']} tokens, greedy; generate and assisted are"
+        f" transformers' own. {where['target']} with {where['draft']}. {where['cores']} cores of {where['processor']}; "
+        f"torch {where['torch']}, transformers {where['transformers']}; {where['date']}."
     )
 
 
