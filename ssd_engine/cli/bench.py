@@ -77,8 +77,8 @@ def _print(report: Report) -> None:
         f"first turn {turn.first:.2f} s ({turn.second / turn.first:.2f} of it)."
     )
     stdout.print(
-        f"Medians over {where['prompts']} prompts of {where['max_new_tokens']} tokens, greedy; generate and assisted are"
-        f" transformers' own. {where['target']} with {where['draft']}. {where['cores']} cores of {where['processor']}; "
+        f"Medians over {where['prompts']} prompts of {where['max_new_tokens']} tokens, greedy; generate and assisted "
+        f"are transformers' own. {where['target']} with {where['draft']}. {where['cores']} cores of {where['processor']}; "
         f"torch {where['torch']}, transformers {where['transformers']}; {where['date']}."
     )
 
