@@ -78,8 +78,8 @@ def _print(report: Report) -> None:
     )
     stdout.print(
         f"Medians over {where['prompts']} prompts of {where['max_new_tokens']} tokens, greedy; generate and assisted "
-        f"are transformers' own. {where['target']} with {where['draft']}. {where['cores']} cores of {where['processor']}; "
-        f"torch {where['torch']}, transformers {where['transformers']}; {where['date']}."
+        f"are transformers' own. {where['target']} with {where['draft']}. {where['cores']} cores of "
+        f"{where['processor']}; torch {where['torch']}, transformers {where['transformers']}; {where['date']}."
     )
 
 
