@@ -275,6 +275,20 @@ class Terminal:
             assert ready, f"no {wanted!r} in {self.screen[begin:]!r}"
             self.screen += os.read(self._terminal, 65536).decode(errors="replace")
 
+    def press_until(self, key: str, wanted: str) -> None:
+        """Press `key`, again each second as a person would, until `wanted` shows.
+
+        A signal between the prompt and the reading of the line is kept for the next key (CPython's readline).
+        """
+        begin = len(self.screen)
+        for _ in range(PATIENCE):
+            self.type(key)
+            while select.select([self._terminal], [], [], 1)[0]:
+                self.screen += os.read(self._terminal, 65536).decode(errors="replace")
+                if re.search(wanted, self.screen[begin:]):
+                    return
+        raise AssertionError(f"no {wanted!r} in {self.screen[begin:]!r}")
+
     def type(self, text: str) -> None:
         os.write(self._terminal, text.encode())
 
@@ -305,8 +319,7 @@ def test_ctrl_c_stops_the_answer_and_ctrl_d_leaves(terminal: Terminal) -> None:
 
 def test_ctrl_c_at_the_prompt_tells_how_to_leave(terminal: Terminal) -> None:
     terminal.read_until("> ")
-    terminal.type("\x03")
-    terminal.read_until("/exit or Ctrl-D leaves(.|\n)*> ")
+    terminal.press_until("\x03", "/exit or Ctrl-D leaves(.|\n)*> ")
     terminal.type("\x04")
     assert terminal.exit_code() == 0
 
