@@ -184,7 +184,6 @@ def test_match_ratio_is_drawn_against_threshold() -> None:
 
 
 def test_the_plot_has_both_lines_and_shades_union() -> None:
-    pytest.importorskip("matplotlib")
     figure = ATTACK.plot()
     [axes] = figure.axes
     drawn = {patch.get_label(): patch for patch in axes.patches}
@@ -199,12 +198,10 @@ def test_the_plot_has_both_lines_and_shades_union() -> None:
 
 @pytest.mark.parametrize("trace", [SafetyTrace(), make_trace("+"), make_baseline("target")])
 def test_an_answer_without_bins_can_be_plotted(trace: SafetyTrace) -> None:
-    pytest.importorskip("matplotlib")
     trace.plot().savefig(BytesIO(), format="png")
 
 
 def test_plotting_leaves_pyplot_alone() -> None:
-    pytest.importorskip("matplotlib")
     code = "import sys; from ssd_engine.trace import SafetyTrace; SafetyTrace().plot(); print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "matplotlib.figure" in loaded
