@@ -9,12 +9,16 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from ssd_engine import SSDEngine
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# No test is to depend on how busy the machine is.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 CHAT_TEMPLATE = """{%- if tools %}<|im_start|>system
 {{ messages[0].content if messages[0].role == 'system' else '' }}# Tools

@@ -57,7 +57,7 @@ tokens = st.integers(0, VOCAB - 1)
     st.lists(tokens, min_size=1, max_size=40),
     st.lists(st.tuples(st.lists(tokens, min_size=1, max_size=5), st.lists(tokens, min_size=1, max_size=5)), max_size=6),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_rolled_back_tokens_leave_no_trace(prompt: list[int], rounds: list[tuple[list[int], list[int]]]) -> None:
     """Each round reads guesses, then lets other tokens stand in their place."""
     runner = ModelRunner(MODEL, VOCAB, 0)

@@ -32,7 +32,7 @@ def members(space: SampleSpace, position: int) -> set[int]:
 
 
 @given(pairs, st.integers(1, 12))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_spaces_are_those_of_the_definition(positions: list[tuple[list[float], list[float]]], size: int) -> None:
     spaces = sample_spaces(torch.tensor([p for p, _ in positions]), torch.tensor([q for _, q in positions]), size)
     for i, (p_target, p_draft) in enumerate(positions):
@@ -43,7 +43,7 @@ def test_spaces_are_those_of_the_definition(positions: list[tuple[list[float], l
 
 
 @given(pairs, st.integers(1, 12), st.floats(0, 4))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_composite_is_a_distribution_on_the_space(
     positions: list[tuple[list[float], list[float]]], size: int, alpha: float
 ) -> None:
