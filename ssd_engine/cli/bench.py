@@ -56,7 +56,8 @@ def _progress() -> Progress:
 
 def _print(report: Report) -> None:
     # Two short words above each other, so that the table fits a terminal of 80 columns.
-    table = Table("", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("", no_wrap=True)
     for name in (
         "tokens\n/s",
         "vs\ngenerate",
