@@ -33,7 +33,10 @@ class SSDConfig(_Settings):
     The defaults are the paper's settings for Llama-2 chat. An unusable value raises `InvalidRequestError`.
     """
 
-    num_draft_tokens: int = Field(3, ge=1, le=64, description="L: tokens drafted in one round.")
+    num_draft_tokens: int | Literal["auto"] = Field(
+        3,
+        description="L: tokens drafted in one round; 'auto' chooses what is fastest here. Answers do not depend on it.",
+    )
     sample_space_size: int = Field(10, ge=1, description="c: size of the sample space.")
     alpha_intersection: float = Field(0.3, ge=0, allow_inf_nan=False, description="Draft weight under Intersection.")
     alpha_union: float = Field(0.8, ge=0, allow_inf_nan=False, description="Draft weight under Union; may exceed 1.")
@@ -45,6 +48,13 @@ class SSDConfig(_Settings):
     draft_system_prompt: str | None = Field(
         None, description="System prompt that only the draft sees, before the conversation's own."
     )
+
+    @field_validator("num_draft_tokens", mode="before")
+    @classmethod
+    def _number_or_auto(cls, value: Any) -> Any:
+        if value == "auto" or (isinstance(value, int) and 1 <= value <= 64):
+            return value
+        raise ValueError("give a number from 1 to 64, or 'auto'")
 
 
 class GenerationParams(_Settings):

@@ -7,7 +7,6 @@ import contextlib
 import queue
 from collections.abc import Callable, Generator
 
-from ssd_engine.errors import SSDError
 from ssd_engine.result import GenerationResult, Piece
 from ssd_engine.scheduler import Event, Request
 
@@ -31,11 +30,11 @@ def drain(request: Request, events: queue.SimpleQueue[Event]) -> Generator[Piece
         request.cancel()
 
 
-def outcome(request: Request, events: queue.SimpleQueue[Event]) -> GenerationResult | SSDError:
-    """The result of a submitted request, or the error in its place."""
+def outcome(request: Request, events: queue.SimpleQueue[Event]) -> GenerationResult | Exception:
+    """The result of a submitted request, or what went wrong in its place."""
     try:
         *_, last = drain(request, events)
-    except SSDError as error:
+    except Exception as error:
         return error
     assert last.result is not None
     return last.result

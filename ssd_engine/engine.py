@@ -16,7 +16,7 @@ from ssd_engine.chat import ChatRenderer
 from ssd_engine.config import GenerationParams, SSDConfig
 from ssd_engine.delivery import drain, into_loop, outcome, piece_or_raise
 from ssd_engine.detokenizer import Detokenizer
-from ssd_engine.errors import EngineClosedError, InvalidRequestError, SSDError
+from ssd_engine.errors import ContextLengthError, EngineClosedError, InvalidRequestError
 from ssd_engine.models.presets import DEFAULT_PRESET, get_preset, title
 from ssd_engine.prompt import Prompt, PromptEncoder, Tools, parse_prompt, with_draft_system_prompt
 from ssd_engine.result import GenerationResult, Piece
@@ -27,14 +27,16 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+MAX_BATCH_SIZE = 8
 PREFIX_CACHE_BYTES = 512 * 2**20
 
 
 class SSDEngine:
     """Answers prompts with a target model and a small safe draft, by Speculative Safety-Aware Decoding.
 
-    Safe to call from any number of threads and tasks: one worker thread owns the models and runs the requests in the
-    order of their arrival. Usable as a context manager; `close()` frees the models.
+    Safe to call from any number of threads and tasks: one worker thread owns the models and decodes up to
+    `max_batch_size` requests together, the others wait in the order of their arrival. Usable as a context manager;
+    `close()` frees the models.
     """
 
     def __init__(
@@ -46,6 +48,8 @@ class SSDEngine:
         config: SSDConfig | None = None,
         *,
         name: str | None = None,
+        max_batch_size: int = MAX_BATCH_SIZE,
+        kv_cache_bytes: int | None = None,
         prefix_cache_bytes: int = PREFIX_CACHE_BYTES,
     ) -> None:
         """Make an engine of models in memory.
@@ -57,16 +61,22 @@ class SSDEngine:
             draft_tokenizer: the draft's own, with its own chat template; None: the target's serves both.
             config: settings of the algorithm.
             name: what responses call the pair; None: taken from the models.
+            max_batch_size: most requests that decode together.
+            kv_cache_bytes: memory for the key-value caches of both models, which never grow. None: room for
+                `max_batch_size` sequences of 4,096 tokens and for one of 32,768, or half of the memory that is
+                available, whichever is less. A request that finds no room waits.
             prefix_cache_bytes: most memory that each model's kept prompt prefixes may take.
 
         Raises:
+            InvalidRequestError: `max_batch_size` is below 1.
             VocabularyMismatchError: a token id means two different tokens.
-            ModelLoadError: a model keeps a state that cannot be rolled back.
+            ModelLoadError: a model keeps a state that cannot be rolled back, or the caches do not fit in memory.
         """
-        from ssd_engine.backends.transformers.decoder import PairDecoder
+        from ssd_engine.backends.transformers.decoder import make_decoder
         from ssd_engine.backends.transformers.loader import context_length, require_same_tokens, vocabulary_size
-        from ssd_engine.backends.transformers.runner import ModelRunner
 
+        if max_batch_size < 1:
+            raise InvalidRequestError(f"max_batch_size={max_batch_size} answers nobody; use 1 or more")
         draft_tokenizer = draft_tokenizer or tokenizer
         shared = min(vocabulary_size(target), vocabulary_size(draft))
         require_same_tokens(tokenizer, draft_tokenizer, shared)
@@ -79,8 +89,20 @@ class SSDEngine:
             PromptEncoder("draft", ChatRenderer(draft_tokenizer), vocabulary_size(draft), context_length(draft)),
         )
         self._tool_format = detect_format(tokenizer.chat_template)
-        runners = [ModelRunner(model, shared, prefix_cache_bytes) for model in (target, draft)]
-        self._scheduler: Scheduler[Any] = Scheduler(PairDecoder(runners[0], runners[1], self._eos_ids))
+        # In a thread that ends: see `from_pretrained`.
+        with ThreadPoolExecutor(1) as setting_up:
+            decoder = setting_up.submit(
+                make_decoder,
+                target,
+                draft,
+                eos_ids=self._eos_ids,
+                context_length=self.context_length,
+                max_batch_size=max_batch_size,
+                kv_cache_bytes=kv_cache_bytes,
+                prefix_cache_bytes=prefix_cache_bytes,
+            ).result()
+        self._cache_positions = decoder.positions
+        self._scheduler: Scheduler[Any] = Scheduler(decoder, max_batch_size)
         self._close = weakref.finalize(self, self._scheduler.close)
 
     @classmethod
@@ -96,8 +118,7 @@ class SSDEngine:
         device_map: str | dict[str, Any] | None = None,
         target_quantization: str | None = None,
         draft_quantization: str | None = None,
-        name: str | None = None,
-        prefix_cache_bytes: int = PREFIX_CACHE_BYTES,
+        **options: Any,
     ) -> Self:
         """Load a pair.
 
@@ -109,7 +130,7 @@ class SSDEngine:
             device: "auto" (an accelerator where there is one), "cpu", "cuda", "cuda:1", ...
             device_map: as transformers takes it; overrides `device`.
             target_quantization, draft_quantization: "int8" on the CPU, or None.
-            name, prefix_cache_bytes: as for `SSDEngine()`.
+            options: `name`, `max_batch_size`, `kv_cache_bytes` and `prefix_cache_bytes`, as for `SSDEngine()`.
 
         Raises:
             ModelLoadError: a source cannot be found, reached or used; `VocabularyMismatchError` is one kind of it.
@@ -133,15 +154,8 @@ class SSDEngine:
         with ThreadPoolExecutor(1) as loading:
             target_model = loading.submit(load_model, target, sides[0]).result()
             draft_model = loading.submit(load_model, draft, sides[1], draft_adapter).result()
-        return cls(
-            target_model,
-            draft_model,
-            tokenizer,
-            draft_tokenizer,
-            config,
-            name=name or f"{Path(target).stem} + {Path(draft).stem}",
-            prefix_cache_bytes=prefix_cache_bytes,
-        )
+        options.setdefault("name", f"{Path(target).stem} + {Path(draft).stem}")
+        return cls(target_model, draft_model, tokenizer, draft_tokenizer, config, **options)
 
     @classmethod
     def from_preset(cls, name: str = DEFAULT_PRESET, *, config: SSDConfig | None = None, **options: Any) -> Self:
@@ -192,8 +206,7 @@ class SSDEngine:
 
         Closing the iterator stops the decoding within one round. Arguments and errors are `generate`'s.
         """
-        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        request = self._request(prompt, params, draft_prompt, tools, events.put)
+        request, events = self._prepare(prompt, params, draft_prompt, tools)
 
         def pieces() -> Generator[Piece, None, None]:
             self._scheduler.submit(request)
@@ -240,28 +253,28 @@ class SSDEngine:
 
     def batch(
         self, prompts: Sequence[Prompt], params: GenerationParams | None = None, *, tools: Tools | None = None
-    ) -> list[GenerationResult | SSDError]:
-        """Answer several prompts; the results stand in the order of the prompts.
+    ) -> list[GenerationResult | Exception]:
+        """Answer several prompts together; the results stand in the order of the prompts.
 
-        A prompt that fails has its `SSDError` in the place of a result; the others are answered all the same.
+        A prompt that fails has its exception in the place of a result; the others are answered all the same.
         """
         started = [self._start(prompt, params, tools) for prompt in prompts]
         try:
-            return [item if isinstance(item, SSDError) else outcome(*item) for item in started]
+            return [item if isinstance(item, Exception) else outcome(*item) for item in started]
         finally:
             for item in started:
-                if not isinstance(item, SSDError):
+                if not isinstance(item, Exception):
                     item[0].cancel()
 
     async def abatch(
         self, prompts: Sequence[Prompt], params: GenerationParams | None = None, *, tools: Tools | None = None
-    ) -> list[GenerationResult | SSDError]:
+    ) -> list[GenerationResult | Exception]:
         """`batch` for an event loop."""
 
-        async def answer(prompt: Prompt) -> GenerationResult | SSDError:
+        async def answer(prompt: Prompt) -> GenerationResult | Exception:
             try:
                 return await self.agenerate(prompt, params, tools=tools)
-            except SSDError as error:
+            except Exception as error:
                 return error
 
         return await asyncio.gather(*map(answer, prompts))
@@ -300,14 +313,21 @@ class SSDEngine:
 
     def _start(
         self, prompt: Prompt, params: GenerationParams | None, tools: Tools | None
-    ) -> tuple[Request, queue.SimpleQueue[Event]] | SSDError:
-        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    ) -> tuple[Request, queue.SimpleQueue[Event]] | Exception:
+        """Submit one prompt of a batch; what is wrong with it is returned."""
         try:
-            request = self._request(prompt, params, None, tools, events.put)
+            request, events = self._prepare(prompt, params, None, tools)
             self._scheduler.submit(request)
-        except SSDError as error:
+        except Exception as error:
             return error
         return request, events
+
+    def _prepare(
+        self, prompt: Prompt, params: GenerationParams | None, draft_prompt: Prompt | None, tools: Tools | None
+    ) -> tuple[Request, queue.SimpleQueue[Event]]:
+        """A request for a caller that waits in a thread, and where its pieces will come."""
+        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        return self._request(prompt, params, draft_prompt, tools, events.put), events
 
     def _request(
         self,
@@ -330,7 +350,17 @@ class SSDEngine:
         target_ids, draft_ids = (
             side.encode(each, params) for side, each in zip(self._sides, (parsed, for_draft), strict=True)
         )
+        self._require_room(max(len(target_ids), len(draft_ids)), params.max_new_tokens)
         return Request(target_ids, draft_ids, params, config, self._answer(params, config, tools), deliver)
+
+    def _require_room(self, prompt_tokens: int, max_new_tokens: int) -> None:
+        """Refuse what could only wait forever."""
+        if prompt_tokens + max_new_tokens > self._cache_positions:
+            raise ContextLengthError(
+                f"a prompt of {prompt_tokens} tokens and max_new_tokens={max_new_tokens} need "
+                f"{prompt_tokens + max_new_tokens} positions; the key-value cache has {self._cache_positions}: "
+                "raise kv_cache_bytes, shorten the prompt or lower max_new_tokens"
+            )
 
     def _answer(self, params: GenerationParams, config: SSDConfig, tools: Tools | None) -> Answer:
         names = [tool["function"]["name"] for tool in tools or ()]

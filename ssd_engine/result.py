@@ -98,7 +98,7 @@ class Timings:
     total: float = 0.0
     """From submission to the end."""
     draft_forward: float = 0.0
-    """In the draft's forward passes."""
+    """In the draft's forward passes. Sequences that decode together share passes, and each counts their whole time."""
     target_forward: float = 0.0
     """In the target's forward passes."""
     selection: float = 0.0

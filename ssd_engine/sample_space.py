@@ -13,6 +13,8 @@ from torch import Tensor
 
 _FIRST_DEPTH = 4
 """Ranks looked at first, in multiples of c: ordinary text has c common tokens well before 4c."""
+_BLOCK = 64
+"""Tokens in one block of a large vocabulary, of which only the blocks with the largest maxima are looked at."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,13 @@ class SampleSpace:
             self.ids[here], self.member[here], self.p_target[here], self.p_draft[here], self.target_stands[here]
         )
 
-    def composite(self, alpha: float) -> Tensor:
-        """[P, n] values p_M + alpha * (p_m - p_M), -inf outside the space."""
+    def composite(self, alpha: float | Tensor) -> Tensor:
+        """[P, n] values p_M + alpha * (p_m - p_M), -inf outside the space. `alpha` is one weight, or [P] of them."""
         weight = torch.where(self.target_stands, 0.0, alpha)[:, None]
         values = self.p_target + weight * (self.p_draft - self.p_target)
         return values.masked_fill(~self.member, -torch.inf)
 
-    def probabilities(self, alpha: float) -> Tensor:
+    def probabilities(self, alpha: float | Tensor) -> Tensor:
         """[P, n] the composite as a distribution: negative values count as 0, and p_M serves where all are 0."""
         weights = self.composite(alpha).clamp_min(0.0)
         fallback = self.p_target.masked_fill(~self.member, 0.0)
@@ -62,51 +64,64 @@ class SampleSpaces:
     union: SampleSpace
 
 
-def sample_spaces(p_target: Tensor, p_draft: Tensor, size: int) -> SampleSpaces:
+def sample_spaces(p_target: Tensor, p_draft: Tensor, size: int | Tensor) -> SampleSpaces:
     """Form both sample spaces from two distributions.
 
     Args:
         p_target: [P, V] float32 p_M.
         p_draft: [P, V] float32 p_m.
-        size: c, tokens that the models must have in common; at most V of them are used.
+        size: c, tokens that the models must have in common, one number or [P] of them; at most V of them are used.
     """
-    vocab = p_target.shape[-1]
-    size = min(size, vocab)
-    depth = min(size * _FIRST_DEPTH, vocab)
+    positions, vocab = p_target.shape
+    sizes = torch.as_tensor(size, device=p_target.device).clamp(max=vocab).expand(positions)[:, None]
+    largest = min(size if isinstance(size, int) else int(size.max()), vocab)
+    depth = min(largest * _FIRST_DEPTH, vocab)
     while True:
         top_target, top_draft = top_ids(p_target, depth), top_ids(p_draft, depth)
-        draft_rank_of_target = _ranks_within(top_draft, vocab).gather(-1, top_target)
+        draft_rank_of_target = _ranks_within(top_draft, top_target)
         # r(x) = max of both ranks, for the target's first `depth` tokens; no token outside has a smaller one.
         ranks = torch.arange(depth, device=p_target.device)
         worst_rank = torch.maximum(ranks, draft_rank_of_target)
-        if depth == vocab or bool(((worst_rank < depth).sum(-1) >= size).all()):
+        if depth == vocab or bool(((worst_rank < depth).sum(-1, keepdim=True) >= sizes).all()):
             break
         depth = min(depth * 4, vocab)
-    intersection = _intersection(p_target, p_draft, top_target, draft_rank_of_target, worst_rank, size)
-    target_rank_of_draft = _ranks_within(top_target, vocab).gather(-1, top_draft[:, :size])
-    return SampleSpaces(intersection, _union(p_target, p_draft, top_target, top_draft, target_rank_of_draft, size))
+    intersection = _intersection(p_target, p_draft, top_target, draft_rank_of_target, worst_rank, sizes)
+    return SampleSpaces(intersection, _union(p_target, p_draft, top_target, top_draft, sizes, largest))
 
 
 def top_ids(probabilities: Tensor, count: int) -> Tensor:
     """[P, count] ids of the likeliest tokens, in order of rank. `probabilities` is [P, V] float32, none negative."""
-    vocab = probabilities.shape[-1]
+    positions, vocab = probabilities.shape
+    ids = torch.arange(vocab, device=probabilities.device).expand(positions, vocab)
+    if vocab <= count * _BLOCK:
+        return _first_ranks(probabilities, ids, count)
+    # The first `count` tokens lie in the `count` blocks that rank first by their largest probability: a block left out
+    # would have a token in each of these before its own. So only those are ranked, a small part of the vocabulary.
+    padded = torch.nn.functional.pad(probabilities, (0, -vocab % _BLOCK)).view(positions, -1, _BLOCK)
+    blocks = _first_ranks(padded.amax(-1), ids[:, : padded.shape[1]], count)
+    candidates = padded.gather(1, blocks[..., None].expand(-1, -1, _BLOCK)).flatten(1)
+    ids = (blocks[..., None] * _BLOCK + torch.arange(_BLOCK, device=blocks.device)).flatten(1)
+    return _first_ranks(candidates, ids, count)
+
+
+def _first_ranks(probabilities: Tensor, ids: Tensor, count: int) -> Tensor:
+    """[P, count] of `ids` [P, n], by falling `probabilities` [P, n], then by rising id."""
     # torch.topk leaves ties open. The bits of a non-negative float32 are ordered as the float is, so a key made of
     # these bits and the inverted id orders by falling probability, then by rising id, without any ties.
-    inverted_ids = torch.arange(vocab - 1, -1, -1, device=probabilities.device)
-    keys = (probabilities.contiguous().view(torch.int32).to(torch.int64) << 32) | inverted_ids
-    return vocab - 1 - (keys.topk(count, dim=-1).values & 0xFFFFFFFF)
+    keys = (probabilities.contiguous().view(torch.int32).to(torch.int64) << 32) | (0xFFFFFFFF - ids)
+    return 0xFFFFFFFF - (keys.topk(count, dim=-1).values & 0xFFFFFFFF)
 
 
-def _ranks_within(top: Tensor, vocab: int) -> Tensor:
-    """[P, V] rank of each token among `top` [P, depth]; tokens that are not there get V."""
-    ranks = torch.arange(top.shape[-1], device=top.device).expand_as(top)
-    return torch.full((top.shape[0], vocab), vocab, device=top.device).scatter_(-1, top, ranks)
+def _ranks_within(top: Tensor, ids: Tensor) -> Tensor:
+    """[P, n] rank of each of `ids` [P, n] among `top` [P, depth]; those that are not there get a rank past all."""
+    same = ids[:, :, None] == top[:, None, :]
+    return torch.where(same.any(-1), same.int().argmax(-1), torch.iinfo(torch.int64).max)
 
 
 def _intersection(
-    p_target: Tensor, p_draft: Tensor, top_target: Tensor, draft_rank_of_target: Tensor, worst_rank: Tensor, size: int
+    p_target: Tensor, p_draft: Tensor, top_target: Tensor, draft_rank_of_target: Tensor, worst_rank: Tensor, sizes: Tensor
 ) -> SampleSpace:
-    last_rank = worst_rank.kthvalue(size, dim=-1, keepdim=True).values  # k - 1, the c-th smallest r(x)
+    last_rank = worst_rank.sort(dim=-1).values.gather(-1, sizes - 1)  # k - 1, the c-th smallest r(x)
     target_stands = draft_rank_of_target[:, 0] > last_rank[:, 0]
     top_k_of_target = torch.arange(top_target.shape[-1], device=top_target.device) <= last_rank
     member = torch.where(target_stands[:, None], top_k_of_target, worst_rank <= last_rank)
@@ -116,9 +131,12 @@ def _intersection(
 
 
 def _union(
-    p_target: Tensor, p_draft: Tensor, top_target: Tensor, top_draft: Tensor, target_rank_of_draft: Tensor, size: int
+    p_target: Tensor, p_draft: Tensor, top_target: Tensor, top_draft: Tensor, sizes: Tensor, largest: int
 ) -> SampleSpace:
-    ids = torch.cat([top_target[:, :size], top_draft[:, :size]], dim=-1)
-    member = torch.cat([torch.ones_like(target_rank_of_draft, dtype=torch.bool), target_rank_of_draft >= size], dim=-1)
+    ids = torch.cat([top_target[:, :largest], top_draft[:, :largest]], dim=-1)
+    is_top = torch.arange(largest, device=ids.device) < sizes
+    is_new = _ranks_within(top_target[:, :largest], top_draft[:, :largest]) >= sizes  # not in the target's top c
     never = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-    return SampleSpace(ids, member, p_target.gather(-1, ids), p_draft.gather(-1, ids), never)
+    return SampleSpace(
+        ids, torch.cat([is_top, is_top & is_new], dim=-1), p_target.gather(-1, ids), p_draft.gather(-1, ids), never
+    )

@@ -1,4 +1,4 @@
-"""Scheduler: one worker thread that owns the models; requests wait in line and are decoded round by round."""
+"""Scheduler: one worker thread that owns the models; requests wait in line and are decoded together, round by round."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 
 Event = Piece | BaseException
-_MAX_ROWS = 1
 
 
 class DecodedSequence(Protocol):
@@ -30,6 +29,9 @@ class DecodedSequence(Protocol):
     @property
     def cached_prompt_tokens(self) -> int: ...
 
+    @property
+    def is_reading_prompt(self) -> bool: ...
+
 
 S = TypeVar("S", bound=DecodedSequence)
 
@@ -39,9 +41,17 @@ class Decoder(Protocol[S]):
 
     def open(
         self, target_ids: Sequence[int], draft_ids: Sequence[int], params: GenerationParams, config: SSDConfig
-    ) -> S: ...
+    ) -> S | None:
+        """Begin an answer; None while there is no room for it."""
 
-    def round(self, sequences: Sequence[S]) -> list[list[Choice]]: ...
+    def close(self, sequence: S) -> None:
+        """Free what a sequence holds."""
+
+    def read_prompt(self, sequence: S) -> None:
+        """Read a part of a prompt, short enough for others to wait for."""
+
+    def round(self, sequences: Sequence[S]) -> list[list[Choice] | Exception]:
+        """Advance sequences whose prompts have been read: new tokens for each, or what went wrong with it alone."""
 
 
 @dataclass(eq=False)
@@ -69,21 +79,35 @@ class Request:
         return time.perf_counter() - self.submitted
 
     @property
-    def is_expired(self) -> bool:
-        return self.params.timeout is not None and self.elapsed > self.params.timeout
+    def timeout_error(self) -> RequestTimeoutError | None:
+        """What the caller is told where the request has run out of time and was not cancelled."""
+        timeout = self.params.timeout
+        if self.is_cancelled or timeout is None or self.elapsed <= timeout:
+            return None
+        return RequestTimeoutError(
+            f"the request took longer than its timeout of {timeout} s; allow more time or fewer max_new_tokens"
+        )
+
+    @property
+    def has_ended(self) -> bool:
+        return self.is_cancelled or self.timeout_error is not None
 
 
-@dataclass
+@dataclass(eq=False)
 class _Running(Generic[S]):
     request: Request
     sequence: S
 
 
 class Scheduler(Generic[S]):
-    """Runs requests first come, first served."""
+    """Runs requests first come, first served, up to `max_batch_size` at once.
 
-    def __init__(self, decoder: Decoder[S]) -> None:
+    Requests join and leave between rounds. A request that finds no room waits, and so do those behind it.
+    """
+
+    def __init__(self, decoder: Decoder[S], max_batch_size: int) -> None:
         self._decoder = decoder
+        self._max_batch_size = max_batch_size
         self._waiting: deque[Request] = deque()
         self._running: list[_Running[S]] = []
         self._changed = threading.Condition()
@@ -120,12 +144,13 @@ class Scheduler(Generic[S]):
         while self._wait_for_work():
             self._drop_ended()
             self._admit()
-            if self._running:
-                self._advance()
-        for request in [*(running.request for running in self._running), *self._waiting]:
-            request.deliver(EngineClosedError("the engine was closed before this request was finished"))
-        self._running.clear()
-        self._waiting.clear()
+            self._read_prompt()
+            self._advance()
+        closed = EngineClosedError("the engine was closed before this request was finished")
+        for running in list(self._running):
+            self._end(running, closed)
+        while self._waiting:
+            self._waiting.popleft().deliver(closed)
 
     def _wait_for_work(self) -> bool:
         """Block until there is something to do; False once closed."""
@@ -135,53 +160,76 @@ class Scheduler(Generic[S]):
 
     def _drop_ended(self) -> None:
         """Let go of requests that were cancelled or ran out of time, in line or running."""
+        for running in list(self._running):
+            if running.request.has_ended:
+                self._end(running, running.request.timeout_error)
         with self._changed:
-            requests = [*self._waiting, *(running.request for running in self._running)]
-            ended = {request for request in requests if request.is_cancelled or request.is_expired}
+            ended = [request for request in self._waiting if request.has_ended]
             self._waiting = deque(request for request in self._waiting if request not in ended)
-        self._running = [running for running in self._running if running.request not in ended]
         for request in ended:
-            if not request.is_cancelled:
-                request.deliver(
-                    RequestTimeoutError(
-                        f"the request took longer than its timeout of {request.params.timeout} s; "
-                        "allow more time or fewer max_new_tokens"
-                    )
-                )
+            if request.timeout_error is not None:
+                request.deliver(request.timeout_error)
 
     def _admit(self) -> None:
-        while len(self._running) < _MAX_ROWS:
+        while len(self._running) < self._max_batch_size:
             with self._changed:
                 if not self._waiting:
                     return
-                request = self._waiting.popleft()
-            try:
-                sequence = self._decoder.open(request.target_ids, request.draft_ids, request.params, request.config)
-            except Exception as error:
-                request.deliver(error)
-            else:
+                request = self._waiting[0]
+                try:
+                    sequence = self._decoder.open(
+                        request.target_ids, request.draft_ids, request.params, request.config
+                    )
+                except Exception as error:
+                    self._waiting.popleft()
+                    request.deliver(error)
+                    continue
+                if sequence is None:
+                    return  # the first in line waits for room, and nobody overtakes it
+                self._waiting.popleft()
                 self._running.append(_Running(request, sequence))
 
-    def _advance(self) -> None:
-        """One round for all that run."""
+    def _read_prompt(self) -> None:
+        """Read a part of the oldest prompt that is still to be read; the running streams wait for no more than that."""
+        running = next((each for each in self._running if each.sequence.is_reading_prompt), None)
+        if running is None:
+            return
         try:
-            rounds = self._decoder.round([running.sequence for running in self._running])
-            for running, choices in zip(self._running, rounds, strict=True):
-                if choices:
-                    self._deliver(running, choices)
-        except Exception as error:  # whatever a model raises ends the requests of its round, not the worker
-            for running in self._running:
-                running.request.deliver(error)
-            self._running = []
-        self._running = [running for running in self._running if not running.request.answer.is_finished]
+            self._decoder.read_prompt(running.sequence)
+        except Exception as error:
+            self._end(running, error)
 
-    def _deliver(self, running: _Running[S], choices: list[Choice]) -> None:
-        request, sequence = running.request, running.sequence
-        piece = request.answer.add_round(choices)
-        timings = sequence.timings
-        timings.total = request.elapsed
-        timings.first_token = timings.first_token or timings.total
-        if request.answer.is_finished:
-            result = request.answer.result(len(request.target_ids), sequence.cached_prompt_tokens, timings)
-            piece = replace(piece, result=result)
-        request.deliver(piece)
+    def _advance(self) -> None:
+        """One round for all whose prompts have been read."""
+        ready = [running for running in self._running if not running.sequence.is_reading_prompt]
+        if not ready:
+            return
+        outcomes = self._decoder.round([running.sequence for running in ready])
+        for running, outcome in zip(ready, outcomes, strict=True):
+            event = outcome if isinstance(outcome, Exception) else self._piece(running, outcome)
+            if isinstance(event, Piece) and event.result is None:
+                running.request.deliver(event)
+            else:
+                self._end(running, event)
+
+    def _piece(self, running: _Running[S], choices: list[Choice]) -> Piece | Exception:
+        """What a round added to an answer; whatever goes wrong here ends this one request, not the worker."""
+        request, timings = running.request, running.sequence.timings
+        try:
+            piece = request.answer.add_round(choices)
+            timings.total = request.elapsed
+            timings.first_token = timings.first_token or timings.total
+            if not request.answer.is_finished:
+                return piece
+            cached = running.sequence.cached_prompt_tokens
+            return replace(piece, result=request.answer.result(len(request.target_ids), cached, timings))
+        except Exception as error:
+            return error
+
+    def _end(self, running: _Running[S], event: Event | None) -> None:
+        """Free a request's place, then tell its caller."""
+        with self._changed:
+            self._running.remove(running)
+        self._decoder.close(running.sequence)
+        if event is not None:
+            running.request.deliver(event)

@@ -54,6 +54,13 @@ class SchemeController:
         """Weight of the draft at the next position."""
         return self.config.alpha_union if self.scheme is Scheme.UNION else self._alpha_intersection
 
+    def upcoming_alphas(self, tokens: int) -> tuple[float, ...]:
+        """Every weight that Intersection may have at one of the next `tokens` positions."""
+        alphas = {self._alpha_intersection}
+        for _ in range((self._entries + tokens - 1) // self.config.bin_size):
+            alphas |= {self.config.alpha_intersection, *map(self._decayed, alphas)}
+        return tuple(sorted(alphas))
+
     def record(self, matched: bool) -> Bin | None:
         """Enter one chosen token; returns the bin that it completes, if it completes one."""
         self._matches += matched
@@ -78,5 +85,7 @@ class SchemeController:
     def _decay(self) -> None:
         self.threshold = max(self.threshold - self.config.threshold_decay, 0.0)
         if self.scheme is Scheme.INTERSECTION:
-            lowered = self._alpha_intersection - self.config.alpha_decay
-            self._alpha_intersection = max(lowered, self.config.alpha_intersection_min)
+            self._alpha_intersection = self._decayed(self._alpha_intersection)
+
+    def _decayed(self, alpha: float) -> float:
+        return max(alpha - self.config.alpha_decay, self.config.alpha_intersection_min)

@@ -2,8 +2,15 @@
 
 A chosen token *matches* when it is the drafted one; the round ends after the first that does not. With sampling,
 acceptance and recovery follow Leviathan et al. (arXiv 2211.17192), with the composite in the place of the target, so
-every token is distributed exactly as the composite. L is the number of drafted tokens, V the shared vocabulary, n the
-number of candidates at a position.
+every token is distributed exactly as the composite.
+
+All sequences of a round are verified together. What may become of a position depends on the scheme in force there,
+and that on the tokens before it; so the tensors answer for every scheme and weight that may be in force (usually one
+weight of Intersection, and Union), and the scheme control picks among the answers. The tensors stay where the models
+are; one small table of token ids comes to the host a round.
+
+R is the number of sequences, P the number of positions of all (L each, or 1 where nothing is drafted), V the shared
+vocabulary.
 """
 
 from __future__ import annotations
@@ -15,21 +22,9 @@ import torch
 from torch import Tensor
 
 from ssd_engine.config import GenerationParams, SSDConfig
-from ssd_engine.sample_space import sample_spaces
+from ssd_engine.sample_space import SampleSpace, SampleSpaces, sample_spaces
+from ssd_engine.sampling import accept_or_recover, draw, truncate
 from ssd_engine.scheme import Bin, Scheme, SchemeController
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """The tokens that one position may become."""
-
-    ids: Tensor
-    """[n] int64."""
-    values: Tensor
-    """[n] float32 composite; a greedy choice takes the largest."""
-    probabilities: Callable[[], Tensor]
-    """Makes the [n] float32 distribution P, which sums to 1."""
-    scheme: Scheme
 
 
 @dataclass(frozen=True)
@@ -46,116 +41,235 @@ class Choice:
 
 
 class Verifier:
-    """Chooses the tokens of one sequence. It owns the sequence's scheme controller and random numbers."""
+    """The rule of one sequence. It owns the sequence's scheme controller and random numbers.
 
-    def __init__(self, params: GenerationParams, config: SSDConfig, eos_ids: Collection[int], device: torch.device):
-        self._params = params
-        self._config = config
+    The random numbers belong to places in the answer: three for each token, to draft it, to accept it, to recover it.
+    A draft that is thrown away had no part in the tokens before it, so its place's numbers are as good as new. A seed
+    therefore gives the same answer whatever the number of drafts in a round.
+    """
+
+    def __init__(self, params: GenerationParams, config: SSDConfig, eos_ids: Collection[int]) -> None:
+        self.params = params
+        self.config = config
+        self.controller = SchemeController(config)
         self._eos_ids = frozenset(eos_ids)
-        self._controller = SchemeController(config)
-        self._generator = torch.Generator(device)
+        generator = torch.Generator()
         if params.seed is None:
-            self._generator.seed()
+            generator.seed()
         else:
-            self._generator.manual_seed(params.seed)
+            generator.manual_seed(params.seed)
+        places = params.max_new_tokens if params.temperature else 0
+        self._uniforms = torch.rand(places, 3, generator=generator, dtype=torch.float64)
 
     @property
-    def num_draft_tokens(self) -> int:
-        """Tokens that the draft proposes in a round; 0 where the target decodes alone."""
-        return 0 if self._params.decoding == "target" else self._config.num_draft_tokens
+    def is_sampled(self) -> bool:
+        return self.params.temperature > 0
 
-    def probabilities(self, logits: Tensor) -> Tensor:
-        """[..., V] float32 probabilities of `logits` at the request's temperature."""
-        logits = logits.float()
-        return (logits / self._params.temperature if self._params.temperature else logits).softmax(-1)
+    @property
+    def drafts(self) -> bool:
+        """Whether a draft proposes tokens; without one the target decodes alone."""
+        return self.params.decoding != "target"
 
-    def draft(self, p_draft: Tensor) -> int:
-        """The token that the draft proposes, from its [V] probabilities."""
-        if self._params.temperature:
-            return self._draw(p_draft)
-        return _largest(p_draft)
+    def uniforms(self, place: int) -> list[float]:
+        """The random numbers of one token of the answer: to draft, to accept, to recover."""
+        numbers: list[float] = self._uniforms[place].tolist() if self.is_sampled else [0.0, 0.0, 0.0]
+        return numbers
 
-    def verify(self, p_target: Tensor, p_draft: Tensor, drafted: Sequence[int], limit: int) -> list[Choice]:
-        """Choose tokens until one is not the drafted one, ends the answer, or reaches `limit`.
+    def settle(
+        self, answers: Sequence[Callable[[Scheme, float], int]], drafted: Sequence[int], logprobs: LogprobsOf
+    ) -> list[Choice]:
+        """Go through a round's positions under the scheme control, until a token does not match or ends the answer.
 
-        Args:
-            p_target: [max(L, 1), V] p_M at the drafted positions.
-            p_draft: [L, V] p_m at the same positions.
-            drafted: L token ids; empty where the target decodes alone.
-            limit: most tokens to choose, at least 1.
+        `answers` say, position by position, which token a scheme and its weight choose.
         """
-        candidates = self._candidates(p_target, p_draft)
         chosen: list[Choice] = []
-        for position in range(min(len(p_target), limit)):
-            choice = self._choose(candidates(position), p_draft[position:], drafted[position:])
-            chosen.append(choice)
-            if not choice.matched or choice.token_id in self._eos_ids:
+        for position, (answer, proposal) in enumerate(zip(answers, drafted, strict=True)):
+            # Read here, at the position itself: the scheme may have changed inside this round.
+            scheme, alpha = self.controller.scheme, self.controller.alpha
+            if self.params.decoding != "ssd":
+                scheme = Scheme.NONE
+            token_id = answer(scheme, alpha)
+            matched = token_id == proposal
+            logprob, top = logprobs(position, scheme, alpha, token_id) if self.params.logprobs else (None, ())
+            completed = self.controller.record(matched) if scheme is not Scheme.NONE else None
+            chosen.append(Choice(token_id, matched, scheme, completed, logprob, top))
+            if not matched or token_id in self._eos_ids:
                 break
         return chosen
 
-    def _candidates(self, p_target: Tensor, p_draft: Tensor) -> Callable[[int], Candidates]:
-        if self._params.decoding != "ssd":
-            ids = torch.arange(p_target.shape[-1], device=p_target.device)
-            return lambda i: Candidates(ids, p_target[i], lambda: p_target[i], Scheme.NONE)
-        spaces = sample_spaces(p_target, p_draft, self._config.sample_space_size)
 
-        def at(position: int) -> Candidates:
-            # Read here, at the position itself: the scheme may have changed inside this round.
-            scheme, alpha = self._controller.scheme, self._controller.alpha
-            space = (spaces.union if scheme is Scheme.UNION else spaces.intersection).at(position)
-            return Candidates(space.ids[0], space.composite(alpha)[0], lambda: space.probabilities(alpha)[0], scheme)
+LogprobsOf = Callable[[int, Scheme, float, int], tuple[float, tuple[tuple[int, float], ...]]]
 
-        return at
 
-    def _choose(self, candidates: Candidates, p_draft: Tensor, drafted: Sequence[int]) -> Choice:
-        """Choose at the first of the remaining positions."""
-        proposal = drafted[0] if drafted else None
-        if self._params.temperature:
-            token_id = self._sample(candidates, p_draft[0] if drafted else None, proposal)
+@dataclass(frozen=True)
+class Turn:
+    """One sequence's part in a round."""
+
+    verifier: Verifier
+    place: int
+    """Tokens of the answer that already stand."""
+    num_drafts: int
+    """L, or 0 where the target decodes alone; never more than may still be chosen."""
+
+    @property
+    def num_positions(self) -> int:
+        return max(self.num_drafts, 1)
+
+
+def probabilities(logits: Tensor, verifiers: Sequence[Verifier]) -> Tensor:
+    """[P, V] float32 probabilities of `logits` [P, V], each at its sequence's temperature; `verifiers` is P long."""
+    logits = logits.float()
+    if any(verifier.is_sampled for verifier in verifiers):
+        temperatures = [verifier.params.temperature or 1.0 for verifier in verifiers]
+        logits = logits / torch.tensor(temperatures, device=logits.device)[:, None]
+    return logits.softmax(-1)
+
+
+def propose(p_draft: Tensor, verifiers: Sequence[Verifier], places: Sequence[int]) -> Tensor:
+    """[R] the tokens that the draft proposes, from its `p_draft` [R, V], at the given places of the answers."""
+    likeliest = p_draft.argmax(-1)  # the first, so the lowest id, of equals
+    sampled = [verifier.is_sampled for verifier in verifiers]
+    if not any(sampled):
+        return likeliest
+    uniforms = [verifier.uniforms(place)[0] for verifier, place in zip(verifiers, places, strict=True)]
+    drawn = draw(p_draft, torch.tensor(uniforms, dtype=torch.float64, device=p_draft.device))
+    return torch.where(torch.tensor(sampled, device=p_draft.device), drawn, likeliest)
+
+
+def verify(turns: Sequence[Turn], p_target: Tensor, p_draft: Tensor, drafted: Tensor) -> list[list[Choice] | Exception]:
+    """Choose the tokens that stand, for all sequences of a round.
+
+    Args:
+        turns: R sequences; each has its `num_positions` rows in the tensors, one sequence after the other.
+        p_target: [P, V] p_M at the drafted positions.
+        p_draft: [P, V] p_m at the same positions; zeros where nothing was drafted.
+        drafted: [P] int64 drafted ids; -1 where nothing was drafted.
+
+    Returns:
+        For each sequence its tokens, or what went wrong with it alone.
+    """
+    table = _Table(turns, p_target, p_draft, drafted)
+    return [table.settle(index) for index in range(len(turns))]
+
+
+class _Table:
+    """Every token that a round's positions may become, by scheme and weight, on the host."""
+
+    def __init__(self, turns: Sequence[Turn], p_target: Tensor, p_draft: Tensor, drafted: Tensor) -> None:
+        self._turns = turns
+        self._positions = [turn for turn in turns for _ in range(turn.num_positions)]
+        self._p_target = p_target
+        self._alphas = [turn.verifier.controller.upcoming_alphas(turn.num_positions) for turn in turns]
+        self._is_ssd = [turn.verifier.params.decoding == "ssd" for turn in self._positions]
+        self._draws = _Draws.of(turns, p_draft, drafted) if any(t.verifier.is_sampled for t in turns) else None
+        columns = [drafted]
+        self._spaces: SampleSpaces | None = None
+        if any(self._is_ssd):
+            sizes = [turn.verifier.config.sample_space_size for turn in self._positions]
+            size = sizes[0] if len(set(sizes)) == 1 else torch.tensor(sizes, device=p_target.device)
+            self._spaces = sample_spaces(p_target, p_draft, size)
+            columns += self._composite_columns(self._spaces)
+        if not all(self._is_ssd):
+            columns.append(self._target_column(p_draft))
+        # The one transfer of a round.
+        self._rows: list[list[int]] = torch.stack(columns, dim=-1).tolist()
+
+    def settle(self, index: int) -> list[Choice] | Exception:
+        """The tokens of sequence `index` that stand."""
+        turn = self._turns[index]
+        first = sum(other.num_positions for other in self._turns[:index])
+        rows = self._rows[first : first + turn.num_positions]
+        alphas = self._alphas[index]
+
+        def answer(row: list[int]) -> Callable[[Scheme, float], int]:
+            def token(scheme: Scheme, alpha: float) -> int:
+                if scheme is Scheme.NONE:
+                    return row[-1]
+                return row[1] if scheme is Scheme.UNION else row[2 + alphas.index(alpha)]
+
+            return token
+
+        def logprobs(position: int, scheme: Scheme, alpha: float, token_id: int) -> tuple[float, tuple[tuple[int, float], ...]]:
+            return self._logprobs(first + position, scheme, alpha, token_id, turn.verifier.params.top_logprobs)
+
+        try:
+            return turn.verifier.settle([answer(row) for row in rows], [row[0] for row in rows], logprobs)
+        except Exception as error:
+            return error
+
+    def _composite_columns(self, spaces: SampleSpaces) -> list[Tensor]:
+        """Union, then Intersection at each weight."""
+        unions = [turn.verifier.config.alpha_union for turn in self._positions]
+        columns = [self._choose(spaces.union, unions)]
+        for column in range(max(map(len, self._alphas))):
+            # Sequences with fewer weights than others have their last one again.
+            alphas = [alphas[min(column, len(alphas) - 1)] for alphas in self._alphas]
+            each = [a for a, turn in zip(alphas, self._turns, strict=True) for _ in range(turn.num_positions)]
+            columns.append(self._choose(spaces.intersection, each))
+        return columns
+
+    def _choose(self, space: SampleSpace, alphas: Sequence[float]) -> Tensor:
+        alpha = torch.tensor(alphas, device=space.ids.device)
+        values = space.composite(alpha)
+        is_largest = values == values.amax(-1, keepdim=True)
+        greedy = space.ids.masked_fill(~is_largest, torch.iinfo(torch.int64).max).amin(-1)
+        if self._draws is None:
+            return greedy
+        return self._draws.choose(space.ids, space.probabilities(alpha), space.p_draft, greedy)
+
+    def _target_column(self, p_draft: Tensor) -> Tensor:
+        """What the lossless baselines choose: P = p_M."""
+        greedy = self._p_target.argmax(-1)
+        if self._draws is None:
+            return greedy
+        ids = torch.arange(self._p_target.shape[-1], device=greedy.device).expand_as(self._p_target)
+        return self._draws.choose(ids, self._p_target, p_draft, greedy)
+
+    def _logprobs(
+        self, position: int, scheme: Scheme, alpha: float, token_id: int, top: int
+    ) -> tuple[float, tuple[tuple[int, float], ...]]:
+        """Log-probability of the chosen token under its composite, and of the `top` likeliest."""
+        if scheme is Scheme.NONE or self._spaces is None:
+            p = self._p_target[position]
+            ids = torch.arange(len(p), device=p.device)
         else:
-            token_id = _lowest_id_of_largest(candidates.ids, candidates.values)
-        matched = token_id == proposal
-        completed = self._controller.record(matched) if candidates.scheme is not Scheme.NONE else None
-        logprob, top = self._logprobs(candidates, token_id) if self._params.logprobs else (None, ())
-        return Choice(token_id, matched, candidates.scheme, completed, logprob, top)
-
-    def _sample(self, candidates: Candidates, q: Tensor | None, proposal: int | None) -> int:
-        p = self._truncate(candidates.probabilities())
-        if q is None or proposal is None:
-            return int(candidates.ids[self._draw(p)])
-        accept = p[candidates.ids == proposal].sum() / q[proposal]
-        if torch.rand((), generator=self._generator, device=p.device) < accept:
-            return proposal
-        residual = (p - q[candidates.ids]).clamp_min(0.0)
-        # Rounding alone can leave nothing of a residual; P is then what the draft proposed from.
-        return int(candidates.ids[self._draw(residual if residual.sum() > 0 else p)])
-
-    def _truncate(self, p: Tensor) -> Tensor:
-        """Apply the request's top_k and top_p to P [n]."""
-        if self._params.top_k is None and self._params.top_p >= 1:
-            return p
-        ordered, order = p.sort(descending=True, stable=True)
-        if self._params.top_k is not None:
-            ordered[self._params.top_k :] = 0.0
-            ordered /= ordered.sum()
-        # A token stays while those before it do not yet hold top_p of the mass.
-        ordered[ordered.cumsum(-1) - ordered >= self._params.top_p] = 0.0
-        return torch.zeros_like(p).scatter(-1, order, ordered / ordered.sum())
-
-    def _draw(self, weights: Tensor) -> int:
-        return int(torch.multinomial(weights, 1, generator=self._generator))
-
-    def _logprobs(self, candidates: Candidates, token_id: int) -> tuple[float, tuple[tuple[int, float], ...]]:
-        log_p = candidates.probabilities().log()
-        best = log_p.topk(min(self._params.top_logprobs, len(log_p)))
-        top = zip(candidates.ids[best.indices].tolist(), best.values.tolist(), strict=True)
-        return float(log_p[candidates.ids == token_id].max()), tuple((i, v) for i, v in top if v > -torch.inf)
+            space = (self._spaces.union if scheme is Scheme.UNION else self._spaces.intersection).at(position)
+            p, ids = space.probabilities(alpha)[0], space.ids[0]
+        log_p = p.log()
+        best = log_p.topk(min(top, len(log_p)))
+        likeliest = zip(ids[best.indices].tolist(), best.values.tolist(), strict=True)
+        return float(log_p[ids == token_id].max()), tuple((i, value) for i, value in likeliest if value > -torch.inf)
 
 
-def _largest(values: Tensor) -> int:
-    """Index of the largest of `values` [n], the lowest of equals."""
-    return int((values == values.max()).nonzero()[0])
+@dataclass(frozen=True)
+class _Draws:
+    """The random side of a round's P positions."""
 
+    sampled: Tensor
+    """[P] bool."""
+    drafted: Tensor
+    q_drafted: Tensor
+    """[P] the draft's probability of `drafted`."""
+    uniforms: Tensor
+    """[P, 2] float64: to accept, to recover."""
+    top_k: list[int | None]
+    top_p: list[float]
 
-def _lowest_id_of_largest(ids: Tensor, values: Tensor) -> int:
-    return int(ids[values == values.max()].min())
+    @staticmethod
+    def of(turns: Sequence[Turn], p_draft: Tensor, drafted: Tensor) -> _Draws:
+        places = [(turn.verifier, turn.place + i) for turn in turns for i in range(turn.num_positions)]
+        uniforms = [verifier.uniforms(place)[1:] for verifier, place in places]
+        return _Draws(
+            sampled=torch.tensor([verifier.is_sampled for verifier, _ in places], device=drafted.device),
+            drafted=drafted,
+            q_drafted=p_draft.gather(-1, drafted.clamp_min(0)[:, None])[:, 0],
+            uniforms=torch.tensor(uniforms, dtype=torch.float64, device=drafted.device),
+            top_k=[verifier.params.top_k for verifier, _ in places],
+            top_p=[verifier.params.top_p for verifier, _ in places],
+        )
+
+    def choose(self, ids: Tensor, p: Tensor, q: Tensor, greedy: Tensor) -> Tensor:
+        """[P] sampled tokens of `ids` [P, n] with probabilities `p` [P, n], or the greedy choice."""
+        p = truncate(p, self.top_k, self.top_p)
+        chosen = accept_or_recover(ids, p, q, self.drafted, self.q_drafted, self.uniforms)
+        return torch.where(self.sampled, chosen, greedy)

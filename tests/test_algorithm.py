@@ -13,6 +13,7 @@ from scipy.stats import chisquare
 from transformers import PreTrainedTokenizerFast
 
 from ssd_engine import GenerationParams, Scheme, SSDConfig, SSDEngine
+from ssd_engine.verify import Turn, Verifier, probabilities, propose, verify
 
 
 def random_case(seed: int) -> tuple[SSDConfig, int, int]:
@@ -105,20 +106,24 @@ def composite_distribution(
 def test_sampled_ssd_is_distributed_as_the_composite(
     case: int, alpha_union: float, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    """20,000 draws of the second token: bins of one token make the first decide the scheme of the second."""
-    from ssd_engine.verify import Verifier
-
+    """20,000 rounds of two drafts: bins of one token make the first token decide the scheme of the second."""
     generator = torch.Generator().manual_seed(case)
     logits = torch.randn(2, 24, generator=generator) * 1.5
     draft_logits = logits + torch.randn(2, 24, generator=generator)
     config = SSDConfig(sample_space_size=6, alpha_union=alpha_union, bin_size=1, num_draft_tokens=2)
-    params = GenerationParams(temperature=0.8, seed=case)
-    verifier = Verifier(params, config, (), torch.device("cpu"))
-    p_target, p_draft = verifier.probabilities(logits), verifier.probabilities(draft_logits)
+    turns = [
+        Turn(Verifier(GenerationParams(temperature=0.8, seed=case + seed), config, ()), place=0, num_drafts=2)
+        for seed in range(20_000)
+    ]
+    verifiers = [turn.verifier for turn in turns]
+    for verifier in verifiers[::2]:
+        verifier.controller.record(False)  # half of them begin under Union
+    both = [verifier for verifier in verifiers for _ in range(2)]
+    p_target, p_draft = (probabilities(each.repeat(len(turns), 1), both) for each in (logits, draft_logits))
+    drafted = torch.stack([propose(p_draft[i::2], verifiers, [i] * len(turns)) for i in range(2)], dim=-1).flatten()
     seen: dict[tuple[int, Scheme], Counter[int]] = {}
-    for _ in range(20_000):
-        drafted = [verifier.draft(p_draft[0]), verifier.draft(p_draft[1])]
-        for position, choice in enumerate(verifier.verify(p_target, p_draft, drafted, limit=2)):
+    for choices in verify(turns, p_target, p_draft, drafted):
+        for position, choice in enumerate(choices):
             seen.setdefault((position, choice.scheme), Counter())[choice.token_id] += 1
 
     assert {scheme for _, scheme in seen} == {Scheme.INTERSECTION, Scheme.UNION}

@@ -8,24 +8,27 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from ssd_engine.backends.transformers.loader import vocabulary_size
+from ssd_engine.backends.transformers.memory import plan_positions
 from ssd_engine.backends.transformers.runner import ModelRunner, Row
 from ssd_engine.config import GenerationParams, SSDConfig
+from ssd_engine.draft_length import LONGEST, Acceptance, PassTimes, best_length
 from ssd_engine.result import Timings
-from ssd_engine.verify import Choice, Verifier
+from ssd_engine.verify import Choice, Turn, Verifier, probabilities, propose, verify
 
 
 class SequenceState:
-    """One answer in the making: its rows in both models, its rule, and the tokens chosen so far."""
+    """One answer in the making: its rows in both models, its rule, and how many tokens were chosen so far."""
 
-    def __init__(self, target: Row, draft: Row | None, verifier: Verifier, max_new_tokens: int) -> None:
+    def __init__(self, target: Row, draft: Row | None, verifier: Verifier) -> None:
         self.target = target
         self.draft = draft
         self.verifier = verifier
         self.timings = Timings()
+        self.acceptance = Acceptance()
         self.num_chosen = 0
-        self._max_new_tokens = max_new_tokens
-        self._prompt_lengths = [len(row.token_ids) for row in self.rows]
 
     @property
     def rows(self) -> list[Row]:
@@ -37,110 +40,210 @@ class SequenceState:
         return self.target.cached_prompt_tokens
 
     @property
-    def remaining(self) -> int:
-        """Tokens that may still be chosen."""
-        return self._max_new_tokens - self.num_chosen
+    def is_reading_prompt(self) -> bool:
+        """Whether a part of the prompt, other than its last token, is still to be read."""
+        return any(row.next_block for row in self.rows)
 
     @property
-    def num_drafts(self) -> int:
-        """Tokens to draft in the next round."""
-        return min(self.verifier.num_draft_tokens, self.remaining)
+    def has_chosen_length(self) -> bool:
+        """Whether the number of drafts is this engine's choice."""
+        return self.verifier.drafts and self.verifier.config.num_draft_tokens == "auto"
+
+    def turn(self, chosen_length: int) -> Turn:
+        """This sequence's part in the next round."""
+        setting = self.verifier.config.num_draft_tokens
+        wanted = (chosen_length if setting == "auto" else setting) if self.draft is not None else 0
+        remaining = self.verifier.params.max_new_tokens - self.num_chosen
+        return Turn(self.verifier, self.num_chosen, min(wanted, remaining))
+
+    def roll_back(self) -> None:
+        """Undo what a round read but did not finish."""
+        for row in self.rows:
+            row.accept(())
 
     def accept(self, choices: Sequence[Choice]) -> None:
         """Let the chosen tokens stand in both models, in place of what was drafted."""
         chosen = [choice.token_id for choice in choices]
-        for row, prompt_length in zip(self.rows, self._prompt_lengths, strict=True):
-            row.replace_from(prompt_length + self.num_chosen, chosen)
+        for row in self.rows:
+            row.accept(chosen)
         self.num_chosen += len(chosen)
-
-
-class Drafts:
-    """What the draft proposed to one sequence in one round."""
-
-    def __init__(self) -> None:
-        self.token_ids: list[int] = []
-        self.probabilities: list[Tensor] = []
+        for choice in choices:
+            self.acceptance.record(choice.matched)
 
 
 class PairDecoder:
-    """Decodes sequences with a target and a draft, some rows at a time."""
+    """Decodes sequences with a target and a draft, all of a round in the same passes."""
 
     def __init__(self, target: ModelRunner, draft: ModelRunner, eos_ids: Collection[int]) -> None:
         self._target = target
         self._draft = draft
         self._eos_ids = frozenset(eos_ids)
+        self._times = {runner: PassTimes() for runner in (target, draft)}
+        self._seconds_in_passes = 0.0
 
-    @torch.inference_mode()
+    @property
+    def positions(self) -> int:
+        """Most token positions that one sequence can have."""
+        return min(self._target.cache.positions, self._draft.cache.positions)
+
     def open(
         self, target_ids: Sequence[int], draft_ids: Sequence[int], params: GenerationParams, config: SSDConfig
-    ) -> SequenceState:
-        """Begin an answer to a prompt, given in each model's own tokens."""
-        verifier = Verifier(params, config, self._eos_ids, self._target.device)
+    ) -> SequenceState | None:
+        """Begin an answer to a prompt, given in each model's own tokens; None while the caches have no room for it."""
+        verifier = Verifier(params, config, self._eos_ids)
         target = self._target.open(target_ids, params.max_new_tokens)
-        draft = self._draft.open(draft_ids, params.max_new_tokens) if verifier.num_draft_tokens else None
-        return SequenceState(target, draft, verifier, params.max_new_tokens)
+        if target is None:
+            return None
+        draft = self._draft.open(draft_ids, params.max_new_tokens) if verifier.drafts else None
+        if verifier.drafts and draft is None:
+            self._target.close(target)
+            return None
+        return SequenceState(target, draft, verifier)
+
+    def close(self, sequence: SequenceState) -> None:
+        """Free what a sequence holds."""
+        self._target.close(sequence.target)
+        if sequence.draft is not None:
+            self._draft.close(sequence.draft)
 
     @torch.inference_mode()
-    def round(self, sequences: Sequence[SequenceState]) -> list[list[Choice]]:
-        """Advance each sequence by one round; a sequence whose prompt is still being read gains no token."""
-        reading = [self._read_prompt(sequence) for sequence in sequences]
-        ready = [sequence for sequence, busy in zip(sequences, reading, strict=True) if not busy]
-        drafts = self._propose(ready)
-        targets = self._read(ready, drafts)
-        chosen = iter([self._decide(*item) for item in zip(ready, drafts, targets, strict=True)])
-        return [[] if busy else next(chosen) for busy in reading]
-
-    def _read_prompt(self, sequence: SequenceState) -> bool:
-        """Read one block of a prompt; False when none is left."""
-        blocks = [
-            (runner, row)
-            for runner, row in zip((self._target, self._draft), sequence.rows, strict=False)
-            if row.next_block
-        ]
-        for runner, row in blocks:
+    def read_prompt(self, sequence: SequenceState) -> None:
+        """Read one block of a prompt, in each model that has one left."""
+        for runner, row in zip((self._target, self._draft), sequence.rows, strict=False):
             runner.read_block(row)
-        return bool(blocks)
 
-    def _propose(self, sequences: Sequence[SequenceState]) -> list[Drafts]:
-        """Step 1: m drafts L tokens, one after another, from its own prompt and all output so far."""
-        drafts = [Drafts() for _ in sequences]
-        for step in range(max((sequence.num_drafts for sequence in sequences), default=0)):
-            drafting = [(s, d) for s, d in zip(sequences, drafts, strict=True) if step < s.num_drafts]
-            rows = [s.draft for s, _ in drafting if s.draft is not None]
-            with _timed([s for s, _ in drafting], "draft_forward"):
-                logits = self._draft.forward(rows, [1] * len(rows))
-            for (sequence, draft), row, row_logits in zip(drafting, rows, logits, strict=True):
-                p_draft = sequence.verifier.probabilities(row_logits)[0]
-                token_id = sequence.verifier.draft(p_draft)
-                draft.token_ids.append(token_id)
-                draft.probabilities.append(p_draft)
-                row.token_ids.append(token_id)
-        return drafts
+    @torch.inference_mode()
+    def round(self, sequences: Sequence[SequenceState]) -> list[list[Choice] | Exception]:
+        """Advance every sequence by one round; the prompts have been read.
 
-    def _read(self, sequences: Sequence[SequenceState], drafts: Sequence[Drafts]) -> list[Tensor]:
-        """Step 2: M reads the first L - 1 drafts in one pass, which gives p_M at all L positions."""
-        for sequence, draft in zip(sequences, drafts, strict=True):
-            sequence.target.token_ids.extend(draft.token_ids[:-1])
-        with _timed(sequences, "target_forward"):
-            keep = [max(len(draft.token_ids), 1) for draft in drafts]
-            return self._target.forward([sequence.target for sequence in sequences], keep)
+        Returns:
+            For each sequence the tokens chosen, or what went wrong with it alone.
+        """
+        try:
+            return self._round(sequences)
+        except Exception as error:
+            for sequence in sequences:
+                sequence.roll_back()
+            if len(sequences) == 1:
+                return [error]
+            # Nothing was chosen yet. Whoever can go on, goes on; only those that fail by themselves have failed.
+            return [self.round([sequence])[0] for sequence in sequences]
 
-    def _decide(self, sequence: SequenceState, drafts: Drafts, target_logits: Tensor) -> list[Choice]:
-        """Steps 3 and 4: choose the tokens that stand, and roll both models back to them."""
-        with _timed([sequence], "selection"):
-            p_target = sequence.verifier.probabilities(target_logits)
-            p_draft = torch.stack(drafts.probabilities) if drafts.probabilities else p_target[:0]
-            p_draft = p_draft.to(p_target.device)
-            choices = sequence.verifier.verify(p_target, p_draft, drafts.token_ids, sequence.remaining)
-        sequence.accept(choices)
-        return choices
+    def _round(self, sequences: Sequence[SequenceState]) -> list[list[Choice] | Exception]:
+        chosen_length = self._choose_length(sequences)
+        start = time.perf_counter()
+        self._seconds_in_passes = 0.0
+        turns = [sequence.turn(chosen_length) for sequence in sequences]
+        p_draft, drafted = self._propose(sequences, turns)
+        p_target = self._read(sequences, turns, drafted)
+        outcomes = verify(turns, p_target, p_draft, drafted)
+        for sequence, outcome in zip(sequences, outcomes, strict=True):
+            sequence.accept([] if isinstance(outcome, Exception) else outcome)
+        selection = time.perf_counter() - start - self._seconds_in_passes
+        for sequence in sequences:
+            sequence.timings.selection += selection
+        return outcomes
+
+    def _propose(self, sequences: Sequence[SequenceState], turns: Sequence[Turn]) -> tuple[Tensor, Tensor]:
+        """Step 1: m drafts L tokens, one after another, from its own prompt and all output so far.
+
+        Returns:
+            [P, V] p_m and [P] drafted ids at the positions of all turns; zeros and -1 where nothing is drafted.
+        """
+        firsts = _first_positions(turns)
+        num_positions = sum(turn.num_positions for turn in turns)
+        drafted = torch.full((num_positions,), -1, device=self._draft.device)
+        p_draft = torch.zeros(num_positions, self._draft.vocab_size, device=self._draft.device)
+        active = [index for index, turn in enumerate(turns) if turn.num_drafts]
+        latest = _last_tokens([sequences[index].draft for index in active], drafted.device)
+        for step in range(max((turn.num_drafts for turn in turns), default=0)):
+            if any(turns[index].num_drafts == step for index in active):
+                stays = [place for place, index in enumerate(active) if turns[index].num_drafts > step]
+                active = [active[place] for place in stays]
+                latest = latest[stays]
+            rows = [row for index in active if (row := sequences[index].draft) is not None]
+            with self._timed(self._draft, [sequences[index] for index in active], len(active)):
+                logits = self._draft.forward(rows, latest, [1] * len(rows))
+            verifiers = [turns[index].verifier for index in active]
+            p_step = probabilities(logits, verifiers)
+            latest = propose(p_step, verifiers, [turns[index].place + step for index in active])
+            at = torch.tensor([firsts[index] + step for index in active], device=drafted.device)
+            p_draft[at] = p_step
+            drafted[at] = latest
+        return p_draft, drafted
+
+    def _read(self, sequences: Sequence[SequenceState], turns: Sequence[Turn], drafted: Tensor) -> Tensor:
+        """Step 2: M reads the last token and the first L - 1 drafts in one pass: [P, V] p_M at all positions."""
+        token_ids = drafted.roll(1)
+        firsts = torch.tensor(_first_positions(turns), device=drafted.device)
+        token_ids[firsts] = _last_tokens([sequence.target for sequence in sequences], drafted.device)
+        counts = [turn.num_positions for turn in turns]
+        with self._timed(self._target, sequences, sum(counts)):
+            logits = self._target.forward([sequence.target for sequence in sequences], token_ids, counts)
+        p_target = probabilities(logits, [turn.verifier for turn in turns for _ in range(turn.num_positions)])
+        return p_target.to(drafted.device)
+
+    def _choose_length(self, sequences: Sequence[SequenceState]) -> int:
+        """L for the sequences that leave it to the engine."""
+        rates = [sequence.acceptance.rate for sequence in sequences if sequence.has_chosen_length]
+        if not rates:
+            return 0
+        for runner, times in self._times.items():
+            if times.is_empty:
+                self._calibrate(runner, times)
+        return best_length(rates, self._times[self._draft], self._times[self._target])
+
+    def _calibrate(self, runner: ModelRunner, times: PassTimes) -> None:
+        """Measure passes of every size that one sequence may need, once; what follows keeps them up to date."""
+        for tokens in range(1, LONGEST + 1):
+            times.record(tokens, runner.seconds(tokens))
+
+    @contextmanager
+    def _timed(self, runner: ModelRunner, sequences: Sequence[SequenceState], tokens: int) -> Iterator[None]:
+        """Enter the time of a pass over so many tokens, for the sequences that took part in it."""
+        start = time.perf_counter()
+        yield
+        elapsed = time.perf_counter() - start
+        self._seconds_in_passes += elapsed
+        times = self._times[runner]
+        if not times.is_empty:
+            times.record(tokens, elapsed)
+        for sequence in sequences:
+            if runner is self._target:
+                sequence.timings.target_forward += elapsed
+            else:
+                sequence.timings.draft_forward += elapsed
 
 
-@contextmanager
-def _timed(sequences: Sequence[SequenceState], name: str) -> Iterator[None]:
-    """Add the time spent inside to that timing of each sequence."""
-    start = time.perf_counter()
-    yield
-    elapsed = time.perf_counter() - start
-    for sequence in sequences:
-        setattr(sequence.timings, name, getattr(sequence.timings, name) + elapsed)
+def make_decoder(
+    target: PreTrainedModel,
+    draft: PreTrainedModel,
+    *,
+    eos_ids: Collection[int],
+    context_length: int | None,
+    max_batch_size: int,
+    kv_cache_bytes: int | None,
+    prefix_cache_bytes: int,
+) -> PairDecoder:
+    """Set a pair up to decode together; the arguments and errors are `SSDEngine()`'s."""
+    vocab_size = min(vocabulary_size(target), vocabulary_size(draft))
+    runners = ModelRunner(target, vocab_size), ModelRunner(draft, vocab_size)
+    bytes_per_position = sum(runner.bytes_per_position for runner in runners)
+    positions = plan_positions(bytes_per_position, max_batch_size, context_length, runners[0].device, kv_cache_bytes)
+    for runner in runners:
+        runner.allocate(positions, prefix_cache_bytes)
+    return PairDecoder(*runners, eos_ids)
+
+
+def _first_positions(turns: Sequence[Turn]) -> list[int]:
+    """Where each turn's positions begin among those of all turns."""
+    firsts, total = [], 0
+    for turn in turns:
+        firsts.append(total)
+        total += turn.num_positions
+    return firsts
+
+
+def _last_tokens(rows: Sequence[Row | None], device: torch.device) -> Tensor:
+    """[R] int64: the token of each row that was chosen last and not read yet."""
+    return torch.tensor([row.token_ids[-1] for row in rows if row is not None], dtype=torch.int64, device=device)

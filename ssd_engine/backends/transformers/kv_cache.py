@@ -1,10 +1,11 @@
-"""Keys and values of one sequence in one model, preallocated, written by position, rolled back by moving a length."""
+"""Keys and values of all sequences in one model: preallocated, written by position, rolled back by moving a length."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 from transformers.cache_utils import (
@@ -16,6 +17,7 @@ from transformers.cache_utils import (
     DynamicSlidingWindowLayer,
 )
 
+from ssd_engine.backends.transformers.arena import Arena
 from ssd_engine.errors import ModelLoadError
 
 _ROLLED_BACK_BY_LENGTH = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)
@@ -27,7 +29,8 @@ def count_cache_layers(config: PretrainedConfig) -> int:
         layers = DynamicCache(config=config).layers
     except (KeyError, AttributeError) as error:
         raise ModelLoadError(
-            f"model type {config.model_type!r} has no key-value cache that this engine knows"
+            f"model type {config.model_type!r} has no key-value cache that this engine knows; "
+            "use a model with attention layers only"
         ) from error
     for layer in layers:
         if type(layer) not in _ROLLED_BACK_BY_LENGTH:
@@ -51,70 +54,85 @@ class Snapshot:
 
 
 class _Layer(CacheLayerMixin):
-    """One attention layer. A sliding-window layer keeps all positions too; the model's own mask hides the old ones."""
+    """One attention layer, [1, heads, positions, head_dim].
+
+    A sliding-window layer keeps all positions too; the mask hides the old ones.
+    """
 
     is_croppable = True
     is_sliding = False
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, positions: int) -> None:
         super().__init__()
-        self.capacity = capacity
-        self.length = 0
+        self._positions = positions
+        self.written_at: Tensor | None = None
+        """[T] int64 positions that the tokens of the pass under way are written to."""
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        rows, heads, _, key_size = key_states.shape
         self.dtype, self.device = key_states.dtype, key_states.device
-        self.keys = key_states.new_empty(rows, heads, self.capacity, key_size)
-        self.values = value_states.new_empty(rows, value_states.shape[1], self.capacity, value_states.shape[-1])
+        self.keys, self.values = (
+            states.new_empty(1, states.shape[1], self._positions, states.shape[-1])
+            for states in (key_states, value_states)
+        )
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Write the pass's states; returns every position, of which attention reads each sequence's own."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None
         assert self.values is not None
-        end = self.length + key_states.shape[-2]
-        self.keys[:, :, self.length : end] = key_states
-        self.values[:, :, self.length : end] = value_states
-        self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
+        assert self.written_at is not None
+        at = self.written_at.to(key_states.device)
+        self.keys.index_copy_(2, at, key_states)
+        self.values.index_copy_(2, at, value_states)
+        return self.keys, self.values
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.length + query_length, 0
+        return self._positions, 0
 
     def get_seq_length(self) -> int:
-        return self.length
+        return 0
 
     def get_max_length(self) -> int:
-        return self.capacity
+        return self._positions
 
 
 class KVCache(Cache):
-    """The cache of one sequence. `length` positions have been read; `capacity` is the most there can be."""
+    """`positions` token positions, which sequences share: each holds a contiguous stretch of its own.
+
+    Memory is taken at the first write and never grows.
+    """
 
     layers: list[_Layer]
 
-    def __init__(self, num_layers: int, capacity: int) -> None:
-        super().__init__(layers=[_Layer(capacity) for _ in range(num_layers)])
+    def __init__(self, num_layers: int, positions: int) -> None:
+        super().__init__(layers=[_Layer(positions) for _ in range(num_layers)])
+        self.positions = positions
+        self.arena = Arena(positions)
 
     @property
-    def length(self) -> int:
-        return max((layer.length for layer in self.layers), default=0)
+    def nbytes(self) -> int:
+        """Bytes that are taken; 0 before the first write."""
+        return sum(tensor.nbytes for layer in self.layers for tensor in (layer.keys, layer.values) if tensor is not None)
 
-    def roll_back(self, length: int) -> None:
-        """Forget every position from `length` on."""
+    def write_at(self, positions: Tensor) -> None:
+        """Where the next pass's tokens go, [T] int64."""
         for layer in self.layers:
-            layer.length = min(layer.length, length)
+            layer.written_at = positions
 
-    def snapshot(self, length: int) -> Snapshot:
-        """A copy of the first `length` positions."""
-        filled = [layer for layer in self.layers if layer.keys is not None and layer.values is not None]
+    def snapshot(self, stretch: range) -> Snapshot:
+        """A copy of some positions."""
+        where = slice(stretch.start, stretch.stop)
+        filled = [(layer.keys, layer.values) for layer in self.layers if layer.keys is not None]
         return Snapshot(
-            tuple(layer.keys[:, :, :length].clone() for layer in filled if layer.keys is not None),
-            tuple(layer.values[:, :, :length].clone() for layer in filled if layer.values is not None),
+            tuple(keys[:, :, where].clone() for keys, _ in filled),
+            tuple(values[:, :, where].clone() for _, values in filled if values is not None),
         )
 
-    def restore(self, snapshot: Snapshot, length: int) -> None:
-        """Begin an empty cache with the first `length` positions of `snapshot`."""
+    def restore(self, snapshot: Snapshot, stretch: range) -> None:
+        """Write the beginning of `snapshot`, as long as `stretch`, there."""
+        length = len(stretch)
+        self.write_at(torch.arange(stretch.start, stretch.stop))
         for layer, keys, values in zip(self.layers, snapshot.keys, snapshot.values, strict=True):
             layer.update(keys[:, :, :length], values[:, :, :length])

@@ -10,10 +10,11 @@ from ssd_engine.backends.transformers.kv_cache import Snapshot
 
 
 def block_ends(prompt_length: int, block_sizes: Sequence[int]) -> list[int]:
-    """Where the blocks end in which a prompt is read, largest `block_sizes` first; at least one token is left over.
+    """Where the blocks end in which a prompt is read, largest `block_sizes` first, a smaller one last.
 
-    Keys and values depend in their last bits on how many tokens were read at once. Blocks that depend only on the
-    prompt's length make them, and so every answer, the same whether a prefix was reused or read anew.
+    The prompt's last token is in none of them: the first round reads it. Keys and values depend in their last bits on
+    how many tokens were read at once. Blocks that depend only on the prompt's length make them, and so every answer,
+    the same whether a prefix was reused or read anew.
     """
     ends: list[int] = []
     position = 0
@@ -21,6 +22,8 @@ def block_ends(prompt_length: int, block_sizes: Sequence[int]) -> list[int]:
         while prompt_length - 1 - position >= size:
             position += size
             ends.append(position)
+    if position < prompt_length - 1:
+        ends.append(prompt_length - 1)
     return ends
 
 
