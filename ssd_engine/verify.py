@@ -15,6 +15,7 @@ vocabulary.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
@@ -116,6 +117,11 @@ class Turn:
         return max(self.num_drafts, 1)
 
 
+def first_positions(turns: Sequence[Turn]) -> list[int]:
+    """Where each turn's positions begin among those of all turns."""
+    return [0, *itertools.accumulate(turn.num_positions for turn in turns)][: len(turns)]
+
+
 def probabilities(logits: Tensor, verifiers: Sequence[Verifier]) -> Tensor:
     """[P, V] float32 probabilities of `logits` [P, V], each at its sequence's temperature; `verifiers` is P long."""
     logits = logits.float()
@@ -157,6 +163,7 @@ class _Table:
 
     def __init__(self, turns: Sequence[Turn], p_target: Tensor, p_draft: Tensor, drafted: Tensor) -> None:
         self._turns = turns
+        self._firsts = first_positions(turns)
         self._positions = [turn for turn in turns for _ in range(turn.num_positions)]
         self._p_target = p_target
         self._alphas = [turn.verifier.controller.upcoming_alphas(turn.num_positions) for turn in turns]
@@ -177,7 +184,7 @@ class _Table:
     def settle(self, index: int) -> list[Choice] | Exception:
         """The tokens of sequence `index` that stand."""
         turn = self._turns[index]
-        first = sum(other.num_positions for other in self._turns[:index])
+        first = self._firsts[index]
         rows = self._rows[first : first + turn.num_positions]
         alphas = self._alphas[index]
 

@@ -16,7 +16,7 @@ from ssd_engine.backends.transformers.runner import ModelRunner, Row
 from ssd_engine.config import GenerationParams, SSDConfig
 from ssd_engine.draft_length import LONGEST, Acceptance, PassTimes, best_length
 from ssd_engine.result import Timings
-from ssd_engine.verify import Choice, Turn, Verifier, probabilities, propose, verify
+from ssd_engine.verify import Choice, Turn, Verifier, first_positions, probabilities, propose, verify
 
 
 class SequenceState:
@@ -150,7 +150,7 @@ class PairDecoder:
         Returns:
             [P, V] p_m and [P] drafted ids at the positions of all turns; zeros and -1 where nothing is drafted.
         """
-        firsts = _first_positions(turns)
+        firsts = first_positions(turns)
         num_positions = sum(turn.num_positions for turn in turns)
         drafted = torch.full((num_positions,), -1, device=self._draft.device)
         p_draft = torch.zeros(num_positions, self._draft.vocab_size, device=self._draft.device)
@@ -175,7 +175,7 @@ class PairDecoder:
     def _read(self, sequences: Sequence[SequenceState], turns: Sequence[Turn], drafted: Tensor) -> Tensor:
         """Step 2: M reads the last token and the first L - 1 drafts in one pass: [P, V] p_M at all positions."""
         token_ids = drafted.roll(1)
-        firsts = torch.tensor(_first_positions(turns), device=drafted.device)
+        firsts = torch.tensor(first_positions(turns), device=drafted.device)
         token_ids[firsts] = _last_tokens([sequence.target for sequence in sequences], drafted.device)
         counts = [turn.num_positions for turn in turns]
         with self._timed(self._target, sequences, sum(counts)):
@@ -233,15 +233,6 @@ def make_decoder(
     for runner in runners:
         runner.allocate(positions, prefix_cache_bytes)
     return PairDecoder(*runners, eos_ids)
-
-
-def _first_positions(turns: Sequence[Turn]) -> list[int]:
-    """Where each turn's positions begin among those of all turns."""
-    firsts, total = [], 0
-    for turn in turns:
-        firsts.append(total)
-        total += turn.num_positions
-    return firsts
 
 
 def _last_tokens(rows: Sequence[Row | None], device: torch.device) -> Tensor:

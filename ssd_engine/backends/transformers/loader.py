@@ -9,7 +9,14 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from ssd_engine.backends.transformers.linear import Int8Linear, PackedLinear, replace_linears
+from ssd_engine.backends.transformers.linear import (
+    HalfLinear,
+    Int8Linear,
+    PackedLinear,
+    compute_in_float32,
+    holds_matrices_in_linears,
+    replace_linears,
+)
 from ssd_engine.errors import ModelLoadError, VocabularyMismatchError
 
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -156,8 +163,21 @@ def _prepare_linears(model: PreTrainedModel, options: LoadOptions) -> None:
                 f"int8 runs on the CPU, but the model is on {', '.join(sorted(devices))}; use device='cpu'"
             )
         replace_linears(model, Int8Linear)
+        compute_in_float32(model)
     elif devices == {"cpu"} and model.dtype == torch.bfloat16 and PackedLinear.is_available():
         replace_linears(model, PackedLinear)
+    elif devices == {"cpu"} and model.dtype in (torch.bfloat16, torch.float16) and _fits_half(model):
+        replace_linears(model, HalfLinear)
+        compute_in_float32(model)
+
+
+def _fits_half(model: PreTrainedModel) -> bool:
+    """Whether this processor and this model's weights suit `HalfLinear`."""
+    return (
+        HalfLinear.is_available()
+        and holds_matrices_in_linears(model)
+        and all(float(parameter.abs().max()) <= torch.finfo(torch.float16).max for parameter in model.parameters())
+    )
 
 
 def _as_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
