@@ -1,4 +1,4 @@
-"""Rollback and prefix reuse: what a model says depends on the tokens alone, not on how they came into the cache."""
+"""Caches, prefix reuse and passes of several sequences: what a model says depends on a sequence's own tokens alone."""
 
 from __future__ import annotations
 
@@ -8,8 +8,14 @@ from conftest import make_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
     GemmaConfig,
     GemmaForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
     LlamaConfig,
@@ -19,8 +25,11 @@ from transformers import (
     MistralConfig,
     MistralForCausalLM,
     PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
 )
 
+from ssd_engine.backends.transformers.arena import Arena
 from ssd_engine.backends.transformers.prefix_store import block_ends
 from ssd_engine.backends.transformers.runner import ModelRunner, Row
 from ssd_engine.errors import ModelLoadError
@@ -37,114 +46,177 @@ _SIZES = {
 }
 MODEL = make_model(0, VOCAB)
 
+tokens = st.integers(0, VOCAB - 1)
 
+
+def make_runner(model: PreTrainedModel = MODEL, positions: int = 2048, prefix_bytes: int = 0) -> ModelRunner:
+    runner = ModelRunner(model, VOCAB)
+    runner.allocate(positions, prefix_bytes)
+    return runner
+
+
+@torch.inference_mode()
 def read_prompt(runner: ModelRunner, prompt: list[int], room: int = 64) -> Row:
+    """A row whose prompt has been read, all but its last token."""
     row = runner.open(prompt, room)
+    assert row is not None
     while row.next_block:
         runner.read_block(row)
     return row
 
 
-def last_logits(model: PreTrainedModel, token_ids: list[int]) -> torch.Tensor:
+@torch.inference_mode()
+def read(runner: ModelRunner, rows: list[Row], guesses: list[list[int]]) -> list[torch.Tensor]:
+    """Read each row's last token and some guesses, all rows in one pass; each row's logits [1 + guesses, V]."""
+    parts = [[row.token_ids[-1], *guess] for row, guess in zip(rows, guesses, strict=True)]
+    counts = [len(part) for part in parts]
+    return list(runner.forward(rows, torch.tensor(sum(parts, [])), counts).split(counts))
+
+
+def plain_logits(model: PreTrainedModel, token_ids: list[int]) -> torch.Tensor:
     with torch.no_grad():
-        return model(torch.tensor([token_ids])).logits[0, -1]
+        return model(torch.tensor([token_ids]), use_cache=False).logits[0]
 
 
-tokens = st.integers(0, VOCAB - 1)
+def assert_close(logits: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
 
 
 @given(
     st.lists(tokens, min_size=1, max_size=40),
-    st.lists(st.tuples(st.lists(tokens, min_size=1, max_size=5), st.lists(tokens, min_size=1, max_size=5)), max_size=6),
+    st.lists(st.tuples(st.lists(tokens, max_size=5), st.lists(tokens, min_size=1, max_size=5)), max_size=6),
 )
 @settings(max_examples=60)
 def test_rolled_back_tokens_leave_no_trace(prompt: list[int], rounds: list[tuple[list[int], list[int]]]) -> None:
-    """Each round reads guesses, then lets other tokens stand in their place."""
-    runner = ModelRunner(MODEL, VOCAB, 0)
-    with torch.inference_mode():
-        row = read_prompt(runner, prompt)
-        for guessed, standing in rounds:
-            position = len(row.token_ids)
-            row.token_ids += guessed
-            runner.forward([row], [1])
-            row.replace_from(position, standing)
-            if not row.unread:  # the guess was right: the model has nothing left to read
-                row.cache.roll_back(row.cache.length - 1)
-        logits = runner.forward([row], [1])[0][-1]
-    torch.testing.assert_close(logits, last_logits(MODEL, row.token_ids), atol=1e-4, rtol=1e-4)
+    """Each round reads guesses, then lets tokens stand: those guesses that are among them, and others."""
+    runner = make_runner()
+    row = read_prompt(runner, prompt)
+    for guessed, standing in rounds:
+        read(runner, [row], [guessed])
+        right = 0
+        while right < min(len(guessed), len(standing)) and guessed[right] == standing[right]:
+            right += 1
+        row.accept(standing[: right + 1])  # as a round does: the right guesses and one token more
+    assert_close(read(runner, [row], [[]])[0][-1], plain_logits(MODEL, row.token_ids)[-1])
 
 
-@pytest.mark.parametrize(
-    "model",
-    [
-        pytest.param(LlamaForCausalLM(LlamaConfig(**_SIZES, num_key_value_heads=2)), id="llama"),
-        pytest.param(
-            MistralForCausalLM(MistralConfig(**_SIZES, num_key_value_heads=2, sliding_window=24)),
-            id="mistral-sliding-window",
-        ),
-        pytest.param(GemmaForCausalLM(GemmaConfig(**_SIZES, num_key_value_heads=1, head_dim=8)), id="gemma"),
-        pytest.param(GPTNeoXForCausalLM(GPTNeoXConfig(**_SIZES)), id="gpt-neox"),
-    ],
-)
-def test_model_families_decode_from_the_cache_as_without_one(model: PreTrainedModel) -> None:
-    model = model.eval()
-    runner = ModelRunner(model, VOCAB, 0)
-    prompt = [(7 * i) % VOCAB for i in range(90)]
-    with torch.inference_mode():
-        row = read_prompt(runner, prompt)
-        for step in range(12):
-            row.token_ids += [1, 2, 3]
-            logits = runner.forward([row], [1])[0][-1]
-            torch.testing.assert_close(logits, last_logits(model, row.token_ids), atol=1e-4, rtol=1e-4)
-            row.replace_from(len(row.token_ids) - 2, [step, step + 1])
+FAMILIES = [
+    pytest.param(LlamaForCausalLM, LlamaConfig(**_SIZES, num_key_value_heads=2), id="llama"),
+    pytest.param(Qwen2ForCausalLM, Qwen2Config(**_SIZES, num_key_value_heads=2), id="qwen2"),
+    pytest.param(
+        MistralForCausalLM, MistralConfig(**_SIZES, num_key_value_heads=2, sliding_window=24), id="mistral-window"
+    ),
+    pytest.param(GemmaForCausalLM, GemmaConfig(**_SIZES, num_key_value_heads=1, head_dim=8), id="gemma"),
+    pytest.param(
+        Gemma2ForCausalLM,
+        Gemma2Config(**_SIZES, num_key_value_heads=1, head_dim=8, sliding_window=24),
+        id="gemma2-window-softcap",
+    ),
+    pytest.param(GPTNeoXForCausalLM, GPTNeoXConfig(**_SIZES), id="gpt-neox"),
+    pytest.param(
+        GPT2LMHeadModel, GPT2Config(vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=256), id="gpt2"
+    ),
+]
+
+
+@pytest.mark.parametrize(("family", "config"), FAMILIES)
+def test_model_families_compute_together_what_they_compute_alone(
+    family: type[PreTrainedModel], config: object
+) -> None:
+    """Sequences of different lengths in one pass, over several rounds, against the model as transformers runs it."""
+    torch.manual_seed(0)
+    model = family(config).eval()
+    prompts = [[(7 * i + start) % VOCAB for i in range(length)] for start, length in enumerate((90, 1, 33, 64))]
+    plain = [plain_logits(model, prompt)[-1] for prompt in prompts]
+    runner = make_runner(model)
+    rows = [read_prompt(runner, prompt) for prompt in prompts]
+    for step in range(6):
+        guesses = [[step, 2, 3][: (index + step) % 4] for index in range(len(rows))]
+        for index, (row, guess, logits) in enumerate(zip(rows, guesses, read(runner, rows, guesses), strict=True)):
+            if step == 0:
+                assert_close(logits[0], plain[index])
+            assert_close(logits, plain_logits(model, [*row.token_ids, *guess])[-len(logits) :])
+            row.accept([*guess[: step % 3], step])
+
+
+def test_a_model_that_an_engine_has_taken_over_still_works_by_itself() -> None:
+    model = make_model(3, VOCAB)
+    prompt = torch.tensor([[5, 6, 7, 8], [1, 2, 3, 4]])
+    expected = model.generate(prompt, max_new_tokens=12, do_sample=False).tolist()
+    make_runner(model)
+    assert model.generate(prompt, max_new_tokens=12, do_sample=False).tolist() == expected
 
 
 def test_a_recurrent_model_is_refused() -> None:
     model = MambaForCausalLM(MambaConfig(vocab_size=VOCAB, hidden_size=16, num_hidden_layers=1, state_size=4))
-    with pytest.raises(ModelLoadError, match="mamba"):
-        ModelRunner(model, VOCAB, 0)
+    with pytest.raises(ModelLoadError, match=r"mamba.* use a model with attention layers only"):
+        ModelRunner(model, VOCAB)
+
+
+def test_a_family_that_computes_attention_by_itself_is_refused() -> None:
+    model = BloomForCausalLM(BloomConfig(vocab_size=VOCAB, hidden_size=16, n_layer=1, n_head=2))
+    with pytest.raises(ModelLoadError, match=r"bloom.* such as Llama"):
+        ModelRunner(model, VOCAB)
 
 
 @given(st.integers(1, 2000))
-def test_blocks_leave_between_one_token_and_a_smallest_block(length: int) -> None:
+def test_blocks_leave_the_last_token(length: int) -> None:
     ends = block_ends(length, (64, 16))
     assert ends == sorted(set(ends))
-    assert 1 <= length - (ends[-1] if ends else 0) <= 16
+    assert (ends[-1] if ends else 0) == length - 1
 
 
-def test_a_prompt_read_again_is_reused_but_for_its_end() -> None:
-    runner = ModelRunner(MODEL, VOCAB, 1 << 20)
+def test_a_prompt_read_again_is_reused_but_for_its_last_token() -> None:
+    runner = make_runner(prefix_bytes=1 << 20)
     prompt = [i % VOCAB for i in range(150)]
-    with torch.inference_mode():
-        assert read_prompt(runner, prompt).cached_prompt_tokens == 0
-        assert read_prompt(runner, prompt).cached_prompt_tokens == 144
-        assert read_prompt(runner, [*prompt, *prompt]).cached_prompt_tokens == 128
-        assert read_prompt(runner, [5, *prompt]).cached_prompt_tokens == 0
+    assert read_prompt(runner, prompt).cached_prompt_tokens == 0
+    assert read_prompt(runner, prompt).cached_prompt_tokens == 149
+    assert read_prompt(runner, [*prompt, *prompt]).cached_prompt_tokens == 128
+    assert read_prompt(runner, [5, *prompt]).cached_prompt_tokens == 0
 
 
 def test_reused_prefixes_give_the_very_same_bits() -> None:
     prompt = [i % VOCAB for i in range(150)]
-    with torch.inference_mode():
-        fresh = ModelRunner(MODEL, VOCAB, 0)
-        cold = fresh.forward([read_prompt(fresh, prompt)], [1])[0]
-        runner = ModelRunner(MODEL, VOCAB, 1 << 20)
-        read_prompt(runner, prompt[:140])
-        row = read_prompt(runner, prompt)
-        assert row.cached_prompt_tokens > 0
-        assert torch.equal(runner.forward([row], [1])[0], cold)
+    fresh = make_runner()
+    cold = read(fresh, [read_prompt(fresh, prompt)], [[1]])[0]
+    runner = make_runner(prefix_bytes=1 << 20)
+    read_prompt(runner, prompt[:140])
+    row = read_prompt(runner, prompt)
+    assert row.cached_prompt_tokens > 0
+    assert torch.equal(read(runner, [row], [[1]])[0], cold)
 
 
 def test_the_least_recently_used_prefix_goes_first() -> None:
-    runner = ModelRunner(MODEL, VOCAB, 0)
+    runner = make_runner()
     one, two, three = ([start] * 100 for start in (1, 2, 3))
-    with torch.inference_mode():
-        runner.prefixes.max_bytes = 1 << 30
-        read_prompt(runner, one)
-        runner.prefixes.max_bytes = 2 * runner.prefixes.nbytes
-        read_prompt(runner, two)
-        read_prompt(runner, one)
-        read_prompt(runner, three)
-        assert runner.prefixes.nbytes <= runner.prefixes.max_bytes
-        assert read_prompt(runner, one).cached_prompt_tokens > 0
-        assert read_prompt(runner, three).cached_prompt_tokens > 0
-        assert read_prompt(runner, two).cached_prompt_tokens == 0
+    runner.prefixes.max_bytes = 1 << 30
+    read_prompt(runner, one)
+    runner.prefixes.max_bytes = 2 * runner.prefixes.nbytes
+    read_prompt(runner, two)
+    read_prompt(runner, one)
+    read_prompt(runner, three)
+    assert runner.prefixes.nbytes <= runner.prefixes.max_bytes
+    assert read_prompt(runner, one).cached_prompt_tokens > 0
+    assert read_prompt(runner, three).cached_prompt_tokens > 0
+    assert read_prompt(runner, two).cached_prompt_tokens == 0
+
+
+@given(st.lists(st.one_of(st.integers(1, 40), st.none()), max_size=60), st.randoms(use_true_random=False))
+def test_stretches_never_overlap_and_are_found_where_they_fit(lengths: list[int | None], random: object) -> None:
+    """Take and give back (None) in any order."""
+    arena = Arena(100)
+    held: list[range] = []
+    for length in lengths:
+        if length is None:
+            if held:
+                arena.give_back(held.pop(random.randrange(len(held))))
+            continue
+        taken = {position for stretch in held for position in stretch}
+        fits = any(not taken & set(range(start, start + length)) for start in range(100 - length + 1))
+        stretch = arena.take(length)
+        assert (stretch is not None) == fits
+        if stretch is not None:
+            assert len(stretch) == length
+            assert not taken & set(stretch)
+            assert stretch.stop <= 100
+            held.append(stretch)
