@@ -293,9 +293,19 @@ class SSDEngine:
         return not self._close.alive
 
     @property
+    def num_running(self) -> int:
+        """Requests that are being answered, at most `max_batch_size`."""
+        return self._scheduler.num_running
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait for their turn."""
+        return self._scheduler.num_waiting
+
+    @property
     def is_idle(self) -> bool:
         """Whether no request waits or runs."""
-        return self._scheduler.is_idle
+        return self.num_waiting + self.num_running == 0
 
     def close(self) -> None:
         """End what is running and free the models; later requests raise `EngineClosedError`. Closing twice is fine."""

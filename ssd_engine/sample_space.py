@@ -119,7 +119,12 @@ def _ranks_within(top: Tensor, ids: Tensor) -> Tensor:
 
 
 def _intersection(
-    p_target: Tensor, p_draft: Tensor, top_target: Tensor, draft_rank_of_target: Tensor, worst_rank: Tensor, sizes: Tensor
+    p_target: Tensor,
+    p_draft: Tensor,
+    top_target: Tensor,
+    draft_rank_of_target: Tensor,
+    worst_rank: Tensor,
+    sizes: Tensor,
 ) -> SampleSpace:
     last_rank = worst_rank.sort(dim=-1).values.gather(-1, sizes - 1)  # k - 1, the c-th smallest r(x)
     target_stands = draft_rank_of_target[:, 0] > last_rank[:, 0]

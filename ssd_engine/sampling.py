@@ -34,7 +34,9 @@ def truncate(p: Tensor, top_k: Sequence[int | None], top_p: Sequence[float]) -> 
     return torch.zeros_like(p).scatter(-1, order, ordered / ordered.sum(-1, keepdim=True))
 
 
-def accept_or_recover(ids: Tensor, p: Tensor, q: Tensor, drafted: Tensor, q_drafted: Tensor, uniforms: Tensor) -> Tensor:
+def accept_or_recover(
+    ids: Tensor, p: Tensor, q: Tensor, drafted: Tensor, q_drafted: Tensor, uniforms: Tensor
+) -> Tensor:
     """[P] token ids distributed as `p`, the drafted ones wherever speculative sampling accepts them.
 
     Args:

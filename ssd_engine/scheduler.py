@@ -126,10 +126,16 @@ class Scheduler(Generic[S]):
             self._changed.notify()
 
     @property
-    def is_idle(self) -> bool:
-        """Whether no request waits or runs."""
+    def num_running(self) -> int:
+        """Requests that hold a place."""
         with self._changed:
-            return not (self._waiting or self._running)
+            return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests in line."""
+        with self._changed:
+            return len(self._waiting)
 
     def close(self) -> None:
         """End every request with `EngineClosedError`, after the round under way, and the worker with them."""
@@ -177,9 +183,7 @@ class Scheduler(Generic[S]):
                     return
                 request = self._waiting[0]
                 try:
-                    sequence = self._decoder.open(
-                        request.target_ids, request.draft_ids, request.params, request.config
-                    )
+                    sequence = self._decoder.open(request.target_ids, request.draft_ids, request.params, request.config)
                 except Exception as error:
                     self._waiting.popleft()
                     request.deliver(error)

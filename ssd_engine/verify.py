@@ -196,7 +196,9 @@ class _Table:
 
             return token
 
-        def logprobs(position: int, scheme: Scheme, alpha: float, token_id: int) -> tuple[float, tuple[tuple[int, float], ...]]:
+        def logprobs(
+            position: int, scheme: Scheme, alpha: float, token_id: int
+        ) -> tuple[float, tuple[tuple[int, float], ...]]:
             return self._logprobs(first + position, scheme, alpha, token_id, turn.verifier.params.top_logprobs)
 
         try:

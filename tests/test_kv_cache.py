@@ -70,7 +70,7 @@ def read(runner: ModelRunner, rows: list[Row], guesses: list[list[int]]) -> list
     """Read each row's last token and some guesses, all rows in one pass; each row's logits [1 + guesses, V]."""
     parts = [[row.token_ids[-1], *guess] for row, guess in zip(rows, guesses, strict=True)]
     counts = [len(part) for part in parts]
-    return list(runner.forward(rows, torch.tensor(sum(parts, [])), counts).split(counts))
+    return list(runner.forward(rows, torch.tensor([token for part in parts for token in part]), counts).split(counts))
 
 
 def plain_logits(model: PreTrainedModel, token_ids: list[int]) -> torch.Tensor:
@@ -120,9 +120,7 @@ FAMILIES = [
 
 
 @pytest.mark.parametrize(("family", "config"), FAMILIES)
-def test_model_families_compute_together_what_they_compute_alone(
-    family: type[PreTrainedModel], config: object
-) -> None:
+def test_model_families_compute_together_what_they_compute_alone(family: type[PreTrainedModel], config: object) -> None:
     """Sequences of different lengths in one pass, over several rounds, against the model as transformers runs it."""
     torch.manual_seed(0)
     model = family(config).eval()

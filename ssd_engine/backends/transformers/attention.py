@@ -146,9 +146,7 @@ def _masks(
     return [_segment_mask(segment, mask_function, device) for segment in segments]
 
 
-def _segment_mask(
-    segment: Segment, mask_function: Callable[..., Tensor], device: torch.device | str
-) -> Tensor | None:
+def _segment_mask(segment: Segment, mask_function: Callable[..., Tensor], device: torch.device | str) -> Tensor | None:
     if segment.num_tokens == 1 and mask_function is causal_mask_function:
         return None
     positions = torch.arange(segment.length, device=device)

@@ -114,7 +114,9 @@ class KVCache(Cache):
     @property
     def nbytes(self) -> int:
         """Bytes that are taken; 0 before the first write."""
-        return sum(tensor.nbytes for layer in self.layers for tensor in (layer.keys, layer.values) if tensor is not None)
+        return sum(
+            tensor.nbytes for layer in self.layers for tensor in (layer.keys, layer.values) if tensor is not None
+        )
 
     def write_at(self, positions: Tensor) -> None:
         """Where the next pass's tokens go, [T] int64."""

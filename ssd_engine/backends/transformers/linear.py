@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-
 _ACTIVATION_SCALE = 1 / 127
 _ACTIVATION_ZERO = 127
 """Activations from -1 to 1 as unsigned bytes, 0 to 254."""
@@ -53,7 +52,7 @@ class HalfLinear(nn.Module):
         return "fbgemm" in torch.backends.quantized.supported_engines
 
     def forward(self, rows: Tensor) -> Tensor:
-        result: Tensor = torch.ops.quantized.linear_dynamic_fp16(rows, self._packed)
+        result: Tensor = torch.ops.quantized.linear_dynamic_fp16.default(rows, self._packed)
         return result
 
 
@@ -77,7 +76,7 @@ class Int8Linear(nn.Module):
         # The kernel has one scale for all rows, and some models' first token has activations a thousand times the
         # others': every row is brought to the range of -1 to 1 first. So no row's result depends on the others.
         ranges = rows.abs().amax(dim=-1, keepdim=True).float().clamp_min_(torch.finfo(torch.float32).tiny)
-        result: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
+        result: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default(
             rows / ranges, _ACTIVATION_SCALE, _ACTIVATION_ZERO, self._packed
         ).mul_(ranges)
         return (result if self._bias is None else result.add_(self._bias)).to(rows.dtype)

@@ -141,9 +141,7 @@ class ModelRunner:
         written: list[int] = []
         for row, count in zip(rows, counts, strict=True):
             cached = row.stretch[: row.length + count]
-            segments.append(
-                Segment(slice(len(positions), len(positions) + count), slice(cached.start, cached.stop))
-            )
+            segments.append(Segment(slice(len(positions), len(positions) + count), slice(cached.start, cached.stop)))
             positions += range(row.length, row.length + count)
             written += cached[row.length :]
         output = self._pass(module, self.cache, segments, token_ids, positions, written)
