@@ -325,23 +325,32 @@ def test_ctrl_c_at_the_prompt_tells_how_to_leave(terminal: Terminal) -> None:
 
 
 def test_bench_measures_all_contenders_in_one_run(pair: list[str], tmp_path: Path) -> None:
-    report_file = tmp_path / "report.json"
-    command = ["bench", *pair, "--limit", "1", "--max-tokens", "8", "--output", str(report_file)]
+    report_file, plot = tmp_path / "report.json", tmp_path / "plot.png"
+    command = ["bench", *pair, "--limit", "2", "--max-tokens", "8", "--output", str(report_file), "--plot", str(plot)]
     done = subprocess.run(
-        [sys.executable, "-c", "from ssd_engine.cli import main; main()", *command],
+        [
+            *(sys.executable, "-c", "from ssd_engine.cli import main; main()"),
+            *(*command, "--requests", "1", "--requests", "3", "--context", "200"),
+        ],
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
     report = json.loads(report_file.read_text())
-    rows = {row["name"]: row for row in report["rows"]}
-    assert list(rows) == ["generate", "assisted", "target", "ssd", "ssd, int8 draft"]
-    assert rows["generate"]["ratio_to_generate"] == 1
-    for name, row in rows.items():
+    rows = {(row["name"], row["requests"]): row for row in report["rows"]}
+    names = ["generate", "assisted", "target", "speculative", "ssd", "ssd, int8 draft", "ssd, int8 both"]
+    assert [name for name, requests in rows if requests == 1][: len(names)] == names
+    assert ("ssd", 3) in rows
+    assert ("assisted", 3) not in rows, "transformers does not assist batches"
+    assert rows["generate", 1]["ratio_to_generate"] == rows["generate", 3]["ratio_to_generate"] == 1
+    for (name, _), row in rows.items():
         assert row["tokens_per_second"] > 0
+        assert row["first_token_p95"] >= row["first_token"] > 0
         assert row["peak_memory"] > 0
         assert name in done.stdout
-    assert rows["ssd"]["share_of_bound"] > 0
+    assert rows["ssd", 1]["share_of_bound"] > 0
     assert report["second_turn"]["history_tokens"] > report["second_turn"]["cached_tokens"] > 0
+    assert report["contexts"][0]["prompt_tokens"] > 150
     assert report["environment"]["torch"] in done.stdout
+    assert plot.read_bytes().startswith(b"\x89PNG")

@@ -25,10 +25,13 @@ def bench(
     draft: engine_options.DraftOption = None,
     max_tokens: Annotated[int, typer.Option(min=2, help="Tokens in each answer.")] = 96,
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first prompts; for a quick look.")] = None,
+    requests: Annotated[list[int] | None, typer.Option(min=1, max=16, help="Requests at once; repeatable.")] = None,
+    context: Annotated[list[int] | None, typer.Option(min=64, help="Prompt length to try; repeatable.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the table into this file (PNG, SVG or PDF).")] = None,
     output: Annotated[Path | None, typer.Option(help="Write the whole report to this file, as JSON.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON instead of a table.")] = False,
 ) -> None:
-    """Measure the pair against transformers' generate and assisted generation."""
+    """Measure the pair against transformers' generate and assisted generation, and vLLM where it is installed."""
     from ssd_engine.evaluation import speed
 
     pair = EngineOptions(preset, target, draft).resolve()
@@ -37,12 +40,18 @@ def bench(
         report = speed.run(
             pair,
             prompts=speed.PROMPTS[:limit],
+            requests=requests or [1],
+            contexts=context or [],
             max_new_tokens=max_tokens,
             progress=lambda name, done, total: progress.update(task, description=name, completed=done, total=total),
         )
     document = json.dumps(report.to_json(), indent=2, ensure_ascii=False)
     if output is not None:
         output.write_text(document + "\n", encoding="utf-8")
+    if plot is not None:
+        from ssd_engine.evaluation.speed_plot import to_figure
+
+        to_figure(report).savefig(plot, dpi=150)
     if as_json:
         typer.echo(document)
     else:
@@ -59,11 +68,13 @@ def _print(report: Report) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("", no_wrap=True)
     for name in (
+        "at\nonce",
         "tokens\n/s",
         "vs\ngenerate",
         "match\nrate",
         "tokens\n/round",
         "first\ntoken",
+        "\np95",
         "peak\nmemory",
         "of\nbound",
         "rule",
@@ -72,6 +83,11 @@ def _print(report: Report) -> None:
     for row in report.rows:
         table.add_row(*_cells(row))
     stdout.print(table)
+    for context in report.contexts:
+        stdout.print(
+            f"ssd after a prompt of {context.prompt_tokens} tokens: first token after {context.first_token:.1f} s, "
+            f"then {context.tokens_per_second:.2f} tokens/s; peak memory {context.peak_memory / 1e9:.1f} GB."
+        )
     turn, where = report.second_turn, report.environment
     stdout.print(
         f"Second turn after {turn.history_tokens} tokens of history: first token after {turn.second:.2f} s, "
@@ -80,7 +96,8 @@ def _print(report: Report) -> None:
     stdout.print(
         f"Medians over {where['prompts']} prompts of {where['max_new_tokens']} tokens, greedy; generate and assisted "
         f"are transformers' own. {where['target']} with {where['draft']}. {where['cores']} cores of "
-        f"{where['processor']}; torch {where['torch']}, transformers {where['transformers']}; {where['date']}."
+        f"{where['processor']} ({where['instructions']}); torch {where['torch']}, "
+        f"transformers {where['transformers']}; {where['date']}."
     )
 
 
@@ -90,12 +107,14 @@ def _cells(row: Row) -> list[str]:
 
     return [
         row.name,
+        str(row.requests),
         f"{row.tokens_per_second:.2f}",
-        f"{row.ratio_to_generate:.2f}",
+        shown(row.ratio_to_generate, ".2f"),
         shown(row.match_rate, ".2f"),
         shown(row.tokens_per_round, ".2f"),
-        f"{row.first_token:.2f} s",
-        f"{row.peak_memory / 1e9:.2f} GB",
+        f"{row.first_token:.1f} s",
+        f"{row.first_token_p95:.1f} s",
+        f"{row.peak_memory / 1e9:.1f} GB",
         shown(row.share_of_bound, ".2f"),
         shown(row.share_of_rule, ".1%"),
     ]

