@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import threading
 from typing import Any
 from uuid import UUID
 
@@ -65,6 +66,17 @@ async def test_batches_keep_their_order(model: ChatSSD) -> None:
     alone = [model.invoke(prompt).content for prompt in prompts]
     assert [answer.content for answer in model.batch(prompts)] == alone
     assert [answer.content for answer in await model.abatch(prompts)] == alone
+
+
+def test_a_batch_decodes_together(model: ChatSSD, tiny_engine: SSDEngine) -> None:
+    """All 8 hold a place at once, though LangChain itself would ask for fewer on a small machine."""
+    long = ChatSSD(engine=tiny_engine, max_tokens=1000)
+    done: list[AIMessage] = []
+    thread = threading.Thread(target=lambda: done.extend(long.batch([f"Question {i}" for i in range(8)])))
+    thread.start()
+    wait_for(lambda: tiny_engine.num_running == 8)
+    thread.join()
+    assert len(done) == 8
 
 
 def test_a_bad_input_in_a_batch_fails_alone(model: ChatSSD) -> None:

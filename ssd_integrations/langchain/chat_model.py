@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, closing
-from typing import Any
+from typing import Any, cast
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import LanguageModelInput
@@ -13,7 +13,8 @@ from langchain_core.language_models.base import LangSmithParams
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from langchain_core.runnables import Runnable
+from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables.config import get_config_list
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import Field, model_validator
@@ -25,7 +26,16 @@ from ssd_engine.result import GenerationResult, Piece
 from ssd_integrations.langchain.messages import to_ai_message, to_engine_messages, to_message_chunk
 
 ToolLike = dict[str, Any] | type | Callable[..., Any] | BaseTool
-_LOAD_FIELDS = ("preset", "draft", "draft_adapter", "dtype", "device", "target_quantization", "draft_quantization")
+_LOAD_FIELDS = (
+    "preset",
+    "draft",
+    "draft_adapter",
+    "dtype",
+    "device",
+    "target_quantization",
+    "draft_quantization",
+    "max_batch_size",
+)
 
 
 class ChatSSD(BaseChatModel):
@@ -64,6 +74,11 @@ class ChatSSD(BaseChatModel):
         async for chunk in model.astream("..."): ...
         ```
 
+    Batch:
+        ```python
+        model.batch(["...", "..."])  # decoded together, as are calls from several threads or tasks
+        ```
+
     Tools:
         ```python
         @tool
@@ -87,6 +102,7 @@ class ChatSSD(BaseChatModel):
     device: str | None = Field(None, description="Where the models run; None: an accelerator if there is one.")
     target_quantization: str | None = Field(None, description='"int8" for the target on the CPU.')
     draft_quantization: str | None = Field(None, description='"int8" for the draft on the CPU.')
+    max_batch_size: int | None = Field(None, ge=1, description="Most requests that decode together; None: 8.")
     config: SSDConfig | None = Field(None, description="Settings of the algorithm; None: the engine's.")
     decoding: Decoding = Field("ssd", description='"ssd", or a baseline: "speculative", "target".')
     temperature: float | None = Field(None, description="0 or None is greedy.")
@@ -206,6 +222,25 @@ class ChatSSD(BaseChatModel):
                 if run_manager:
                     await run_manager.on_llm_new_token(piece.text, chunk=chunk)
                 yield chunk
+
+    def batch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[Any]:
+        """Answer several inputs together; `max_concurrency` in the config limits how many are under way."""
+        # LangChain's own limit is the number of cores and four; here waiting costs a thread nothing, and all that
+        # arrive decode together.
+        configs = [
+            {**each, "max_concurrency": each.get("max_concurrency") or len(inputs)}
+            for each in get_config_list(config, len(inputs))
+        ]
+        return super().batch(
+            inputs, cast("list[RunnableConfig]", configs), return_exceptions=return_exceptions, **kwargs
+        )
 
     def _chat_result(self, result: GenerationResult) -> ChatResult:
         info = {"finish_reason": result.finish_reason}

@@ -49,6 +49,7 @@ _PAIR_FIELDS = (
     "device_map",
     "target_quantization",
     "draft_quantization",
+    "max_batch_size",
 )
 _REQUEST_FIELDS = ("temperature", "max_tokens", "top_p", "top_k", "stop", "seed", "timeout", "decoding")
 
@@ -115,6 +116,7 @@ class SSDLLM(FunctionCallingLLM):
     device_map: str | dict[str, Any] | None = Field(default=None, description="As transformers takes it.")
     target_quantization: str | None = Field(default=None, description="None, or 'int8' on CPU.")
     draft_quantization: str | None = Field(default=None, description="None, or 'int8' on CPU.")
+    max_batch_size: int | None = Field(default=None, ge=1, description="Most requests that decode together; None: 8.")
     config: SSDConfig | None = Field(default=None, description="SSD settings; None: the engine's or preset's own.")
 
     temperature: float = Field(default=0.0, description="0 is greedy; above, tokens are sampled.")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor, nn
@@ -83,16 +85,21 @@ class Int8Linear(nn.Module):
 
 
 def replace_linears(model: PreTrainedModel, make: Callable[[nn.Linear], nn.Module]) -> None:
-    """Put `make(layer)` in the place of every `nn.Linear`, one at a time, so that no two copies of the model exist."""
+    """Put `make(layer)` in the place of every `nn.Linear`, a few at a time: no two copies of the model exist."""
     linears = [(name, layer) for name, layer in model.named_modules() if type(layer) is nn.Linear]
     replaced = {id(layer.weight) for _, layer in linears}
     for parameter in model.parameters():
         if id(parameter) not in replaced:
             # Loaded weights are views of mapped files; one that stays would hold its whole file in memory.
             parameter.data = parameter.data.clone()
-    for name, layer in linears:
-        _replace(model, name, make(layer))
-        del layer.weight
+    # Packing a layer keeps one core busy.
+    workers = os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as packing:
+        for first in range(0, len(linears), workers):
+            group = linears[first : first + workers]
+            for (name, layer), packed in zip(group, packing.map(make, [layer for _, layer in group]), strict=True):
+                _replace(model, name, packed)
+                del layer.weight
 
 
 def compute_in_float32(model: PreTrainedModel) -> None:
