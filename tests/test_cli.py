@@ -354,3 +354,9 @@ def test_bench_measures_all_contenders_in_one_run(pair: list[str], tmp_path: Pat
     assert report["contexts"][0]["prompt_tokens"] > 150
     assert report["environment"]["torch"] in done.stdout
     assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_bench_names_the_rows_it_knows(pair: list[str]) -> None:
+    result = ssd("bench", *pair, "--only", "generat")
+    assert result.exit_code == 1
+    assert "'generat' is unknown; use 'generate', 'assisted'" in result.stderr

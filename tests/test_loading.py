@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import make_model
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from ssd_engine import GenerationParams, SSDEngine
-from ssd_engine.backends.transformers.linear import Int8Linear, PackedLinear
+from ssd_engine.backends.transformers.linear import HalfLinear, Int8Linear, PackedLinear
 from ssd_engine.engine import shared_engine
 from ssd_engine.errors import InvalidRequestError, ModelLoadError, VocabularyMismatchError
 from ssd_engine.models.presets import get_preset
@@ -60,14 +61,45 @@ def test_dtype_and_device_map_are_honoured(dtype: str | torch.dtype, folders: tu
         assert engine.generate(PROMPT, PARAMS).token_ids
 
 
-def test_packed_layers_compute_what_linear_layers_do() -> None:
+SIXTEEN_BIT = [layer for layer in (PackedLinear, HalfLinear) if layer.is_available()]
+"""What this processor has kernels for."""
+
+
+@pytest.mark.parametrize("make", SIXTEEN_BIT)
+def test_16_bit_layers_compute_what_linear_layers_do(make: type[PackedLinear | HalfLinear]) -> None:
     torch.manual_seed(0)
+    computed_in = torch.bfloat16 if make is PackedLinear else torch.float32
     for bias in (False, True):
         linear = nn.Linear(96, 64, bias=bias, dtype=torch.bfloat16)
         for rows in (1, 3, 40):
-            x = torch.randn(1, rows, 96, dtype=torch.bfloat16)
+            x = torch.randn(1, rows, 96, dtype=computed_in)
             with torch.inference_mode():
-                torch.testing.assert_close(PackedLinear(linear)(x), linear(x))
+                torch.testing.assert_close(make(linear)(x), linear.to(computed_in)(x))
+                linear.to(torch.bfloat16)
+
+
+def test_weights_past_float16_are_left_as_they_are(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """A bfloat16 checkpoint with a weight that float16 cannot hold answers all the same."""
+    model = make_model(1, 402).to(torch.bfloat16)
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight[0, 0] = 1e6
+    model.save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_text((folders[0] / name).read_text())
+    expected = model.generate(torch.tensor([[9, 8, 7]]), max_new_tokens=1, do_sample=False)[0, -1].item()
+    with SSDEngine.from_pretrained(tmp_path, folders[1]) as engine:
+        result = engine.generate([9, 8, 7], GenerationParams(max_new_tokens=1, decoding="target"))
+    assert result.token_ids == [expected]
+
+
+def test_int8_rows_do_not_depend_on_each_other() -> None:
+    torch.manual_seed(0)
+    layer = Int8Linear(nn.Linear(256, 64))
+    rows = torch.randn(1, 9, 256) * torch.logspace(-2, 2, 9)[:, None]
+    with torch.inference_mode():
+        together = layer(rows)
+        for index in range(9):
+            assert torch.equal(layer(rows[:, index : index + 1]), together[:, index : index + 1])
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -27,6 +27,7 @@ def bench(
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first prompts; for a quick look.")] = None,
     requests: Annotated[list[int] | None, typer.Option(min=1, max=16, help="Requests at once; repeatable.")] = None,
     context: Annotated[list[int] | None, typer.Option(min=64, help="Prompt length to try; repeatable.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Measure this row of the table alone; repeatable.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the table into this file (PNG, SVG or PDF).")] = None,
     output: Annotated[Path | None, typer.Option(help="Write the whole report to this file, as JSON.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON instead of a table.")] = False,
@@ -42,6 +43,7 @@ def bench(
             prompts=speed.PROMPTS[:limit],
             requests=requests or [1],
             contexts=context or [],
+            names=only or [],
             max_new_tokens=max_tokens,
             progress=lambda name, done, total: progress.update(task, description=name, completed=done, total=total),
         )
@@ -89,10 +91,11 @@ def _print(report: Report) -> None:
             f"then {context.tokens_per_second:.2f} tokens/s; peak memory {context.peak_memory / 1e9:.1f} GB."
         )
     turn, where = report.second_turn, report.environment
-    stdout.print(
-        f"Second turn after {turn.history_tokens} tokens of history: first token after {turn.second:.2f} s, "
-        f"first turn {turn.first:.2f} s ({turn.second / turn.first:.2f} of it)."
-    )
+    if turn is not None:
+        stdout.print(
+            f"Second turn after {turn.history_tokens} tokens of history: first token after {turn.second:.2f} s, "
+            f"first turn {turn.first:.2f} s ({turn.second / turn.first:.2f} of it)."
+        )
     stdout.print(
         f"Medians over {where['prompts']} prompts of {where['max_new_tokens']} tokens, greedy; generate and assisted "
         f"are transformers' own. {where['target']} with {where['draft']}. {where['cores']} cores of "

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from ssd_engine.config import SSDConfig
+from ssd_engine.errors import InvalidRequestError
 from ssd_engine.evaluation.contenders import Contender, Host, HostProcess, Messages, Pair, Sample, has_vllm
 
 PROMPTS = (
@@ -94,7 +95,8 @@ class Report:
 
     rows: tuple[Row, ...]
     contexts: tuple[ContextRow, ...]
-    second_turn: SecondTurn
+    second_turn: SecondTurn | None
+    """None where `ssd` was not among the contenders."""
     environment: dict[str, Any]
     samples: dict[str, list[list[Sample]]]
 
@@ -108,6 +110,7 @@ def run(
     prompts: Sequence[str] = PROMPTS,
     requests: Sequence[int] = (1,),
     contexts: Sequence[int] = (),
+    names: Sequence[str] = (),
     max_new_tokens: int = 64,
     progress: Callable[[str, int, int], None] = lambda name, done, total: None,
 ) -> Report:
@@ -119,9 +122,13 @@ def run(
     Args:
         requests: numbers of requests at once.
         contexts: prompt lengths at which `ssd` is measured too, in tokens.
+        names: contenders to measure; empty: all.
         progress: is told the contender, and how many groups of how many are done.
+
+    Raises:
+        InvalidRequestError: a name is not a contender's.
     """
-    contenders = CONTENDERS + (VLLM_CONTENDERS if has_vllm() else ())
+    contenders = _named(names)
     with ExitStack() as stack:
         hosts = {
             host: stack.enter_context(closing(HostProcess(host, pair)))
@@ -136,9 +143,9 @@ def run(
             progress(f"{contender.name}, {len(group)} at once", done, len(tasks))
             answers = hosts[contender.host].answer(contender.decoding, group, max_new_tokens)
             samples.setdefault(_key(contender, len(group)), []).append(answers)
-        engine = hosts[_ENGINE]
-        context_rows = tuple(_context_row(engine, length, max_new_tokens) for length in contexts)
-        second_turn = _second_turn(engine)
+        engine = hosts.get(_ENGINE)
+        context_rows = tuple(_context_row(engine, length, max_new_tokens) for length in contexts if engine)
+        second_turn = _second_turn(engine) if engine else None
     rows = tuple(
         _row(contender, number, samples, pair.config)
         for number in requests
@@ -147,6 +154,15 @@ def run(
     )
     environment = _environment(pair, max_new_tokens, len(prompts), list(hosts))
     return Report(rows, context_rows, second_turn, environment, samples)
+
+
+def _named(names: Sequence[str]) -> tuple[Contender, ...]:
+    contenders = CONTENDERS + (VLLM_CONTENDERS if has_vllm() else ())
+    known = [contender.name for contender in contenders]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise InvalidRequestError(f"contender {unknown[0]!r} is unknown; use {', '.join(map(repr, known))}")
+    return tuple(contender for contender in contenders if not names or contender.name in names)
 
 
 def _tasks(
