@@ -1,0 +1,119 @@
+"""Where a forward pass's time goes: transformers' own layers beside this engine's, by tokens in the pass.
+
+    python benchmarks/passes.py
+
+Prints, for target and draft of the default pair, medians in milliseconds: the whole pass, and the parts of it that
+torch's profiler sees (matrix products, attention, other operators); what is left is Python between the operators.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.profiler import ProfilerActivity, profile
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging
+
+from ssd_engine.backends.transformers.loader import LoadOptions, load_model, vocabulary_size
+from ssd_engine.backends.transformers.runner import ModelRunner
+from ssd_engine.models.presets import get_preset
+from ssd_engine.models.resolve import resolve_pair
+
+CONTEXT = 100
+SIZES = (1, 3, 8, 24)
+REPEATS = 15
+PRODUCTS = ("linear", "mm", "addmm", "matmul")
+
+
+def ours(source: Path, quantization: str | None) -> Callable[[int], Callable[[], Any]]:
+    """Passes of this engine: `size` sequences with a token each."""
+    with ThreadPoolExecutor(1) as loading:
+        model = loading.submit(load_model, source, LoadOptions(quantization=quantization)).result()
+        runner = loading.submit(ModelRunner, model, vocabulary_size(model)).result()
+    runner.allocate(max(SIZES) * (CONTEXT + 8), 0)
+
+    def of(size: int) -> Callable[[], Any]:
+        rows = [row for _ in range(size) if (row := runner.open(range(1, CONTEXT + 1), 4)) is not None]
+        for row in rows:
+            while row.next_block:
+                runner.read_block(row)
+            runner.close(row)
+
+        def once() -> None:
+            runner.forward(rows, torch.ones(size, dtype=torch.int64), [1] * size)
+            for row in rows:
+                row.accept(())
+
+        return once
+
+    return of
+
+
+def theirs(source: Path) -> Callable[[int], Callable[[], Any]]:
+    """Passes of transformers' layers: one sequence with `size` tokens."""
+    model = AutoModelForCausalLM.from_pretrained(source, dtype="auto", use_safetensors=True).eval()
+
+    def of(size: int) -> Callable[[], Any]:
+        cache = model(input_ids=torch.arange(1, CONTEXT + 1)[None], use_cache=True).past_key_values
+        token_ids = torch.ones(1, size, dtype=torch.int64)
+
+        def once() -> None:
+            model(input_ids=token_ids, past_key_values=cache, use_cache=True)
+            cache.crop(-size)
+
+        return once
+
+    return of
+
+
+@torch.inference_mode()
+def measure(once: Callable[[], Any]) -> list[float]:
+    """Milliseconds: the whole pass, matrix products, attention, other operators, the rest."""
+    for _ in range(3):
+        once()
+    times = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        once()
+        times.append(time.perf_counter() - start)
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        for _ in range(5):
+            once()
+    parts = {"products": 0.0, "attention": 0.0, "other": 0.0}
+    for event in seen.key_averages():
+        name = event.key.rpartition("::")[2]
+        kind = "attention" if "attention" in name else "products" if name.startswith(PRODUCTS) else "other"
+        parts[kind] += event.self_cpu_time_total / 5e3
+    whole = median(times) * 1e3
+    return [whole, *parts.values(), whole - sum(parts.values())]
+
+
+def main() -> None:
+    """Measure and print."""
+    logging.disable_progress_bar()
+    table = Table("", "layers", "tokens", "whole", "products", "attention", "other", "between")
+    for name, source in zip(("target", "draft"), resolve_pair(get_preset("qwen2.5-coder-1.5b")), strict=True):
+        for layers in ("transformers", "16 bit", "int8"):
+            of = theirs(source) if layers == "transformers" else ours(source, "int8" if layers == "int8" else None)
+            for size in SIZES:
+                with torch.inference_mode():
+                    once = of(size)
+                table.add_row(name, layers, str(size), *(f"{value:.1f}" for value in measure(once)))
+            del of, once
+    Console(width=100).print(table)
+
+
+if __name__ == "__main__":
+    # In a thread of its own, as the engine's passes: the main thread's compute threads would be in the way.
+    worker = threading.Thread(target=main)
+    worker.start()
+    worker.join()
