@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-_ACTIVATION_SCALE = 1 / 127
-_ACTIVATION_ZERO = 127
-"""Activations from -1 to 1 as unsigned bytes, 0 to 254."""
+# Without VNNI the kernels add two products in 16 bits: activations of 7 bits keep that from overflowing.
+_LEVELS = 127 if torch.cpu._is_vnni_supported() else 63
+"""Activations from -1 to 1 become unsigned bytes from 0 to twice this."""
 
 
 class PackedLinear(nn.Module):
@@ -79,7 +79,7 @@ class Int8Linear(nn.Module):
         # others': every row is brought to the range of -1 to 1 first. So no row's result depends on the others.
         ranges = rows.abs().amax(dim=-1, keepdim=True).float().clamp_min_(torch.finfo(torch.float32).tiny)
         result: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default(
-            rows / ranges, _ACTIVATION_SCALE, _ACTIVATION_ZERO, self._packed
+            rows / ranges, 1 / _LEVELS, _LEVELS, self._packed
         ).mul_(ranges)
         return (result if self._bias is None else result.add_(self._bias)).to(rows.dtype)
 
