@@ -64,8 +64,8 @@ def test_both_models_read_the_escaped_rendering(
     user = [*encode("<|im_start|>user\nfine<"), *escaped[len(encode("fine<")) :]]
     tool = [*encode("<|im_start|>tool\nfine<"), *escaped[len(encode("fine<")) :]]
     target, draft = copy.deepcopy(tiny_pair)
-    reads = [record_reads(model) for model in (target, draft)]
     with SSDEngine(target, draft, tokenizer) as engine:
+        reads = [record_reads(model) for model in (target, draft)]
         ask(engine)
     start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
     for ids in reads:
