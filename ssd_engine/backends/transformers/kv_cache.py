@@ -8,19 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PretrainedConfig
-from transformers.cache_utils import (
-    Cache,
-    CacheLayerMixin,
-    DummyLayer,
-    DynamicCache,
-    DynamicLayer,
-    DynamicSlidingWindowLayer,
-)
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
 from ssd_engine.backends.transformers.arena import Arena
 from ssd_engine.errors import ModelLoadError
 
-_ROLLED_BACK_BY_LENGTH = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)
+# By name, since the oldest transformers that is supported has no DummyLayer.
+_ROLLED_BACK_BY_LENGTH = ("DynamicLayer", "DynamicSlidingWindowLayer", "DummyLayer")
 
 
 def count_cache_layers(config: PretrainedConfig) -> int:
@@ -33,7 +27,7 @@ def count_cache_layers(config: PretrainedConfig) -> int:
             "use a model with attention layers only"
         ) from error
     for layer in layers:
-        if type(layer) not in _ROLLED_BACK_BY_LENGTH:
+        if type(layer).__name__ not in _ROLLED_BACK_BY_LENGTH:
             raise ModelLoadError(
                 f"model type {config.model_type!r} keeps a {type(layer).__name__}, whose state cannot be rolled back "
                 "after a rejected draft; use a model with attention layers only"
