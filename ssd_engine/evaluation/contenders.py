@@ -32,6 +32,8 @@ class Host:
     draft_quantization: str | None = None
     drafts: bool = True
     """Whether the draft is loaded: vLLM fixes at loading whether it speculates."""
+    keeps_prefixes: bool = False
+    """Whether a prompt may find its beginning read already, which would be unfair where contenders share a process."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ class EngineAnswerer:
             target_quantization=host.target_quantization,
             draft_quantization=host.draft_quantization,
             max_batch_size=MOST_REQUESTS,
+            **({} if host.keeps_prefixes else {"prefix_cache_bytes": 0}),
         )
 
     def __call__(self, decoding: Decoding, prompts: Sequence[Messages], max_new_tokens: int) -> list[Sample]:

@@ -145,7 +145,7 @@ def run(
             samples.setdefault(_key(contender, len(group)), []).append(answers)
         engine = hosts.get(_ENGINE)
         context_rows = tuple(_context_row(engine, length, max_new_tokens) for length in contexts if engine)
-        second_turn = _second_turn(engine) if engine else None
+    second_turn = _second_turn(pair) if SSD in contenders else None
     rows = tuple(
         _row(contender, number, samples, pair.config)
         for number in requests
@@ -241,17 +241,18 @@ def _context_row(process: HostProcess, length: int, max_new_tokens: int) -> Cont
     )
 
 
-def _second_turn(process: HostProcess) -> SecondTurn:
+def _second_turn(pair: Pair) -> SecondTurn:
     """Ask about a text of some 1,000 tokens, then ask again."""
     facts = "\n".join(f"{i}. Parcel {i} goes to house {i * 37 % 100} on street {i * 53 % 90}." for i in range(1, 51))
     first_turn = _question(f"{facts}\nWhich house does parcel 7 go to?")
-    [first] = process.answer("ssd", [first_turn], 24)
-    follow_up = [
-        *first_turn,
-        {"role": "assistant", "content": first.text},
-        {"role": "user", "content": "And parcel 8?"},
-    ]
-    [second] = process.answer("ssd", [follow_up], 24)
+    with closing(HostProcess(Host("ssd", keeps_prefixes=True), pair)) as process:
+        [first] = process.answer("ssd", [first_turn], 24)
+        follow_up = [
+            *first_turn,
+            {"role": "assistant", "content": first.text},
+            {"role": "user", "content": "And parcel 8?"},
+        ]
+        [second] = process.answer("ssd", [follow_up], 24)
     return SecondTurn(second.prompt_tokens, second.cached_tokens, first.first_token, second.first_token)
 
 
