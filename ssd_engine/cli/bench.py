@@ -72,11 +72,11 @@ def _print(report: Report) -> None:
     for name in (
         "at\nonce",
         "tokens\n/s",
-        "vs\ngenerate",
+        "x gen-\nerate",
         "match\nrate",
         "tokens\n/round",
-        "first\ntoken",
-        "peak\nmemory",
+        "first\ns",
+        "peak\nGB",
         "of\nbound",
         "rule",
     ):
@@ -114,8 +114,8 @@ def _cells(row: Row) -> list[str]:
         shown(row.ratio_to_generate, ".2f"),
         shown(row.match_rate, ".2f"),
         shown(row.tokens_per_round, ".2f"),
-        f"{row.first_token:.1f} s",
-        f"{row.peak_memory / 1e9:.1f} GB",
+        f"{row.first_token:.1f}",
+        f"{row.peak_memory / 1e9:.1f}",
         shown(row.share_of_bound, ".2f"),
         shown(row.share_of_rule, ".1%"),
     ]

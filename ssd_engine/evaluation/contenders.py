@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from ssd_engine.config import GenerationParams, SSDConfig
-from ssd_engine.engine import SSDEngine
+from ssd_engine.engine import PREFIX_CACHE_BYTES, SSDEngine
 from ssd_engine.result import GenerationResult
 
 Messages = list[dict[str, str]]
@@ -94,7 +94,7 @@ class EngineAnswerer:
             target_quantization=host.target_quantization,
             draft_quantization=host.draft_quantization,
             max_batch_size=MOST_REQUESTS,
-            **({} if host.keeps_prefixes else {"prefix_cache_bytes": 0}),
+            prefix_cache_bytes=PREFIX_CACHE_BYTES if host.keeps_prefixes else 0,
         )
 
     def __call__(self, decoding: Decoding, prompts: Sequence[Messages], max_new_tokens: int) -> list[Sample]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
@@ -211,7 +212,7 @@ def _row(contender: Contender, requests: int, samples: dict[str, list[list[Sampl
         match_rate=median(sample.match_rate or 0.0 for sample in drafted) if drafted else None,
         tokens_per_round=median(sample.tokens / sample.rounds for sample in engine) if engine else None,
         first_token=median(sample.first_token for sample in flat),
-        first_token_p95=sorted(sample.first_token for sample in flat)[int(0.95 * (len(flat) - 1))],
+        first_token_p95=sorted(sample.first_token for sample in flat)[math.ceil(0.95 * len(flat)) - 1],
         peak_memory=max(sample.peak_memory for sample in flat),
         share_of_bound=_share_of_bound(drafted, config) if drafted and requests == 1 else None,
         share_of_rule=sum(s.selection for s in drafted) / sum(s.total for s in drafted) if drafted else None,
