@@ -30,7 +30,8 @@ from ssd_engine.models.resolve import resolve_pair
 
 CONTEXT = 100
 SIZES = (1, 3, 8, 24)
-REPEATS = 15
+REPEATS = 7
+PROFILED = 2
 PRODUCTS = ("linear", "mm", "addmm", "matmul")
 
 
@@ -78,7 +79,7 @@ def theirs(source: Path) -> Callable[[int], Callable[[], Any]]:
 @torch.inference_mode()
 def measure(once: Callable[[], Any]) -> list[float]:
     """Milliseconds: the whole pass, matrix products, attention, other operators, the rest."""
-    for _ in range(3):
+    for _ in range(2):
         once()
     times = []
     for _ in range(REPEATS):
@@ -86,13 +87,13 @@ def measure(once: Callable[[], Any]) -> list[float]:
         once()
         times.append(time.perf_counter() - start)
     with profile(activities=[ProfilerActivity.CPU]) as seen:
-        for _ in range(5):
+        for _ in range(PROFILED):
             once()
     parts = {"products": 0.0, "attention": 0.0, "other": 0.0}
     for event in seen.key_averages():
         name = event.key.rpartition("::")[2]
         kind = "attention" if "attention" in name else "products" if name.startswith(PRODUCTS) else "other"
-        parts[kind] += event.self_cpu_time_total / 5e3
+        parts[kind] += event.self_cpu_time_total / (PROFILED * 1e3)
     whole = median(times) * 1e3
     return [whole, *parts.values(), whole - sum(parts.values())]
 
