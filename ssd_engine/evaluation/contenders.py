@@ -227,7 +227,7 @@ class VLLMAnswerer:
 
 
 def has_vllm() -> bool:
-    """Whether the extra `vllm` is installed."""
+    """Whether vLLM is installed beside this package."""
     return importlib.util.find_spec("vllm") is not None
 
 
