@@ -1,17 +1,20 @@
 """Attention over several sequences laid end to end in one pass, through transformers' attention interface.
 
 A pass holds the new tokens of all sequences in one row, [1, T]. Everything but attention treats tokens one by one, so
-it needs to know nothing of sequences; here each sequence's tokens look at the cached positions of their own sequence.
-So sequences of any lengths go together without padding, and what one of them computes does not depend on the others.
+it needs to know nothing of sequences. Attention hands the pass's queries, keys and values to the pass that is under
+way, which keeps the keys and values and lets each sequence's tokens look at the positions of their own sequence. So
+sequences of any lengths go together without padding, and what one of them computes does not depend on the others.
+
+That hand-over is one operator of torch's: a compiled layer holds a call of it and nothing of what differs from pass
+to pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,47 +24,56 @@ from transformers.masking_utils import AttentionMaskInterface, causal_mask_funct
 from ssd_engine.errors import ModelLoadError
 
 NAME = "ssd_segments"
+MaskFunction = Callable[..., Tensor]
+"""transformers': (batch, head, query position, key position), int64 tensors, to whether the one may see the other."""
 _UNSUPPORTED = ("s_aux", "position_bias")
 """Extras that some families hand to attention, and that change what it computes."""
 
 
-@dataclass(frozen=True)
-class Segment:
-    """One sequence's part of a pass."""
-
-    tokens: slice
-    """Its places among the pass's tokens."""
-    cached: slice
-    """Its positions in the cache, those written in this pass included."""
-
-    @property
-    def num_tokens(self) -> int:
-        return int(self.tokens.stop - self.tokens.start)
-
-    @property
-    def length(self) -> int:
-        """Positions that the sequence has read once the pass is over."""
-        return int(self.cached.stop - self.cached.start)
+CAUSAL = 0
+"""The number of the mask that every pass has."""
 
 
-_under_way: ContextVar[Sequence[Segment] | None] = ContextVar("segments of the pass under way", default=None)
+class ForwardPass(Protocol):
+    """A pass under way."""
+
+    def add_mask(self, function: MaskFunction) -> int:
+        """Take a mask other than the causal one, for some of the model's layers; returns its number."""
+
+    def attend(
+        self,
+        layer: int,
+        mask: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float | None,
+        softcap: float | None,
+    ) -> Tensor:
+        """Keep keys [1, K, T, d] and values [1, K, T, e]; returns what queries [1, H, T, d] see, [1, T, H, e]."""
+
+
+_under_way: ContextVar[ForwardPass] = ContextVar("the pass under way")
 
 
 @contextmanager
-def segments_of_pass(segments: Sequence[Segment]) -> Iterator[None]:
-    """What the forward pass inside is made of. Other threads, and passes outside, are not touched."""
-    token = _under_way.set(segments)
+def under_way(forward_pass: ForwardPass) -> Iterator[None]:
+    """The model call inside is this pass. Other threads, and calls outside, are not touched."""
+    token = _under_way.set(forward_pass)
     try:
         yield
     finally:
         _under_way.reset(token)
 
 
-def use_segment_attention(model: PreTrainedModel) -> None:
-    """Make `model` take passes of several sequences; passes of any other caller go on as before.
+def use_segment_attention(model: PreTrainedModel, num_layers: int) -> None:
+    """Make `model` take passes of several sequences; calls by anyone else go on as before.
+
+    Args:
+        num_layers: layers of the key-value cache.
 
     Raises:
-        ModelLoadError: the model's family computes attention by itself.
+        ModelLoadError: the model's family computes attention by itself, or shares keys between layers.
     """
     if not model._can_set_attn_implementation():
         raise ModelLoadError(
@@ -69,44 +81,32 @@ def use_segment_attention(model: PreTrainedModel) -> None:
             "at once; use a family that supports transformers' attention interface, such as Llama, Qwen, Gemma, "
             "Mistral or GPT-NeoX"
         )
+    for module in model.modules():
+        layer = getattr(module, "layer_idx", None)
+        if isinstance(layer, int):
+            if layer >= num_layers:
+                raise ModelLoadError(
+                    f"model type {model.config.model_type!r} has a layer {layer} without keys of its own; "
+                    "use a model whose layers all keep their keys and values"
+                )
+            # A tensor: a number would be a constant of compiled code, and every layer would be compiled by itself.
+            module.ssd_layer = torch.tensor(layer)
     model.set_attn_implementation(NAME)
 
 
-def _attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Any,
-    scaling: float | None = None,
-    softcap: float | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """[1, T, H, e] attention of `query` [1, H, T, d] to `key` [1, K, n, d] and `value` [1, K, n, e]."""
-    extras = [name for name in _UNSUPPORTED if kwargs.get(name) is not None]
-    if extras:
-        raise ModelLoadError(f"{type(module).__name__} needs {extras[0]} in attention, which this engine does not have")
-    segments = _under_way.get()
-    if segments is None:
-        return _attend(query, key, value, attention_mask, scaling, softcap), None
-    parts = [
-        _attend(
-            query[:, :, segment.tokens],
-            key[:, :, segment.cached],
-            value[:, :, segment.cached],
-            mask,
-            scaling,
-            softcap,
-        )
-        for segment, mask in zip(segments, attention_mask, strict=True)
-    ]
-    return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)), None
-
-
-def _attend(
+def attend(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None, softcap: float | None
 ) -> Tensor:
-    """[B, q, H, e]. `query` is [B, H, q, d], `key` and `value` [B, K, n, ...], `mask` [B, 1, q, n] bool or None."""
+    """Scaled dot-product attention, with Gemma 2's soft cap where one is given.
+
+    Args:
+        query: [B, H, q, d].
+        key, value: [B, K, n, d] and [B, K, n, e]; H is a multiple of K.
+        mask: [B, 1, q, n] bool; None: everything is seen.
+
+    Returns:
+        [B, q, H, e].
+    """
     rows, heads, length, size = query.shape
     groups = heads // key.shape[1]
     # Query heads that share keys become more queries of one head: no key is copied, and every kernel can do it.
@@ -124,35 +124,79 @@ def _attend(
     return out.reshape(rows, heads, length, -1).transpose(1, 2)
 
 
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """What transformers calls in every attention layer; inside a pass `attention_mask` is the number of a mask."""
+    extras = [name for name in _UNSUPPORTED if kwargs.get(name) is not None]
+    if extras:
+        raise ModelLoadError(f"{type(module).__name__} needs {extras[0]} in attention, which this engine does not have")
+    if attention_mask is None or attention_mask.ndim > 0:
+        return attend(query, key, value, attention_mask, scaling, softcap), None
+    seen = torch.ops.ssd_engine.attend.default(query, key, value, module.ssd_layer, attention_mask, scaling, softcap)
+    return seen, None
+
+
 def _masks(
     batch_size: int,
     q_length: int,
     kv_length: int,
     q_offset: int = 0,
     kv_offset: int = 0,
-    mask_function: Callable[..., Tensor] = causal_mask_function,
+    mask_function: MaskFunction = causal_mask_function,
     attention_mask: Tensor | None = None,
     use_vmap: bool = False,
     device: torch.device | str = "cpu",
     **kwargs: Any,
-) -> Any:
-    """What each segment's tokens may look at: [1, 1, q, n] bool, or None for everything."""
-    segments = _under_way.get()
-    if segments is None:
+) -> Tensor | None:
+    """What transformers calls for every kind of mask; inside a pass, the number of the mask."""
+    is_causal = mask_function is causal_mask_function
+    if torch.compiler.is_compiling():
+        if not is_causal:
+            raise ModelLoadError("layers with a sliding window, or another mask of their own, cannot be compiled")
+        return torch.tensor(CAUSAL)
+    forward_pass = _under_way.get(None)
+    if forward_pass is None:
         kwargs.update(allow_is_causal_skip=False, use_vmap=use_vmap, device=device)
-        return sdpa_mask(batch_size, q_length, kv_length, q_offset, kv_offset, mask_function, attention_mask, **kwargs)
+        mask: Tensor | None = sdpa_mask(
+            batch_size, q_length, kv_length, q_offset, kv_offset, mask_function, attention_mask, **kwargs
+        )
+        return mask
     if use_vmap:
         raise ModelLoadError("this model's attention mask depends on more than positions, which this engine cannot do")
-    return [_segment_mask(segment, mask_function, device) for segment in segments]
+    return torch.tensor(CAUSAL if is_causal else forward_pass.add_mask(mask_function))
 
 
-def _segment_mask(segment: Segment, mask_function: Callable[..., Tensor], device: torch.device | str) -> Tensor | None:
-    if segment.num_tokens == 1 and mask_function is causal_mask_function:
-        return None
-    positions = torch.arange(segment.length, device=device)
-    zero = torch.zeros((), dtype=torch.int64, device=device)
-    mask = mask_function(zero, zero, positions[-segment.num_tokens :, None], positions[None, :])
-    return mask.expand(segment.num_tokens, segment.length)[None, None]
+def _attend_in_pass(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layer: Tensor,
+    mask: Tensor,
+    scaling: float | None,
+    softcap: float | None,
+) -> Tensor:
+    return _under_way.get().attend(int(layer), int(mask), query, key, value, scaling, softcap)
+
+
+_LIBRARY = torch.library.Library("ssd_engine", "FRAGMENT")
+_LIBRARY.define(
+    "attend(Tensor query, Tensor key, Tensor value, Tensor layer, Tensor mask, float? scaling, float? softcap)"
+    " -> Tensor"
+)
+_LIBRARY.impl("attend", _attend_in_pass, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("ssd_engine::attend", lib=_LIBRARY)
+def _shape_of_attend(query: Tensor, key: Tensor, value: Tensor, *_: object) -> Tensor:
+    return query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
 
 
 AttentionInterface.register(NAME, _attention)

@@ -84,7 +84,7 @@ class PairDecoder:
     @property
     def positions(self) -> int:
         """Most token positions that one sequence can have."""
-        return min(self._target.cache.positions, self._draft.cache.positions)
+        return min(self._target.positions, self._draft.positions)
 
     def open(
         self, target_ids: Sequence[int], draft_ids: Sequence[int], params: GenerationParams, config: SSDConfig
@@ -224,14 +224,16 @@ def make_decoder(
     max_batch_size: int,
     kv_cache_bytes: int | None,
     prefix_cache_bytes: int,
+    compile: bool,
 ) -> PairDecoder:
     """Set a pair up to decode together; the arguments and errors are `SSDEngine()`'s."""
     vocab_size = min(vocabulary_size(target), vocabulary_size(draft))
-    runners = ModelRunner(target, vocab_size), ModelRunner(draft, vocab_size)
+    runners = [ModelRunner(model, vocab_size, compile=compile) for model in (target, draft)]
     bytes_per_position = sum(runner.bytes_per_position for runner in runners)
     positions = plan_positions(bytes_per_position, max_batch_size, context_length, runners[0].device, kv_cache_bytes)
     for runner in runners:
         runner.allocate(positions, prefix_cache_bytes)
+        runner.capture_graphs()
     return PairDecoder(*runners, eos_ids)
 
 

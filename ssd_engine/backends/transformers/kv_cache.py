@@ -59,8 +59,6 @@ class _Layer(CacheLayerMixin):
     def __init__(self, positions: int) -> None:
         super().__init__()
         self._positions = positions
-        self.written_at: Tensor | None = None
-        """[T] int64 positions that the tokens of the pass under way are written to."""
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
@@ -68,16 +66,22 @@ class _Layer(CacheLayerMixin):
             states.new_empty(1, states.shape[1], self._positions, states.shape[-1])
             for states in (key_states, value_states)
         )
+        if self.device.type != "cpu":  # there, memory is taken as it is first written
+            for states in (self.keys, self.values):
+                states.zero_()  # a pass that masks positions still reads them, and must find numbers
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Write the pass's states; returns every position, of which attention reads each sequence's own."""
+        """The states as they are: attention keeps them, by `write`."""
+        return key_states, value_states
+
+    def write(self, at: Tensor, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep states at the positions `at`, [T] int64; returns every position's."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None
         assert self.values is not None
-        assert self.written_at is not None
-        at = self.written_at.to(key_states.device)
+        at = at.to(key_states.device)
         self.keys.index_copy_(2, at, key_states)
         self.values.index_copy_(2, at, value_states)
         return self.keys, self.values
@@ -112,10 +116,15 @@ class KVCache(Cache):
             tensor.nbytes for layer in self.layers for tensor in (layer.keys, layer.values) if tensor is not None
         )
 
-    def write_at(self, positions: Tensor) -> None:
-        """Where the next pass's tokens go, [T] int64."""
-        for layer in self.layers:
-            layer.written_at = positions
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """The states as they are, whatever the layer: attention keeps them, by `write`."""
+        return key_states, value_states
+
+    def write(self, layer: int, at: Tensor, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep a layer's states at the positions `at`, [T] int64; returns every position's."""
+        return self.layers[layer].write(at, key_states, value_states)
 
     def snapshot(self, stretch: range) -> Snapshot:
         """A copy of some positions."""
@@ -129,6 +138,6 @@ class KVCache(Cache):
     def restore(self, snapshot: Snapshot, stretch: range) -> None:
         """Write the beginning of `snapshot`, as long as `stretch`, there."""
         length = len(stretch)
-        self.write_at(torch.arange(stretch.start, stretch.stop))
+        at = torch.arange(stretch.start, stretch.stop)
         for layer, keys, values in zip(self.layers, snapshot.keys, snapshot.values, strict=True):
-            layer.update(keys[:, :, :length], values[:, :, :length])
+            layer.write(at, keys[:, :, :length], values[:, :, :length])

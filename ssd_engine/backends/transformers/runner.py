@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.utils.logging import tqdm
 
-from ssd_engine.backends.transformers.attention import Segment, segments_of_pass, use_segment_attention
+from ssd_engine.backends.transformers.attention import under_way, use_segment_attention
+from ssd_engine.backends.transformers.compiled import compile_passes, reporting_failure
+from ssd_engine.backends.transformers.graphs import PassGraphs
 from ssd_engine.backends.transformers.kv_cache import KVCache, count_cache_layers
 from ssd_engine.backends.transformers.prefix_store import Prefix, PrefixStore, block_ends
+from ssd_engine.backends.transformers.segments import Segment, SegmentedPass
+from ssd_engine.draft_length import LONGEST
+
+_logger = logging.getLogger(__name__)
 
 _BLOCK_SIZES = {"cpu": (32, 16)}
 _BLOCK_SIZES_ELSEWHERE = (256, 32, 16)
@@ -42,30 +51,72 @@ class Row:
         self.length = len(self.token_ids) - 1
 
 
+@dataclass(frozen=True)
+class _Layout:
+    """Where the tokens of a pass belong."""
+
+    segments: list[Segment]
+    positions: list[int]
+    """[T] places in their sequences."""
+    written: list[int]
+    """[T] places in the cache."""
+
+    @classmethod
+    def of(cls, stretches: Sequence[range], counts: Sequence[int]) -> _Layout:
+        """The last `counts` positions of each stretch are new."""
+        layout = cls([], [], [])
+        for stretch, count in zip(stretches, counts, strict=True):
+            first = len(layout.positions)
+            layout.segments.append(Segment(slice(first, first + count), slice(stretch.start, stretch.stop)))
+            layout.positions.extend(range(len(stretch) - count, len(stretch)))
+            layout.written.extend(stretch[len(stretch) - count :])
+        return layout
+
+
 class ModelRunner:
     """Runs one causal language model."""
 
-    def __init__(self, model: PreTrainedModel, vocab_size: int) -> None:
-        """Take a model over.
+    def __init__(self, model: PreTrainedModel, vocab_size: int, *, compile: bool = False) -> None:
+        """Take a model over; `compile` its layers, which takes a while.
 
         Raises:
-            ModelLoadError: it keeps a state that cannot be rolled back, or cannot take several sequences at once.
+            ModelLoadError: it keeps a state that cannot be rolled back, cannot take several sequences at once, or
+                cannot be compiled.
         """
         self.model = model.eval()
+        self._run: Callable[..., Any] = self.model
         self.vocab_size = vocab_size
         self._num_layers = count_cache_layers(model.config)
-        use_segment_attention(model)
+        use_segment_attention(model, self._num_layers)
         self._block_sizes = _BLOCK_SIZES.get(self.device.type, _BLOCK_SIZES_ELSEWHERE)
-        probe = KVCache(self._num_layers, positions=1)
-        self._try(probe, 1)  # what this family cannot do shows here, before any request
-        self.bytes_per_position = probe.nbytes
-        self.cache = probe
-        self.prefixes = PrefixStore(0)
+        self.allocate(positions=0, prefix_bytes=0)
+        self._try(LONGEST)  # what this family cannot do shows here, before any request
+        self.bytes_per_position = self.cache.nbytes // self.cache.positions
+        if compile:
+            self._compile()
 
     def allocate(self, positions: int, prefix_bytes: int) -> None:
         """Make room for `positions` of sequences, and for at most `prefix_bytes` of kept prefixes."""
-        self.cache = KVCache(self._num_layers, positions)
+        self.cache = KVCache(self._num_layers, positions + LONGEST)
         self.prefixes = PrefixStore(prefix_bytes)
+        self._trial = Row([0], [], self.cache.arena.take(LONGEST))
+        self._graphs: PassGraphs | None = None
+
+    def capture_graphs(self) -> None:
+        """Where the model is on one CUDA device, run its passes as CUDA graphs from now on."""
+        if self.device.type != "cuda" or {parameter.device for parameter in self.model.parameters()} != {self.device}:
+            return
+        self._graphs = PassGraphs(self._logits, self.cache, self.device)
+        try:
+            self._try(1)
+        except RuntimeError as error:
+            self._graphs = None
+            _logger.warning("%s runs without CUDA graphs: %s", type(self.model).__name__, error)
+
+    @property
+    def positions(self) -> int:
+        """Token positions that sequences share."""
+        return self.cache.positions - LONGEST
 
     @property
     def device(self) -> torch.device:
@@ -88,8 +139,10 @@ class ModelRunner:
             self._reuse_prefix(row)
         block = row.next_block
         if block:
+            layout = _Layout.of([row.stretch[: row.length + len(block)]], [len(block)])
             # The bare decoder: no logits are wanted here, and the output matrix is a good part of a small model.
-            self._read(self.model.base_model, [row], torch.tensor(block), [len(block)])
+            self._pass(self.model.base_model, torch.tensor(block), layout)
+            row.length += len(block)
             if not row.next_block:
                 self._keep_prefix(row)
 
@@ -102,27 +155,41 @@ class ModelRunner:
             counts: R numbers of tokens.
 
         Returns:
-            [T, V] logits.
+            [T, V] logits, which stand until the next pass.
         """
-        logits: Tensor = self._read(self.model, rows, token_ids, counts).logits
-        return logits[0, :, : self.vocab_size]
+        stretches = [row.stretch[: row.length + count] for row, count in zip(rows, counts, strict=True)]
+        layout = _Layout.of(stretches, counts)
+        if self._graphs is not None:
+            logits = self._graphs.run(token_ids, layout.positions, layout.written)
+        else:
+            logits = self._pass(self._run, token_ids, layout).logits[0]
+        for row, count in zip(rows, counts, strict=True):
+            row.length += count
+        return logits[:, : self.vocab_size]
 
     def seconds(self, tokens: int, repeats: int = 3) -> float:
-        """Time of a pass over `tokens` tokens, the best of some."""
-        cache = KVCache(self._num_layers, tokens)
+        """Time of a pass over `tokens` tokens, the best of some; nobody may be reading meanwhile."""
         times = []
         for _ in range(repeats):
             start = time.perf_counter()
-            self._try(cache, tokens)
+            self._try(tokens)
             times.append(time.perf_counter() - start)
         return min(times)
 
-    def _try(self, cache: KVCache, tokens: int) -> None:
-        """A pass that stands for nothing, over a cache of its own."""
-        positions = list(range(tokens))
-        segment = Segment(slice(0, tokens), slice(0, tokens))
-        output = self._pass(self.model, cache, [segment], torch.tensor(positions), positions, positions)
-        output.logits[0, -1, 0].item()  # waits for the device
+    @torch.inference_mode()
+    def _try(self, tokens: int) -> None:
+        """A pass that stands for nothing."""
+        self.forward([self._trial], torch.arange(tokens), [tokens])[-1, 0].item()  # waits for the device
+        self._trial.length = 0
+
+    def _compile(self) -> None:
+        self._run = compile_passes(self.model)
+        sizes = (2, 1)
+        bar = tqdm(desc=f"Compiling {type(self.model).__name__}", total=len(sizes))
+        with reporting_failure(self.model), bar:
+            for tokens in sizes:
+                self._try(tokens)
+                bar.update()
 
     def _reuse_prefix(self, row: Row) -> None:
         prefix, shared = self.prefixes.find(row.token_ids, row.ends)
@@ -134,38 +201,23 @@ class ModelRunner:
         snapshot = self.cache.snapshot(row.stretch[: row.length])
         self.prefixes.add(Prefix(tuple(row.token_ids[: row.length]), tuple(row.ends), snapshot))
 
-    def _read(self, module: nn.Module, rows: Sequence[Row], token_ids: Tensor, counts: Sequence[int]) -> Any:
-        """Output of `module` for new tokens; the rows have read them once this returns."""
-        segments: list[Segment] = []
-        positions: list[int] = []
-        written: list[int] = []
-        for row, count in zip(rows, counts, strict=True):
-            cached = row.stretch[: row.length + count]
-            segments.append(Segment(slice(len(positions), len(positions) + count), slice(cached.start, cached.stop)))
-            positions += range(row.length, row.length + count)
-            written += cached[row.length :]
-        output = self._pass(module, self.cache, segments, token_ids, positions, written)
-        for row, count in zip(rows, counts, strict=True):
-            row.length += count
-        return output
-
     @torch.inference_mode()
-    def _pass(
-        self,
-        module: nn.Module,
-        cache: KVCache,
-        segments: Sequence[Segment],
-        token_ids: Tensor,
-        positions: list[int],
-        written: list[int],
-    ) -> Any:
-        """One forward pass; `positions` are places in the sequences, `written` places in the cache, [T] each."""
-        cache.write_at(torch.tensor(written, device=self.device))
-        with segments_of_pass(segments):
-            return module(
-                input_ids=token_ids.to(self.device)[None],
-                position_ids=torch.tensor([positions], device=self.device),
-                past_key_values=cache,
-                use_cache=True,
-                return_dict=True,
-            )
+    def _pass(self, run: Callable[..., Any], token_ids: Tensor, layout: _Layout) -> Any:
+        """What `run` (the model, or a part of it) makes of new tokens of several sequences."""
+        written = torch.tensor(layout.written, device=self.device)
+        positions = torch.tensor([layout.positions], device=self.device)
+        with under_way(SegmentedPass(self.cache, layout.segments, written)):
+            return self._call(run, token_ids.to(self.device)[None], positions)
+
+    def _logits(self, token_ids: Tensor, positions: Tensor) -> Tensor:
+        logits: Tensor = self._call(self._run, token_ids, positions).logits
+        return logits[0]
+
+    def _call(self, run: Callable[..., Any], token_ids: Tensor, positions: Tensor) -> Any:
+        return run(
+            input_ids=token_ids,
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+            return_dict=True,
+        )

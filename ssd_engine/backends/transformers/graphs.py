@@ -1,0 +1,119 @@
+"""PassGraphs: passes captured as CUDA graphs, so that a GPU waits for no Python between their kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from transformers.masking_utils import causal_mask_function
+
+from ssd_engine.backends.transformers.attention import MaskFunction, attend, under_way
+from ssd_engine.backends.transformers.kv_cache import KVCache
+
+_SMALLEST_BOUND = 256
+_WARM_UPS = 2
+
+Call = Callable[[Tensor, Tensor], Tensor]
+"""The model: [1, T] token ids and [1, T] positions to [T, V] logits."""
+
+
+class StaticPass:
+    """A pass whose shapes and addresses depend on the number of its tokens alone.
+
+    Every token attends to all cache positions below `bound`; a mask hides those of other sequences, and what is stale.
+    """
+
+    def __init__(self, cache: KVCache, num_tokens: int, bound: int, device: torch.device) -> None:
+        self.token_ids = torch.zeros(1, num_tokens, dtype=torch.int64, device=device)
+        self.positions = torch.zeros_like(self.token_ids)
+        self.written = torch.zeros_like(self.token_ids[0])
+        self._cache = cache
+        self._bound = bound
+        self._places = torch.arange(bound, device=device)
+        self._masks: list[Tensor] = []
+
+    def load(self, token_ids: Tensor, positions: Sequence[int], written: Sequence[int]) -> None:
+        """Set the tokens, their places in their sequences and their places in the cache, [T] each."""
+        self.token_ids[0].copy_(token_ids)
+        self.positions[0].copy_(torch.tensor(positions))
+        self.written.copy_(torch.tensor(written))
+
+    def run(self, call: Call) -> Tensor:
+        """Logits of what is loaded, [T, V]."""
+        self._masks.clear()
+        self.add_mask(causal_mask_function)
+        with under_way(self):
+            return call(self.token_ids, self.positions)
+
+    def add_mask(self, function: MaskFunction) -> int:
+        queries = self.positions[0, :, None]
+        # A sequence's positions follow one another in the cache: here each place of it becomes one of the token's own
+        # sequence, negative or in the future where another sequence has it.
+        keys = self._places - (self.written[:, None] - queries)
+        zero = torch.zeros((), dtype=torch.int64, device=self._places.device)
+        self._masks.append((function(zero, zero, queries, keys) & (keys >= 0) & (keys <= queries))[None, None])
+        return len(self._masks) - 1
+
+    def attend(
+        self,
+        layer: int,
+        mask: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float | None,
+        softcap: float | None,
+    ) -> Tensor:
+        keys, values = self._cache.write(layer, self.written, key, value)
+        seen = attend(
+            query, keys[:, :, : self._bound], values[:, :, : self._bound], self._masks[mask], scaling, softcap
+        )
+        return seen.contiguous()
+
+
+class PassGraphs:
+    """One CUDA graph for each number of tokens and each bound of positions, captured when first needed."""
+
+    def __init__(self, call: Call, cache: KVCache, device: torch.device) -> None:
+        self._call = call
+        self._cache = cache
+        self._device = device
+        self._pool = torch.cuda.graph_pool_handle()
+        self._captured: dict[tuple[int, int], tuple[StaticPass, torch.cuda.CUDAGraph, Tensor]] = {}
+
+    @torch.inference_mode()
+    def run(self, token_ids: Tensor, positions: Sequence[int], written: Sequence[int]) -> Tensor:
+        """[T, V] logits of a pass, which stand until the next pass of as many tokens.
+
+        Args:
+            token_ids: [T] int64.
+            positions, written: T places in the sequences and in the cache.
+        """
+        bound = bound_of(max(written) + 1, self._cache.positions)
+        captured = self._captured.get((len(positions), bound))
+        if captured is None:
+            step = StaticPass(self._cache, len(positions), bound, self._device)
+            step.load(token_ids, positions, written)
+            captured = self._captured[len(positions), bound] = step, *self._capture(step)
+        step, graph, logits = captured
+        step.load(token_ids, positions, written)
+        graph.replay()
+        return logits
+
+    def _capture(self, step: StaticPass) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        stream = torch.cuda.Stream(self._device)
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(stream):
+            for _ in range(_WARM_UPS):  # libraries set themselves up at their first calls, which cannot be captured
+                step.run(self._call)
+        torch.cuda.current_stream(self._device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            logits = step.run(self._call)
+        return graph, logits
+
+
+def bound_of(positions: int, most: int) -> int:
+    """The number of cache positions that a pass is captured for: powers of two, so that there are few graphs."""
+    return min(most, max(_SMALLEST_BOUND, 1 << (positions - 1).bit_length()))
