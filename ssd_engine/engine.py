@@ -6,22 +6,19 @@ import asyncio
 import queue
 import threading
 import weakref
-from collections.abc import AsyncGenerator, Callable, Collection, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from ssd_engine.answer import Answer, AnswerSettings
-from ssd_engine.chat import ChatRenderer
 from ssd_engine.config import GenerationParams, SSDConfig
 from ssd_engine.delivery import drain, into_loop, outcome, piece_or_raise
-from ssd_engine.detokenizer import Detokenizer
-from ssd_engine.errors import ContextLengthError, EngineClosedError, InvalidRequestError
+from ssd_engine.errors import EngineClosedError, InvalidRequestError
+from ssd_engine.intake import Intake
 from ssd_engine.models.presets import DEFAULT_PRESET, get_preset, title
-from ssd_engine.prompt import Prompt, PromptEncoder, Tools, parse_prompt, with_draft_system_prompt
+from ssd_engine.prompt import Prompt, Tools
 from ssd_engine.result import GenerationResult, Piece
 from ssd_engine.scheduler import Event, Request, Scheduler
-from ssd_engine.tool_calls import MARKERS, ToolCallParser, detect_format
 
 if TYPE_CHECKING:
     import torch
@@ -77,29 +74,23 @@ class SSDEngine:
                 fit in memory.
         """
         from ssd_engine.backends.transformers.decoder import make_decoder
-        from ssd_engine.backends.transformers.loader import context_length, require_same_tokens, vocabulary_size
+        from ssd_engine.backends.transformers.loader import require_same_tokens, shared_vocabulary_size
 
         if max_batch_size < 1:
             raise InvalidRequestError(f"max_batch_size={max_batch_size} answers nobody; use 1 or more")
         draft_tokenizer = draft_tokenizer or tokenizer
-        shared = min(vocabulary_size(target), vocabulary_size(draft))
-        require_same_tokens(tokenizer, draft_tokenizer, shared)
+        require_same_tokens(tokenizer, draft_tokenizer, shared_vocabulary_size(target, draft))
         self.config = config or SSDConfig()
         self.name = name or f"{_short_name(target)} + {_short_name(draft)}"
         self.tokenizer = tokenizer
-        self._eos_ids = _eos_ids(target, tokenizer)
-        self._sides = (
-            PromptEncoder("target", ChatRenderer(tokenizer), vocabulary_size(target), context_length(target)),
-            PromptEncoder("draft", ChatRenderer(draft_tokenizer), vocabulary_size(draft), context_length(draft)),
-        )
-        self._tool_format = detect_format(tokenizer.chat_template)
+        self._intake = Intake(target, draft, tokenizer, draft_tokenizer)
         # In a thread that ends: see `from_pretrained`.
         with ThreadPoolExecutor(1) as setting_up:
             decoder = setting_up.submit(
                 make_decoder,
                 target,
                 draft,
-                eos_ids=self._eos_ids,
+                eos_ids=self._intake.eos_ids,
                 context_length=self.context_length,
                 max_batch_size=max_batch_size,
                 kv_cache_bytes=kv_cache_bytes,
@@ -287,12 +278,12 @@ class SSDEngine:
 
     def count_tokens(self, prompt: Prompt, *, tools: Tools | None = None) -> int:
         """Tokens of `prompt` as the target reads it, template included."""
-        return len(self._target_side.encode(parse_prompt(prompt, tools), GenerationParams()))
+        return self._intake.count_tokens(prompt, tools)
 
     @property
     def context_length(self) -> int | None:
         """Most tokens, prompt and answer together, that both models can see; None where neither names a limit."""
-        return min((side.context_length for side in self._sides if side.context_length), default=None)
+        return self._intake.context_length
 
     @property
     def is_closed(self) -> bool:
@@ -322,10 +313,6 @@ class SSDEngine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    @property
-    def _target_side(self) -> PromptEncoder:
-        return self._sides[0]
 
     def _start(
         self, prompt: Prompt, params: GenerationParams | None, tools: Tools | None
@@ -358,39 +345,7 @@ class SSDEngine:
             raise EngineClosedError("the engine is closed; make a new one")
         params = params or GenerationParams()
         config = params.ssd or self.config
-        parsed = parse_prompt(prompt, tools)
-        if draft_prompt is not None:
-            for_draft = parse_prompt(draft_prompt, tools)
-        else:
-            for_draft = with_draft_system_prompt(parsed, config.draft_system_prompt)
-        target_ids, draft_ids = (
-            side.encode(each, params) for side, each in zip(self._sides, (parsed, for_draft), strict=True)
-        )
-        self._require_room(max(len(target_ids), len(draft_ids)), params.max_new_tokens)
-        return Request(target_ids, draft_ids, params, config, self._answer(params, config, tools), deliver)
-
-    def _require_room(self, prompt_tokens: int, max_new_tokens: int) -> None:
-        """Refuse what could only wait forever."""
-        if prompt_tokens + max_new_tokens > self._cache_positions:
-            raise ContextLengthError(
-                f"a prompt of {prompt_tokens} tokens and max_new_tokens={max_new_tokens} need "
-                f"{prompt_tokens + max_new_tokens} positions; the key-value cache has {self._cache_positions}: "
-                "raise kv_cache_bytes, shorten the prompt or lower max_new_tokens"
-            )
-
-    def _answer(self, params: GenerationParams, config: SSDConfig, tools: Tools | None) -> Answer:
-        names = [tool["function"]["name"] for tool in tools or ()]
-        hidden = _hidden_ids(self.tokenizer, visible=MARKERS[self._tool_format] if tools else ()) | self._eos_ids
-        return Answer(
-            AnswerSettings(
-                params=params,
-                bin_size=config.bin_size,
-                eos_ids=self._eos_ids,
-                detokenizer=Detokenizer(self.tokenizer, hidden),
-                tool_parser=ToolCallParser(self._tool_format, names) if tools else None,
-                decode_token=lambda token_id: str(self.tokenizer.decode([token_id])),
-            )
-        )
+        return self._intake.request(prompt, draft_prompt, params, config, tools, self._cache_positions, deliver)
 
 
 _shared: dict[str, SSDEngine] = {}
@@ -424,19 +379,6 @@ def shared_engine(
                 engine = SSDEngine.from_preset(preset or DEFAULT_PRESET, **options)
             _shared[key] = engine
         return engine
-
-
-def _eos_ids(target: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    configured = target.generation_config.eos_token_id if target.generation_config else None
-    ids = tokenizer.eos_token_id if configured is None else configured
-    return frozenset(() if ids is None else (ids,) if isinstance(ids, int) else ids)
-
-
-def _hidden_ids(tokenizer: PreTrainedTokenizerBase, visible: Collection[str]) -> frozenset[int]:
-    """Ids of control tokens, which add no text; tool-call markers are `visible` to the parser."""
-    special = {i: str(token) for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    special.update(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
-    return frozenset(i for i, token in special.items() if token not in visible)
 
 
 def _short_name(model: PreTrainedModel) -> str:

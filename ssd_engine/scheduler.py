@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -150,7 +151,7 @@ class Scheduler(Generic[S]):
         while self._wait_for_work():
             self._drop_ended()
             self._admit()
-            self._read_prompt()
+            self._read_prompts()
             self._advance()
         closed = EngineClosedError("the engine was closed before this request was finished")
         for running in list(self._running):
@@ -193,15 +194,22 @@ class Scheduler(Generic[S]):
                 self._waiting.popleft()
                 self._running.append(_Running(request, sequence))
 
-    def _read_prompt(self) -> None:
-        """Read a part of the oldest prompt that is still to be read; the running streams wait for no more than that."""
-        running = next((each for each in self._running if each.sequence.is_reading_prompt), None)
-        if running is None:
-            return
-        try:
-            self._decoder.read_prompt(running.sequence)
-        except Exception as error:
-            self._end(running, error)
+    def _read_prompts(self) -> None:
+        """Read a part of a prompt, oldest first; more parts where more requests wait for that than answers stream.
+
+        The streams wait meanwhile: for one part while they are many, and while they are few for no more than as many
+        parts as would otherwise wait for them.
+        """
+        num_reading = sum(running.sequence.is_reading_prompt for running in self._running)
+        num_streaming = len(self._running) - num_reading
+        for _ in range(math.ceil(num_reading / max(num_streaming, 1))):
+            running = next((each for each in self._running if each.sequence.is_reading_prompt), None)
+            if running is None:
+                return
+            try:
+                self._decoder.read_prompt(running.sequence)
+            except Exception as error:
+                self._end(running, error)
 
     def _advance(self) -> None:
         """One round for all whose prompts have been read."""

@@ -5,45 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import make_model
+from families import CAUSAL, VOCAB, WINDOWED, build
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import (
-    BloomConfig,
-    BloomForCausalLM,
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    GemmaConfig,
-    GemmaForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    GPTNeoXConfig,
-    GPTNeoXForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MambaConfig,
-    MambaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    PreTrainedModel,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
+from transformers import BloomConfig, BloomForCausalLM, MambaConfig, MambaForCausalLM, PreTrainedModel
 
 from ssd_engine.backends.transformers.arena import Arena
 from ssd_engine.backends.transformers.prefix_store import block_ends
 from ssd_engine.backends.transformers.runner import ModelRunner, Row
 from ssd_engine.errors import ModelLoadError
 
-VOCAB = 64
-_SIZES = {
-    "vocab_size": VOCAB,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.3,
-}
 MODEL = make_model(0, VOCAB)
 
 tokens = st.integers(0, VOCAB - 1)
@@ -100,30 +71,10 @@ def test_rolled_back_tokens_leave_no_trace(prompt: list[int], rounds: list[tuple
     assert_close(read(runner, [row], [[]])[0][-1], plain_logits(MODEL, row.token_ids)[-1])
 
 
-FAMILIES = [
-    pytest.param(LlamaForCausalLM, LlamaConfig(**_SIZES, num_key_value_heads=2), id="llama"),
-    pytest.param(Qwen2ForCausalLM, Qwen2Config(**_SIZES, num_key_value_heads=2), id="qwen2"),
-    pytest.param(
-        MistralForCausalLM, MistralConfig(**_SIZES, num_key_value_heads=2, sliding_window=24), id="mistral-window"
-    ),
-    pytest.param(GemmaForCausalLM, GemmaConfig(**_SIZES, num_key_value_heads=1, head_dim=8), id="gemma"),
-    pytest.param(
-        Gemma2ForCausalLM,
-        Gemma2Config(**_SIZES, num_key_value_heads=1, head_dim=8, sliding_window=24),
-        id="gemma2-window-softcap",
-    ),
-    pytest.param(GPTNeoXForCausalLM, GPTNeoXConfig(**_SIZES), id="gpt-neox"),
-    pytest.param(
-        GPT2LMHeadModel, GPT2Config(vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=256), id="gpt2"
-    ),
-]
-
-
-@pytest.mark.parametrize(("family", "config"), FAMILIES)
+@pytest.mark.parametrize(("family", "config"), [*CAUSAL, *WINDOWED])
 def test_model_families_compute_together_what_they_compute_alone(family: type[PreTrainedModel], config: object) -> None:
     """Sequences of different lengths in one pass, over several rounds, against the model as transformers runs it."""
-    torch.manual_seed(0)
-    model = family(config).eval()
+    model = build(family, config)
     prompts = [[(7 * i + start) % VOCAB for i in range(length)] for start, length in enumerate((90, 1, 33, 64))]
     plain = [plain_logits(model, prompt)[-1] for prompt in prompts]
     runner = make_runner(model)

@@ -23,6 +23,7 @@ def bench(
     preset: engine_options.PresetOption = None,
     target: engine_options.TargetOption = None,
     draft: engine_options.DraftOption = None,
+    compile: engine_options.CompileOption = False,
     max_tokens: Annotated[int, typer.Option(min=2, help="Tokens in each answer.")] = 96,
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first prompts; for a quick look.")] = None,
     requests: Annotated[list[int] | None, typer.Option(min=1, max=16, help="Requests at once; repeatable.")] = None,
@@ -35,9 +36,15 @@ def bench(
     """Measure the pair against transformers' generate and assisted generation, and vLLM where it is installed."""
     from ssd_engine.evaluation import speed
 
-    pair = EngineOptions(preset, target, draft).resolve()
+    pair = EngineOptions(preset, target, draft, compile=compile).resolve()
     with _progress() as progress:
         task = progress.add_task("")
+
+        def show(step: str, done: int, total: int) -> None:
+            progress.update(task, description=step, completed=done, total=total)
+            if not stderr.is_terminal:
+                stderr.print(f"[{done + 1}/{total}] {step}", markup=False)
+
         report = speed.run(
             pair,
             prompts=speed.PROMPTS[:limit],
@@ -45,7 +52,7 @@ def bench(
             contexts=context or [],
             names=only or [],
             max_new_tokens=max_tokens,
-            progress=lambda name, done, total: progress.update(task, description=name, completed=done, total=total),
+            progress=show,
         )
     document = json.dumps(report.to_json(), indent=2, ensure_ascii=False)
     if output is not None:
@@ -95,9 +102,10 @@ def _print(report: Report) -> None:
             f"Second turn after {turn.history_tokens} tokens of history: first token after {turn.second:.2f} s, "
             f"first turn {turn.first:.2f} s ({turn.second / turn.first:.2f} of it)."
         )
+    compiled = ", compiled" if where["compile"] else ""
     stdout.print(
         f"Medians over {where['prompts']} prompts of {where['max_new_tokens']} tokens, greedy; generate and assisted "
-        f"are transformers' own. {where['target']} with {where['draft']}. {where['cores']} cores of "
+        f"are transformers' own. {where['target']} with {where['draft']}{compiled}. {where['cores']} cores of "
         f"{where['processor']} ({where['instructions']}); torch {where['torch']}, "
         f"transformers {where['transformers']}; {where['date']}."
     )

@@ -45,10 +45,11 @@ def chat(
     target_quantization: engine_options.TargetQuantizationOption = None,
     draft_quantization: engine_options.DraftQuantizationOption = None,
     draft_system_prompt: engine_options.DraftSystemPromptOption = None,
+    compile: engine_options.CompileOption = False,
 ) -> None:
     """Talk to a pair. Tokens chosen under Union are coloured, mismatches underlined; /help lists the commands."""
     options = EngineOptions(
-        preset, target, draft, draft_adapter, target_quantization, draft_quantization, draft_system_prompt
+        preset, target, draft, draft_adapter, target_quantization, draft_quantization, draft_system_prompt, compile
     )
     try:
         params = GenerationParams(

@@ -32,6 +32,9 @@ DraftOption = Annotated[str | None, typer.Option(help="Small safe model of the s
 DraftAdapterOption = Annotated[str | None, typer.Option(help="PEFT adapter to merge into the draft.", **_PANEL)]
 TargetQuantizationOption = Annotated[Quantization | None, typer.Option(help="Quantize the target.", **_PANEL)]
 DraftQuantizationOption = Annotated[Quantization | None, typer.Option(help="Quantize the draft.", **_PANEL)]
+CompileOption = Annotated[
+    bool, typer.Option("--compile", help="Compile the models: faster answers, ready a minute later.", **_PANEL)
+]
 DraftSystemPromptOption = Annotated[str | None, typer.Option(help="System prompt for the draft alone.", **_PANEL)]
 
 
@@ -46,6 +49,7 @@ class EngineOptions:
     target_quantization: Quantization | None = None
     draft_quantization: Quantization | None = None
     draft_system_prompt: str | None = None
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if (self.target is None) != (self.draft is None):
@@ -63,14 +67,16 @@ class EngineOptions:
             "draft_adapter": self.draft_adapter,
             "target_quantization": self.target_quantization,
             "draft_quantization": self.draft_quantization,
+            "compile": self.compile,
         }
+        loading = "Loading and compiling the models, a minute or more" if self.compile else "Loading the models"
         if self.target is not None and self.draft is not None:
-            with stderr.status("Loading the models"):
+            with stderr.status(loading):
                 return SSDEngine.from_pretrained(self.target, self.draft, config=self._config(SSDConfig()), **options)
         preset = get_preset(self.preset or DEFAULT_PRESET)
         with Stages() as stages:
             resolve_pair(preset, stages)
-        with stderr.status("Loading the models"):
+        with stderr.status(loading):
             return SSDEngine.from_preset(preset.name, config=self._config(preset.config), **options)
 
     def resolve(self) -> Pair:
@@ -79,11 +85,11 @@ class EngineOptions:
         from ssd_engine.models.resolve import resolve_pair
 
         if self.target is not None and self.draft is not None:
-            return Pair(self.target, self.draft, self._config(SSDConfig()))
+            return Pair(self.target, self.draft, self._config(SSDConfig()), self.compile)
         preset = get_preset(self.preset or DEFAULT_PRESET)
         with Stages() as stages:
             target, draft = resolve_pair(preset, stages)
-        return Pair(target, draft, self._config(preset.config))
+        return Pair(target, draft, self._config(preset.config), self.compile)
 
     def _config(self, base: SSDConfig) -> SSDConfig:
         if self.draft_system_prompt is None:

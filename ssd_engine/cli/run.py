@@ -36,10 +36,11 @@ def run(
     target_quantization: engine_options.TargetQuantizationOption = None,
     draft_quantization: engine_options.DraftQuantizationOption = None,
     draft_system_prompt: engine_options.DraftSystemPromptOption = None,
+    compile: engine_options.CompileOption = False,
 ) -> None:
     """Answer one prompt, with a summary of its safety trace on stderr."""
     options = EngineOptions(
-        preset, target, draft, draft_adapter, target_quantization, draft_quantization, draft_system_prompt
+        preset, target, draft, draft_adapter, target_quantization, draft_quantization, draft_system_prompt, compile
     )
     try:
         params = GenerationParams(

@@ -53,6 +53,8 @@ class Pair:
     target: str
     draft: str
     config: SSDConfig = field(default_factory=SSDConfig)
+    compile: bool = False
+    """For this engine; transformers and vLLM run as they do by default."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ class EngineAnswerer:
             draft_quantization=host.draft_quantization,
             max_batch_size=MOST_REQUESTS,
             prefix_cache_bytes=PREFIX_CACHE_BYTES if host.keeps_prefixes else 0,
+            compile=pair.compile,
         )
 
     def __call__(self, decoding: Decoding, prompts: Sequence[Messages], max_new_tokens: int) -> list[Sample]:

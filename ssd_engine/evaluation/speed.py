@@ -268,6 +268,7 @@ def _environment(pair: Pair, max_new_tokens: int, num_prompts: int, hosts: Seque
         "target": Path(pair.target).name,
         "draft": Path(pair.draft).name,
         "num_draft_tokens": pair.config.num_draft_tokens,
+        "compile": pair.compile,
         "prompts": num_prompts,
         "max_new_tokens": max_new_tokens,
         "processor": _processor(),

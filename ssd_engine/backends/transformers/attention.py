@@ -186,6 +186,10 @@ def _attend_in_pass(
     return _under_way.get().attend(int(layer), int(mask), query, key, value, scaling, softcap)
 
 
+def _shape_of_attend(query: Tensor, key: Tensor, value: Tensor, *_: object) -> Tensor:
+    return query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
+
+
 _LIBRARY = torch.library.Library("ssd_engine", "FRAGMENT")
 _LIBRARY.define(
     "attend(Tensor query, Tensor key, Tensor value, Tensor layer, Tensor mask, float? scaling, float? softcap)"
@@ -194,10 +198,6 @@ _LIBRARY.define(
 _LIBRARY.impl("attend", _attend_in_pass, "CompositeExplicitAutograd")
 
 
-@torch.library.register_fake("ssd_engine::attend", lib=_LIBRARY)
-def _shape_of_attend(query: Tensor, key: Tensor, value: Tensor, *_: object) -> Tensor:
-    return query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
-
-
+torch.library.register_fake("ssd_engine::attend", _shape_of_attend, lib=_LIBRARY)
 AttentionInterface.register(NAME, _attention)
 AttentionMaskInterface.register(NAME, _masks)

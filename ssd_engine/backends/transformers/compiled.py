@@ -20,8 +20,16 @@ def compile_passes(model: PreTrainedModel) -> Callable[..., Any]:
     There is code for any number of tokens, and code for one alone.
 
     Raises:
-        ModelLoadError: transformers does not say what this model's layers are.
+        ModelLoadError: torch is too old, some layers have a sliding window, or transformers does not say what this
+            model's layers are.
     """
+    if torch.__version__ < "2.13":  # compared as versions
+        raise ModelLoadError(f"compile needs torch 2.13 or newer, and this is {torch.__version__}; leave compile out")
+    if not _is_causal(model):
+        raise ModelLoadError(
+            f"model type {model.config.model_type!r} has layers with a sliding window, which cannot be compiled; "
+            "leave compile out"
+        )
     kinds = set(model._no_split_modules or ())
     layers = [module for module in model.modules() if type(module).__name__ in kinds]
     if not layers:
@@ -35,14 +43,14 @@ def compile_passes(model: PreTrainedModel) -> Callable[..., Any]:
         kind = type(layer)
         regions.setdefault(kind, torch.compiler.nested_compile_region(kind.forward))
         layer.forward = regions[kind].__get__(layer)
-    compiled = torch.compile(
-        model,
-        fullgraph=True,
-        dynamic=False,  # but for what is marked below
-        isolate_recompiles=True,
-        # One thread: the products have threads of their own, and two pools would wait for each other in turns.
-        options={"cpp.threads": 1},
-    )
+    settings: dict[str, Any] = {
+        "fullgraph": True,
+        "dynamic": False,  # but for what is marked below
+        "isolate_recompiles": True,
+        # The products have threads of their own, and two pools would wait for each other in turns.
+        "options": {"cpp.threads": 1},
+    }
+    compiled = torch.compile(model, **settings)
 
     def call(**inputs: Any) -> Any:
         for value in inputs.values():
@@ -64,3 +72,12 @@ def reporting_failure(model: PreTrainedModel) -> Iterator[None]:
             f"model type {model.config.model_type!r} could not be compiled ({reason}); this needs a C++ compiler on a "
             "CPU and Triton on a GPU. Leave compile out where it does not work."
         ) from error
+
+
+def _is_causal(model: PreTrainedModel) -> bool:
+    """Whether every token of every layer sees all tokens before it."""
+    config = model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None)
+    if kinds:
+        return set(kinds) == {"full_attention"}
+    return not getattr(config, "sliding_window", None)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ssd_engine.backends.transformers.loader import vocabulary_size
+from ssd_engine.backends.transformers.loader import shared_vocabulary_size
 from ssd_engine.backends.transformers.memory import plan_positions
 from ssd_engine.backends.transformers.runner import ModelRunner, Row
 from ssd_engine.config import GenerationParams, SSDConfig
@@ -227,8 +227,11 @@ def make_decoder(
     compile: bool,
 ) -> PairDecoder:
     """Set a pair up to decode together; the arguments and errors are `SSDEngine()`'s."""
-    vocab_size = min(vocabulary_size(target), vocabulary_size(draft))
-    runners = [ModelRunner(model, vocab_size, compile=compile) for model in (target, draft)]
+    vocab_size = shared_vocabulary_size(target, draft)
+    runners = (
+        ModelRunner(target, vocab_size, compile=compile),
+        ModelRunner(draft, vocab_size, compile=compile),
+    )
     bytes_per_position = sum(runner.bytes_per_position for runner in runners)
     positions = plan_positions(bytes_per_position, max_batch_size, context_length, runners[0].device, kv_cache_bytes)
     for runner in runners:

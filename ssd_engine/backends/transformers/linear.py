@@ -43,16 +43,16 @@ class _Packed(nn.Module, ABC):
         return self.product(rows)
 
 
+def _shape_of_product(rows: Tensor, number: Tensor, out_features: int) -> Tensor:
+    return rows.new_empty(*rows.shape[:-1], out_features)
+
+
 _numbers = itertools.count()
 _layers: weakref.WeakValueDictionary[int, _Packed] = weakref.WeakValueDictionary()
 _LIBRARY = torch.library.Library("ssd_engine", "FRAGMENT")
 _LIBRARY.define("product(Tensor rows, Tensor number, int out_features) -> Tensor")
 _LIBRARY.impl("product", lambda rows, number, _: _layers[int(number)].product(rows), "CPU")
-
-
-@torch.library.register_fake("ssd_engine::product", lib=_LIBRARY)
-def _shape_of_product(rows: Tensor, number: Tensor, out_features: int) -> Tensor:
-    return rows.new_empty(*rows.shape[:-1], out_features)
+torch.library.register_fake("ssd_engine::product", _shape_of_product, lib=_LIBRARY)
 
 
 class PackedLinear(_Packed):

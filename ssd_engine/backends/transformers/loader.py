@@ -91,6 +91,11 @@ def vocabulary_size(model: PreTrainedModel) -> int:
     return size
 
 
+def shared_vocabulary_size(target: PreTrainedModel, draft: PreTrainedModel) -> int:
+    """Ids below it are tokens of both models; embedding matrices may be padded beyond them."""
+    return min(vocabulary_size(target), vocabulary_size(draft))
+
+
 def context_length(model: PreTrainedModel) -> int | None:
     """Most positions the model can see; None where its configuration names no limit."""
     length: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)

@@ -14,7 +14,6 @@ from transformers import PreTrainedModel
 from transformers.utils.logging import tqdm
 
 from ssd_engine.backends.transformers.attention import under_way, use_segment_attention
-from ssd_engine.backends.transformers.compiled import compile_passes, reporting_failure
 from ssd_engine.backends.transformers.graphs import PassGraphs
 from ssd_engine.backends.transformers.kv_cache import KVCache, count_cache_layers
 from ssd_engine.backends.transformers.prefix_store import Prefix, PrefixStore, block_ends
@@ -99,7 +98,7 @@ class ModelRunner:
         """Make room for `positions` of sequences, and for at most `prefix_bytes` of kept prefixes."""
         self.cache = KVCache(self._num_layers, positions + LONGEST)
         self.prefixes = PrefixStore(prefix_bytes)
-        self._trial = Row([0], [], self.cache.arena.take(LONGEST))
+        self._trial = self._trial_row()
         self._graphs: PassGraphs | None = None
 
     def capture_graphs(self) -> None:
@@ -176,6 +175,11 @@ class ModelRunner:
             times.append(time.perf_counter() - start)
         return min(times)
 
+    def _trial_row(self) -> Row:
+        stretch = self.cache.arena.take(LONGEST)
+        assert stretch is not None  # nobody was there before
+        return Row([0], [], stretch)
+
     @torch.inference_mode()
     def _try(self, tokens: int) -> None:
         """A pass that stands for nothing."""
@@ -183,6 +187,9 @@ class ModelRunner:
         self._trial.length = 0
 
     def _compile(self) -> None:
+        # Here, since torch's compiler takes a second to import.
+        from ssd_engine.backends.transformers.compiled import compile_passes, reporting_failure
+
         self._run = compile_passes(self.model)
         sizes = (2, 1)
         bar = tqdm(desc=f"Compiling {type(self.model).__name__}", total=len(sizes))

@@ -1,0 +1,106 @@
+"""Intake: what a caller asks becomes a request that the scheduler can run, or an error that says why it cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING
+
+from ssd_engine.answer import Answer, AnswerSettings
+from ssd_engine.chat import ChatRenderer
+from ssd_engine.config import GenerationParams, SSDConfig
+from ssd_engine.detokenizer import Detokenizer
+from ssd_engine.errors import ContextLengthError
+from ssd_engine.prompt import Prompt, PromptEncoder, Tools, parse_prompt, with_draft_system_prompt
+from ssd_engine.scheduler import Event, Request
+from ssd_engine.tool_calls import MARKERS, ToolCallParser, detect_format
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Intake:
+    """Checks and encodes requests to one pair; no request changes it."""
+
+    def __init__(
+        self,
+        target: PreTrainedModel,
+        draft: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        draft_tokenizer: PreTrainedTokenizerBase,
+    ) -> None:
+        from ssd_engine.backends.transformers.loader import context_length, vocabulary_size
+
+        self._tokenizer = tokenizer
+        self.eos_ids = _eos_ids(target, tokenizer)
+        self._target = PromptEncoder("target", ChatRenderer(tokenizer), vocabulary_size(target), context_length(target))
+        self._draft = PromptEncoder(
+            "draft", ChatRenderer(draft_tokenizer), vocabulary_size(draft), context_length(draft)
+        )
+        self._tool_format = detect_format(tokenizer.chat_template)
+
+    @property
+    def context_length(self) -> int | None:
+        """Most tokens, prompt and answer together, that both models can see; None where neither names a limit."""
+        lengths = (self._target.context_length, self._draft.context_length)
+        return min((length for length in lengths if length), default=None)
+
+    def count_tokens(self, prompt: Prompt, tools: Tools | None) -> int:
+        """Tokens of `prompt` as the target reads it, template included."""
+        return len(self._target.encode(parse_prompt(prompt, tools), GenerationParams()))
+
+    def request(
+        self,
+        prompt: Prompt,
+        draft_prompt: Prompt | None,
+        params: GenerationParams,
+        config: SSDConfig,
+        tools: Tools | None,
+        positions: int,
+        deliver: Callable[[Event], None],
+    ) -> Request:
+        """A request whose pieces go to `deliver`; `positions` is what the key-value cache has for it.
+
+        Raises:
+            InvalidRequestError: the prompt cannot be used; `ContextLengthError` where it is too long.
+        """
+        parsed = parse_prompt(prompt, tools)
+        if draft_prompt is not None:
+            for_draft = parse_prompt(draft_prompt, tools)
+        else:
+            for_draft = with_draft_system_prompt(parsed, config.draft_system_prompt)
+        target_ids, draft_ids = self._target.encode(parsed, params), self._draft.encode(for_draft, params)
+        needed = max(len(target_ids), len(draft_ids)) + params.max_new_tokens
+        if needed > positions:  # it could only wait forever
+            raise ContextLengthError(
+                f"a prompt of {needed - params.max_new_tokens} tokens and max_new_tokens={params.max_new_tokens} need "
+                f"{needed} positions; the key-value cache has {positions}: "
+                "raise kv_cache_bytes, shorten the prompt or lower max_new_tokens"
+            )
+        return Request(target_ids, draft_ids, params, config, self._answer(params, config, tools), deliver)
+
+    def _answer(self, params: GenerationParams, config: SSDConfig, tools: Tools | None) -> Answer:
+        names = [tool["function"]["name"] for tool in tools or ()]
+        hidden = _hidden_ids(self._tokenizer, visible=MARKERS[self._tool_format] if tools else ()) | self.eos_ids
+        return Answer(
+            AnswerSettings(
+                params=params,
+                bin_size=config.bin_size,
+                eos_ids=self.eos_ids,
+                detokenizer=Detokenizer(self._tokenizer, hidden),
+                tool_parser=ToolCallParser(self._tool_format, names) if tools else None,
+                decode_token=lambda token_id: str(self._tokenizer.decode([token_id])),
+            )
+        )
+
+
+def _eos_ids(target: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    configured = target.generation_config.eos_token_id if target.generation_config else None
+    ids = tokenizer.eos_token_id if configured is None else configured
+    return frozenset(() if ids is None else (ids,) if isinstance(ids, int) else ids)
+
+
+def _hidden_ids(tokenizer: PreTrainedTokenizerBase, visible: Collection[str]) -> frozenset[int]:
+    """Ids of control tokens, which add no text; tool-call markers are `visible` to the parser."""
+    special = {i: str(token) for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special.update(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+    return frozenset(i for i, token in special.items() if token not in visible)
