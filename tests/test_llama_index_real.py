@@ -1,0 +1,112 @@
+"""The real pair inside LlamaIndex: queries, chat, memory, an agent."""
+
+from __future__ import annotations
+
+import pytest
+from llama_index.core import Document, MockEmbedding, Settings, SummaryIndex, VectorStoreIndex
+from llama_index.core.agent.workflow import FunctionAgent
+from llama_index.core.base.llms.types import (
+    ChatMessage,
+    MessageRole,
+)
+from llama_index.core.chat_engine import SimpleChatEngine
+from llama_index.core.memory import ChatMemoryBuffer
+from llama_index.core.tools import FunctionTool
+
+from ssd_engine import SSDEngine
+from ssd_integrations.llama_index import SSDLLM
+
+
+def get_weather(city: str) -> str:
+    """Current weather in a city."""
+    return f"It is sunny in {city}."
+
+
+def population(city: str) -> int:
+    """Number of inhabitants of a city."""
+    return {"Lyon": 522_000}.get(city, 0)
+
+
+WEATHER = FunctionTool.from_defaults(get_weather)
+POPULATION = FunctionTool.from_defaults(population)
+
+
+@pytest.fixture
+def real_llm(real_engine: SSDEngine) -> SSDLLM:
+    return SSDLLM(engine=real_engine, max_tokens=96)
+
+
+FACTS = [
+    "The lighthouse of Marrow Point was built in 1874 by the engineer Odile Ferrant.",
+    "The harbour of Marrow Point is closed to large ships in winter.",
+]
+
+
+def test_real_pair_answers_by_every_route_alike(real_llm: SSDLLM) -> None:
+    whole = real_llm.complete("What is the capital of France? One word.")
+    assert "Paris" in whole.text
+    assert whole.raw["finish_reason"] == "stop"
+    streamed = list(real_llm.stream_chat([ChatMessage("What is the capital of France? One word.")]))[-1]
+    assert streamed.message.content == whole.text
+
+
+# Without the second sentence so small a model calls its tool again and again.
+INSTRUCTIONS = (
+    "You are a helpful assistant. Call a tool when you need one. "
+    "Once you have its result, answer the user in one plain sentence."
+)
+
+
+def test_real_pair_calls_a_tool_and_reads_its_result(real_engine: SSDEngine) -> None:
+    llm = SSDLLM(engine=real_engine, max_tokens=48, system_prompt=INSTRUCTIONS)
+    question = ChatMessage("How many people live in Lyon?")
+    response = llm.chat_with_tools([POPULATION], question)
+    (selection,) = llm.get_tool_calls_from_response(response)
+    assert (selection.tool_name, selection.tool_kwargs) == ("population", {"city": "Lyon"})
+    assert response.raw["finish_reason"] == "tool_calls"
+
+    result = ChatMessage(role="tool", content="522000", additional_kwargs={"tool_call_id": selection.tool_id})
+    answer = llm.chat_with_tools([POPULATION], chat_history=[question, response.message, result])
+    assert "522" in (answer.message.content or "")
+    assert llm.get_tool_calls_from_response(answer, error_on_no_tool_call=False) == []
+
+
+async def test_real_pair_streams_a_tool_call(real_llm: SSDLLM) -> None:
+    stream = await real_llm.astream_chat_with_tools([WEATHER], "What is the weather in Oslo now?")
+    last = [part async for part in stream][-1]
+    (selection,) = real_llm.get_tool_calls_from_response(last)
+    assert (selection.tool_name, selection.tool_kwargs) == ("get_weather", {"city": "Oslo"})
+
+
+async def test_real_pair_drives_an_agent(real_llm: SSDLLM) -> None:
+    agent = FunctionAgent(tools=[POPULATION], llm=real_llm, system_prompt=INSTRUCTIONS)
+    output = await agent.run("How many people live in Lyon?")
+    assert [(call.tool_name, call.tool_kwargs) for call in output.tool_calls] == [("population", {"city": "Lyon"})]
+    assert "522" in str(output)
+
+
+def test_real_pair_answers_a_query_engine_as_settings_llm(real_llm: SSDLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Settings, "_llm", None)
+    monkeypatch.setattr(Settings, "_embed_model", None)
+    Settings.llm = real_llm
+    Settings.embed_model = MockEmbedding(embed_dim=8)
+    documents = [Document(text=fact) for fact in FACTS]
+    for index in (SummaryIndex.from_documents(documents), VectorStoreIndex.from_documents(documents)):
+        answer = index.as_query_engine().query("Who built the lighthouse of Marrow Point?")
+        assert "Ferrant" in str(answer)
+
+
+def test_real_pair_streams_a_query_engines_answer(real_llm: SSDLLM) -> None:
+    index = SummaryIndex.from_documents([Document(text=fact) for fact in FACTS])
+    answer = index.as_query_engine(llm=real_llm, streaming=True).query("In which year was the lighthouse built?")
+    assert "1874" in "".join(answer.response_gen)
+
+
+def test_real_pair_remembers_in_a_chat_engine(real_llm: SSDLLM) -> None:
+    memory = ChatMemoryBuffer.from_defaults(llm=real_llm)
+    chat = SimpleChatEngine.from_defaults(llm=real_llm, memory=memory)
+    chat.chat("My name is Odile.")
+    assert "Odile" in str(chat.chat("What is my name?"))
+    streamed = chat.stream_chat("Spell my name in capital letters.")
+    assert "ODILE" in "".join(streamed.response_gen).replace("-", "").replace(" ", "")
+    assert [message.role for message in memory.get()] == [MessageRole.USER, MessageRole.ASSISTANT] * 3
