@@ -1,9 +1,10 @@
-"""Where a forward pass's time goes: transformers' own layers beside this engine's, by tokens in the pass.
+"""Where a forward pass's time goes: transformers' own layers beside this engine's passes, by tokens in the pass.
 
     python benchmarks/passes.py
 
 Prints, for target and draft of the default pair, medians in milliseconds: the whole pass, and the parts of it that
-torch's profiler sees (matrix products, attention, other operators); what is left is Python between the operators.
+torch's profiler sees (matrix products, attention, other operators); what is left is Python between the operators, and
+in compiled passes also the fused operators.
 """
 
 from __future__ import annotations
@@ -17,8 +18,6 @@ from statistics import median
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
@@ -33,13 +32,14 @@ SIZES = (1, 3, 8, 24)
 REPEATS = 7
 PROFILED = 2
 PRODUCTS = ("linear", "mm", "addmm", "matmul")
+COLUMNS = ("whole", "products", "attention", "other", "between")
 
 
-def ours(source: Path, quantization: str | None) -> Callable[[int], Callable[[], Any]]:
+def ours(source: Path, quantization: str | None, compile: bool) -> Callable[[int], Callable[[], Any]]:
     """Passes of this engine: `size` sequences with a token each."""
     with ThreadPoolExecutor(1) as loading:
         model = loading.submit(load_model, source, LoadOptions(quantization=quantization)).result()
-        runner = loading.submit(ModelRunner, model, vocabulary_size(model)).result()
+        runner = loading.submit(ModelRunner, model, vocabulary_size(model), compile=compile).result()
     runner.allocate(max(SIZES) * (CONTEXT + 8), 2**28)  # the rows share one prompt, read once
 
     def of(size: int) -> Callable[[], Any]:
@@ -101,16 +101,23 @@ def measure(once: Callable[[], Any]) -> list[float]:
 def main() -> None:
     """Measure and print."""
     logging.disable_progress_bar()
-    table = Table("", "layers", "tokens", "whole", "products", "attention", "other", "between")
+    print(f"{'':30} tokens " + " ".join(f"{column:>9}" for column in COLUMNS))
+    kinds: dict[str, Callable[[Path], Callable[[int], Callable[[], Any]]]] = {
+        "transformers": theirs,
+        "16 bit": lambda source: ours(source, None, False),
+        "16 bit, compiled": lambda source: ours(source, None, True),
+        "int8": lambda source: ours(source, "int8", False),
+        "int8, compiled": lambda source: ours(source, "int8", True),
+    }
     for name, source in zip(("target", "draft"), resolve_pair(get_preset("qwen2.5-coder-1.5b")), strict=True):
-        for layers in ("transformers", "16 bit", "int8"):
-            of = theirs(source) if layers == "transformers" else ours(source, "int8" if layers == "int8" else None)
+        for kind, load in kinds.items():
+            of = load(source)
             for size in SIZES:
                 with torch.inference_mode():
                     once = of(size)
-                table.add_row(name, layers, str(size), *(f"{value:.1f}" for value in measure(once)))
+                parts = " ".join(f"{value:9.1f}" for value in measure(once))
+                print(f"{name + ', ' + kind:30} {size:6} {parts}", flush=True)
             del of, once
-    Console(width=100).print(table)
 
 
 if __name__ == "__main__":

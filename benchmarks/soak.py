@@ -14,6 +14,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import psutil
+from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from ssd_engine import GenerationParams, SSDEngine
@@ -49,7 +50,7 @@ def main(count: int) -> None:
         for index in range(count)
     ]
     with SSDEngine.from_preset(prefix_cache_bytes=64 * 2**20) as engine, ThreadPoolExecutor(THREADS) as callers:
-        answered = sum(callers.map(ask, requests))
+        answered = sum(tqdm(callers.map(ask, requests), total=count, unit="request"))
     settled = memory[count // 10 :]
     print(f"{answered} of {count} requests answered to their end.")
     print(

@@ -109,7 +109,8 @@ class PassGraphs:
                 step.run(self._call)
         torch.cuda.current_stream(self._device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # Only this thread's calls may disturb the capture: others use the device for their own ends meanwhile.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             logits = step.run(self._call)
         return graph, logits
 
