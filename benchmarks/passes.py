@@ -31,7 +31,9 @@ CONTEXT = 100
 SIZES = (1, 3, 8, 24)
 REPEATS = 7
 PROFILED = 2
-PRODUCTS = ("linear", "mm", "addmm", "matmul")
+PRODUCTS = ("linear", "_linear", "mm", "addmm", "matmul")
+NOT_OPERATORS = ("ssd_engine::", "## Call", "Torch-Compiled", "TorchDynamo", "Pregraph", "AOTDispatcher")
+"""What the profiler shows beside operators: Python, and compiled code around them."""
 COLUMNS = ("whole", "products", "attention", "other", "between")
 
 
@@ -92,6 +94,8 @@ def measure(once: Callable[[], Any]) -> list[float]:
     parts = {"products": 0.0, "attention": 0.0, "other": 0.0}
     for event in seen.key_averages():
         name = event.key.rpartition("::")[2]
+        if event.key.startswith(NOT_OPERATORS):
+            continue
         kind = "attention" if "attention" in name else "products" if name.startswith(PRODUCTS) else "other"
         parts[kind] += event.self_cpu_time_total / (PROFILED * 1e3)
     whole = median(times) * 1e3

@@ -369,6 +369,8 @@ def shared_engine(
     preset = None if target else preset or DEFAULT_PRESET
     # What is left to its default must not tell two callers of one pair apart.
     options = {name: value for name, value in options.items() if value not in (None, "auto")}
+    if not options.get("compile"):
+        options.pop("compile", None)
     key = repr((preset, target, draft, sorted(options.items(), key=lambda item: item[0])))
     with _shared_lock:
         engine = _shared.get(key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 import time
@@ -47,6 +48,9 @@ class Decoder(Protocol[S]):
 
     def close(self, sequence: S) -> None:
         """Free what a sequence holds."""
+
+    def shut_down(self) -> None:
+        """Let go of the models; nothing is asked of the decoder afterwards."""
 
     def read_prompt(self, sequence: S) -> None:
         """Read a part of a prompt, short enough for others to wait for."""
@@ -145,6 +149,7 @@ class Scheduler(Generic[S]):
             self._changed.notify()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
+        self._decoder.shut_down()
         del self._decoder  # and with it the models
 
     def _work(self) -> None:
@@ -195,21 +200,20 @@ class Scheduler(Generic[S]):
                 self._running.append(_Running(request, sequence))
 
     def _read_prompts(self) -> None:
-        """Read a part of a prompt, oldest first; more parts where more requests wait for that than answers stream.
+        """Read parts of prompts, oldest first: one for every so many that are unread for each answer that streams.
 
-        The streams wait meanwhile: for one part while they are many, and while they are few for no more than as many
-        parts as would otherwise wait for them.
+        So a stream waits for one part where streams are many, and where most requests still wait to be read, those few
+        that stream wait for them instead.
         """
-        num_reading = sum(running.sequence.is_reading_prompt for running in self._running)
-        num_streaming = len(self._running) - num_reading
-        for _ in range(math.ceil(num_reading / max(num_streaming, 1))):
-            running = next((each for each in self._running if each.sequence.is_reading_prompt), None)
-            if running is None:
+        for parts in itertools.count():
+            unread = [each for each in self._running if each.sequence.is_reading_prompt and not each.request.has_ended]
+            num_streaming = sum(not each.sequence.is_reading_prompt for each in self._running)
+            if self._closed or parts >= math.ceil(len(unread) / max(num_streaming, 1)):
                 return
             try:
-                self._decoder.read_prompt(running.sequence)
+                self._decoder.read_prompt(unread[0].sequence)
             except Exception as error:
-                self._end(running, error)
+                self._end(unread[0], error)
 
     def _advance(self) -> None:
         """One round for all whose prompts have been read."""

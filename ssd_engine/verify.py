@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ssd_engine.config import GenerationParams, SSDConfig
+from ssd_engine.errors import SSDError
 from ssd_engine.sample_space import SampleSpace, SampleSpaces, sample_spaces
 from ssd_engine.sampling import accept_or_recover, draw, truncate
 from ssd_engine.scheme import Bin, Scheme, SchemeController
@@ -169,7 +170,8 @@ class _Table:
         self._alphas = [turn.verifier.controller.upcoming_alphas(turn.num_positions) for turn in turns]
         self._is_ssd = [turn.verifier.params.decoding == "ssd" for turn in self._positions]
         self._draws = _Draws.of(turns, p_draft, drafted) if any(t.verifier.is_sampled for t in turns) else None
-        columns = [drafted]
+        # Where one logit is not a number, none of the probabilities is.
+        columns = [drafted, (p_target[:, 0] + p_draft[:, 0]).isnan().to(drafted.dtype)]
         self._spaces: SampleSpaces | None = None
         if any(self._is_ssd):
             sizes = [turn.verifier.config.sample_space_size for turn in self._positions]
@@ -190,9 +192,14 @@ class _Table:
 
         def answer(row: list[int]) -> Callable[[Scheme, float], int]:
             def token(scheme: Scheme, alpha: float) -> int:
+                if row[1]:
+                    raise SSDError(
+                        "the models' probabilities are not numbers (NaN) here: this prompt is too much for their "
+                        "weights or dtype; try dtype='float32'"
+                    )
                 if scheme is Scheme.NONE:
                     return row[-1]
-                return row[1] if scheme is Scheme.UNION else row[2 + alphas.index(alpha)]
+                return row[2] if scheme is Scheme.UNION else row[3 + alphas.index(alpha)]
 
             return token
 

@@ -13,7 +13,8 @@ from conftest import make_model, make_relative, wait_for
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from ssd_engine import GenerationParams, GenerationResult, SSDConfig, SSDEngine
-from ssd_engine.errors import ContextLengthError, InvalidRequestError, ModelLoadError
+from ssd_engine.config import Decoding
+from ssd_engine.errors import ContextLengthError, InvalidRequestError, ModelLoadError, SSDError
 
 Pair = tuple[PreTrainedModel, PreTrainedModel]
 POISON = 7
@@ -169,6 +170,23 @@ def test_a_request_that_makes_a_model_fail_ends_alone(
                 assert isinstance(outcome, GenerationResult)
                 assert outcome.token_ids == expected[index]
         assert engine.generate(prompts[2], params).token_ids == expected[2]
+
+
+@pytest.mark.parametrize("decoding", ["ssd", "speculative", "target"])
+def test_a_request_whose_numbers_overflow_ends_alone(decoding: Decoding, tokenizer: PreTrainedTokenizerFast) -> None:
+    target = make_model(5, len(tokenizer))
+    draft = make_relative(target, 6, 0.1)
+    with torch.no_grad():
+        target.get_input_embeddings().weight[POISON] = torch.inf
+    prompts = [[20 + i] * (3 + 9 * i) for i in range(4)]
+    prompts[2] = [*[30] * 40, POISON, *[31] * 30]
+    params = GenerationParams(max_new_tokens=12, decoding=decoding)
+    with SSDEngine(target, draft, tokenizer, prefix_cache_bytes=0) as engine:
+        expected = [engine.generate(prompt, params).token_ids for prompt in (prompts[0], prompts[1], prompts[3])]
+        outcomes = engine.batch(prompts, params)
+        with pytest.raises(SSDError, match=r"not numbers \(NaN\).* try dtype='float32'"):
+            raise outcomes.pop(2)
+        assert [outcome.token_ids for outcome in outcomes if isinstance(outcome, GenerationResult)] == expected
 
 
 async def test_cancelling_one_of_many_frees_its_place_and_leaves_the_rest(

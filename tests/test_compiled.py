@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -11,6 +13,7 @@ from conftest import make_model
 from families import CAUSAL, VOCAB, WINDOWED, build
 from torch import nn
 from torch._dynamo.utils import counters
+from torch.torch_version import TorchVersion
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from ssd_engine import GenerationParams, SSDEngine
@@ -37,14 +40,26 @@ def test_compiled_engines_answer_alike_and_compile_nothing_more(
     params = GenerationParams(max_new_tokens=24)
     with SSDEngine(*tiny_pair, tokenizer=tokenizer) as engine:
         expected = [engine.generate(prompt, params).token_ids for prompt in PROMPTS]
-    with SSDEngine(*map(copy.deepcopy, tiny_pair), tokenizer=tokenizer, compile=True) as engine:
-        graphs = counters["stats"]["unique_graphs"]
-        assert graphs > 0
+    before = counters["stats"]["unique_graphs"]
+    with SSDEngine(*tiny_pair, tokenizer=tokenizer, compile=True) as engine:
+        compiled = counters["stats"]["unique_graphs"]
+        assert compiled > before
         assert [engine.generate(prompt, params).token_ids for prompt in PROMPTS] == expected
         together = engine.batch(PROMPTS, params)
         assert [answer.token_ids for answer in together if not isinstance(answer, Exception)] == expected
         engine.generate("Paris", GenerationParams(max_new_tokens=8, decoding="target"))
-        assert counters["stats"]["unique_graphs"] == graphs
+        assert counters["stats"]["unique_graphs"] == compiled
+
+
+def test_a_closed_engine_leaves_nothing_of_compiled_models_behind(tokenizer: PreTrainedTokenizerFast) -> None:
+    target, draft = (make_model(seed, len(tokenizer), hidden_size=16) for seed in (0, 1))
+    layer = weakref.ref(target.model.layers[0])
+    with SSDEngine(target, draft, tokenizer, compile=True):
+        assert "forward" in vars(target.model.layers[0])
+    assert "forward" not in vars(target.model.layers[0])
+    del target, draft
+    gc.collect()
+    assert layer() is None
 
 
 @pytest.mark.parametrize(("family", "config"), CAUSAL)
@@ -63,9 +78,21 @@ def test_packed_layers_compile(make: Callable[[nn.Linear], nn.Module]) -> None:
     if make is PackedLinear:
         model.bfloat16()
     replace_linears(model, make)
+    model = copy.deepcopy(model)  # a copy has weights of its own
     expected = logits(ModelRunner(model, VOCAB))
     computed = logits(ModelRunner(model, VOCAB, compile=True))
     torch.testing.assert_close(computed, expected, atol=0.05 * float(expected.abs().max()), rtol=0)
+
+
+def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model(0, VOCAB)
+    monkeypatch.setattr(model, "_no_split_modules", [])
+    with pytest.raises(ModelLoadError, match="does not name its layers"):
+        ModelRunner(model, VOCAB, compile=True)
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.12.1"))
+    with pytest.raises(ModelLoadError, match=r"needs torch 2\.13 or newer, and this is 2\.12\.1"):
+        ModelRunner(model, VOCAB, compile=True)
+    assert not any("forward" in vars(module) for module in model.modules())
 
 
 @pytest.mark.parametrize(("family", "config"), WINDOWED)
@@ -77,5 +104,7 @@ def test_what_cannot_be_compiled_is_refused(family: type[PreTrainedModel], confi
 def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+    model = make_model(0, VOCAB, hidden_size=48)
     with pytest.raises(ModelLoadError, match=r"could not be compiled .*C\+\+ compiler"):
-        ModelRunner(make_model(0, VOCAB, hidden_size=48), VOCAB, compile=True)
+        ModelRunner(model, VOCAB, compile=True)
+    assert not any("forward" in vars(module) for module in model.modules())

@@ -189,7 +189,7 @@ def test_unknown_options_are_named(folders: tuple[Path, Path]) -> None:
 def test_one_engine_a_pair_in_a_process(folders: tuple[Path, Path]) -> None:
     target, draft = map(str, folders)
     engine = shared_engine(target=target, draft=draft)
-    assert shared_engine(target=target, draft=draft, dtype="auto", draft_adapter=None) is engine
+    assert shared_engine(target=target, draft=draft, dtype="auto", draft_adapter=None, compile=False) is engine
     engine.close()
     again = shared_engine(target=target, draft=draft)
     assert again is not engine

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -34,23 +35,28 @@ CAUSAL = 0
 """The number of the mask that every pass has."""
 
 
+@dataclass(frozen=True)
+class Projections:
+    """What a layer hands to attention."""
+
+    query: Tensor
+    """[1, H, T, d]"""
+    key: Tensor
+    """[1, K, T, d]"""
+    value: Tensor
+    """[1, K, T, e]"""
+    scaling: float | None
+    softcap: float | None
+
+
 class ForwardPass(Protocol):
     """A pass under way."""
 
     def add_mask(self, function: MaskFunction) -> int:
         """Take a mask other than the causal one, for some of the model's layers; returns its number."""
 
-    def attend(
-        self,
-        layer: int,
-        mask: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scaling: float | None,
-        softcap: float | None,
-    ) -> Tensor:
-        """Keep keys [1, K, T, d] and values [1, K, T, e]; returns what queries [1, H, T, d] see, [1, T, H, e]."""
+    def attend(self, layer: int, mask: int, new: Projections) -> Tensor:
+        """Keep a layer's keys and values of the pass's tokens; returns what their queries see, [1, T, H, e]."""
 
 
 _under_way: ContextVar[ForwardPass] = ContextVar("the pass under way")
@@ -183,7 +189,7 @@ def _attend_in_pass(
     scaling: float | None,
     softcap: float | None,
 ) -> Tensor:
-    return _under_way.get().attend(int(layer), int(mask), query, key, value, scaling, softcap)
+    return _under_way.get().attend(int(layer), int(mask), Projections(query, key, value, scaling, softcap))
 
 
 def _shape_of_attend(query: Tensor, key: Tensor, value: Tensor, *_: object) -> Tensor:

@@ -1,4 +1,4 @@
-"""Passes compiled by `torch.compile`: small operators fused, and little Python between the products."""
+"""CompiledPasses: a model's passes through `torch.compile`, small operators fused, little Python between products."""
 
 from __future__ import annotations
 
@@ -7,29 +7,77 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch._dynamo.exc import TorchDynamoException
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ssd_engine.errors import ModelLoadError
 
 
-def compile_passes(model: PreTrainedModel) -> Callable[..., Any]:
-    """`model` as a compiled function of keyword arguments; it is compiled at its first calls.
+class CompiledPasses:
+    """A model as a compiled function; compiled at its first calls, once for any number of tokens and once for one."""
 
-    There is code for any number of tokens, and code for one alone.
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Raises `ModelLoadError` where torch is too old or the model's passes cannot be compiled."""
+        if torch.__version__ < "2.13":  # compared as versions
+            raise ModelLoadError(
+                f"compile needs torch 2.13 or newer, and this is {torch.__version__}; leave compile out"
+            )
+        if not _is_causal(model):
+            raise ModelLoadError(
+                f"model type {model.config.model_type!r} has layers with a sliding window, which cannot be compiled; "
+                "leave compile out"
+            )
+        self._model = model
+        self._layers = _layers(model)
+        self._share_code()
+        settings: dict[str, Any] = {
+            "fullgraph": True,
+            "dynamic": False,  # but for what is marked below
+            "isolate_recompiles": True,
+            # The products have threads of their own, and two pools would wait for each other in turns.
+            "options": {"cpp.threads": 1},
+        }
+        self._compiled = torch.compile(model, **settings)
 
-    Raises:
-        ModelLoadError: torch is too old, some layers have a sliding window, or transformers does not say what this
-            model's layers are.
-    """
-    if torch.__version__ < "2.13":  # compared as versions
-        raise ModelLoadError(f"compile needs torch 2.13 or newer, and this is {torch.__version__}; leave compile out")
-    if not _is_causal(model):
-        raise ModelLoadError(
-            f"model type {model.config.model_type!r} has layers with a sliding window, which cannot be compiled; "
-            "leave compile out"
-        )
+    def __call__(self, **inputs: Any) -> Any:
+        for value in inputs.values():
+            if isinstance(value, Tensor) and value.shape[1] > 1:
+                torch._dynamo.mark_dynamic(value, 1)
+        return self._compiled(**inputs)
+
+    def close(self) -> None:
+        """Give the model its own layers back."""
+        for layer in self._layers:
+            vars(layer).pop("forward", None)
+
+    @contextmanager
+    def reporting_failure(self) -> Iterator[None]:
+        """Turn what goes wrong in compiling into a `ModelLoadError`."""
+        # Here, since torch's compiler takes a second to import.
+        from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException
+
+        try:
+            yield
+        except TorchDynamoException as error:
+            self.close()
+            reason = " ".join(str(error).split("\n\n")[0].split())
+            needs = "a C++ compiler on a CPU, and Triton on a GPU, are needed for it; "
+            raise ModelLoadError(
+                f"model type {self._model.config.model_type!r} could not be compiled ({reason}); "
+                f"{needs if isinstance(error, BackendCompilerFailed) else ''}leave compile out"
+            ) from error
+
+    def _share_code(self) -> None:
+        """Have what the layers have in common compiled once, not once a layer."""
+        regions: dict[type, Callable[..., Any]] = {}
+        for layer in self._layers:
+            kind = type(layer)
+            if kind not in regions:
+                regions[kind] = torch.compiler.nested_compile_region(kind.forward)
+            layer.forward = regions[kind].__get__(layer)
+
+
+def _layers(model: PreTrainedModel) -> list[nn.Module]:
     kinds = set(model._no_split_modules or ())
     layers = [module for module in model.modules() if type(module).__name__ in kinds]
     if not layers:
@@ -37,41 +85,7 @@ def compile_passes(model: PreTrainedModel) -> Callable[..., Any]:
             f"model type {model.config.model_type!r} does not name its layers, so it cannot be compiled; "
             "leave compile out"
         )
-    regions: dict[type, Callable[..., Any]] = {}
-    for layer in layers:
-        # What the layers have in common is compiled once, not once a layer.
-        kind = type(layer)
-        regions.setdefault(kind, torch.compiler.nested_compile_region(kind.forward))
-        layer.forward = regions[kind].__get__(layer)
-    settings: dict[str, Any] = {
-        "fullgraph": True,
-        "dynamic": False,  # but for what is marked below
-        "isolate_recompiles": True,
-        # The products have threads of their own, and two pools would wait for each other in turns.
-        "options": {"cpp.threads": 1},
-    }
-    compiled = torch.compile(model, **settings)
-
-    def call(**inputs: Any) -> Any:
-        for value in inputs.values():
-            if isinstance(value, Tensor) and value.shape[1] > 1:
-                torch._dynamo.mark_dynamic(value, 1)
-        return compiled(**inputs)
-
-    return call
-
-
-@contextmanager
-def reporting_failure(model: PreTrainedModel) -> Iterator[None]:
-    """Turn what goes wrong in compiling into a `ModelLoadError`."""
-    try:
-        yield
-    except TorchDynamoException as error:
-        reason = " ".join(str(error).split("\n\n")[0].split())
-        raise ModelLoadError(
-            f"model type {model.config.model_type!r} could not be compiled ({reason}); this needs a C++ compiler on a "
-            "CPU and Triton on a GPU. Leave compile out where it does not work."
-        ) from error
+    return layers
 
 
 def _is_causal(model: PreTrainedModel) -> bool:

@@ -106,6 +106,11 @@ class PairDecoder:
         if sequence.draft is not None:
             self._draft.close(sequence.draft)
 
+    def shut_down(self) -> None:
+        """Let go of the models."""
+        self._target.shut_down()
+        self._draft.shut_down()
+
     @torch.inference_mode()
     def read_prompt(self, sequence: SequenceState) -> None:
         """Read one block of a prompt, in each model that has one left."""
@@ -201,12 +206,13 @@ class PairDecoder:
     @contextmanager
     def _timed(self, runner: ModelRunner, sequences: Sequence[SequenceState], tokens: int) -> Iterator[None]:
         """Enter the time of a pass over so many tokens, for the sequences that took part in it."""
-        start = time.perf_counter()
+        start, num_graphs = time.perf_counter(), runner.num_graphs
         yield
+        runner.wait()
         elapsed = time.perf_counter() - start
         self._seconds_in_passes += elapsed
         times = self._times[runner]
-        if not times.is_empty:
+        if not times.is_empty and runner.num_graphs == num_graphs:  # a pass that was captured took longer
             times.record(tokens, elapsed)
         for sequence in sequences:
             if runner is self._target:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from transformers.masking_utils import causal_mask_function
 
-from ssd_engine.backends.transformers.attention import MaskFunction, attend, under_way
+from ssd_engine.backends.transformers.attention import MaskFunction, Projections, attend, under_way
 from ssd_engine.backends.transformers.kv_cache import KVCache
 
 _SMALLEST_BOUND = 256
@@ -55,66 +56,85 @@ class StaticPass:
         self._masks.append((function(zero, zero, queries, keys) & (keys >= 0) & (keys <= queries))[None, None])
         return len(self._masks) - 1
 
-    def attend(
-        self,
-        layer: int,
-        mask: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scaling: float | None,
-        softcap: float | None,
-    ) -> Tensor:
-        keys, values = self._cache.write(layer, self.written, key, value)
-        seen = attend(
-            query, keys[:, :, : self._bound], values[:, :, : self._bound], self._masks[mask], scaling, softcap
+    def attend(self, layer: int, mask: int, new: Projections) -> Tensor:
+        keys, values = (
+            states[:, :, : self._bound] for states in self._cache.write(layer, self.written, new.key, new.value)
         )
-        return seen.contiguous()
+        return attend(new.query, keys, values, self._masks[mask], new.scaling, new.softcap).contiguous()
 
 
 class PassGraphs:
-    """One CUDA graph for each number of tokens and each bound of positions, captured when first needed."""
+    """One CUDA graph for each size of pass and each bound of positions, captured when first needed.
 
-    def __init__(self, call: Call, cache: KVCache, device: torch.device) -> None:
+    Sizes are powers of two; a pass is filled up with tokens that stand for nothing.
+    """
+
+    def __init__(self, call: Call, cache: KVCache, device: torch.device, spare: int) -> None:
+        """`spare`: a position of the cache that is nobody's, for the tokens that stand for nothing."""
         self._call = call
         self._cache = cache
         self._device = device
+        self._spare = spare
         self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream(device)
         self._captured: dict[tuple[int, int], tuple[StaticPass, torch.cuda.CUDAGraph, Tensor]] = {}
+
+    def __len__(self) -> int:
+        return len(self._captured)
 
     @torch.inference_mode()
     def run(self, token_ids: Tensor, positions: Sequence[int], written: Sequence[int]) -> Tensor:
-        """[T, V] logits of a pass, which stand until the next pass of as many tokens.
+        """[T, V] logits of a pass, which stand until the next pass.
 
         Args:
             token_ids: [T] int64.
             positions, written: T places in the sequences and in the cache.
+
+        Raises:
+            RuntimeError: the pass cannot be captured.
         """
-        bound = bound_of(max(written) + 1, self._cache.positions)
-        captured = self._captured.get((len(positions), bound))
+        num_tokens = len(positions)
+        size, bound = power_of_two(num_tokens), bound_of(max(written) + 1, self._cache.positions)
+        filling = size - num_tokens
+        token_ids = torch.nn.functional.pad(token_ids, (0, filling))
+        positions, written = [*positions, *[0] * filling], [*written, *[self._spare] * filling]
+        captured = self._captured.get((size, bound))
         if captured is None:
-            step = StaticPass(self._cache, len(positions), bound, self._device)
+            step = StaticPass(self._cache, size, bound, self._device)
             step.load(token_ids, positions, written)
-            captured = self._captured[len(positions), bound] = step, *self._capture(step)
+            captured = self._captured[size, bound] = step, *self._capture(step)
         step, graph, logits = captured
         step.load(token_ids, positions, written)
         graph.replay()
-        return logits
+        return logits[:num_tokens]
 
     def _capture(self, step: StaticPass) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-        stream = torch.cuda.Stream(self._device)
-        stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(stream):
-            for _ in range(_WARM_UPS):  # libraries set themselves up at their first calls, which cannot be captured
-                step.run(self._call)
-        torch.cuda.current_stream(self._device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        # Only this thread's calls may disturb the capture: others use the device for their own ends meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            logits = step.run(self._call)
+        current = torch.cuda.current_stream(self._device)
+        # One capture at a time in the process: torch's bookkeeping of captures is the process's.
+        with _capturing, torch.cuda.device(self._device):
+            try:
+                self._stream.wait_stream(current)
+                with torch.cuda.stream(self._stream):
+                    for _ in range(_WARM_UPS):  # libraries set themselves up at first calls, which cannot be captured
+                        step.run(self._call)
+                # Calls of other threads, which use the device for their own ends, do not disturb it.
+                with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                    logits = step.run(self._call)
+                current.wait_stream(self._stream)
+            finally:
+                torch.cuda.set_stream(current)  # a capture that fails leaves its own behind
         return graph, logits
+
+
+_capturing = threading.Lock()
+
+
+def power_of_two(number: int) -> int:
+    """The least power of two that is no less than `number`."""
+    return 1 << (number - 1).bit_length()
 
 
 def bound_of(positions: int, most: int) -> int:
     """The number of cache positions that a pass is captured for: powers of two, so that there are few graphs."""
-    return min(most, max(_SMALLEST_BOUND, 1 << (positions - 1).bit_length()))
+    return min(most, max(_SMALLEST_BOUND, power_of_two(positions)))

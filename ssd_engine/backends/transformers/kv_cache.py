@@ -82,6 +82,9 @@ class _Layer(CacheLayerMixin):
         assert self.keys is not None
         assert self.values is not None
         at = at.to(key_states.device)
+        if self.device.type != "cpu":
+            # Of other sequences' positions too, for the same reason; whoever overflows has itself to blame.
+            key_states, value_states = (states.nan_to_num(0.0, 0.0, 0.0) for states in (key_states, value_states))
         self.keys.index_copy_(2, at, key_states)
         self.values.index_copy_(2, at, value_states)
         return self.keys, self.values

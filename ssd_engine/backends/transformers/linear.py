@@ -9,6 +9,7 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,13 +29,20 @@ class _Packed(nn.Module, ABC):
     def __init__(self, out_features: int) -> None:
         super().__init__()
         self._out_features = out_features
-        # A tensor: a plain number would be a constant of compiled code, and every layer would be compiled by itself.
-        self._number = torch.tensor(next(_numbers))
-        _layers[int(self._number)] = self
+        self._take_number()
 
     @abstractmethod
     def product(self, rows: Tensor) -> Tensor:
         """The kernel: [..., in] to [..., out], of the same dtype."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._take_number()  # a copy has its own
+
+    def _take_number(self) -> None:
+        # A tensor: a plain number would be a constant of compiled code, and every layer would be compiled by itself.
+        self._number = torch.tensor(next(_numbers))
+        _layers[int(self._number)] = self
 
     def _product(self, rows: Tensor) -> Tensor:
         if torch.compiler.is_compiling():

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.utils.logging import tqdm
 
 from ssd_engine.backends.transformers.attention import under_way, use_segment_attention
+from ssd_engine.backends.transformers.compiled import CompiledPasses
 from ssd_engine.backends.transformers.graphs import PassGraphs
 from ssd_engine.backends.transformers.kv_cache import KVCache, count_cache_layers
 from ssd_engine.backends.transformers.prefix_store import Prefix, PrefixStore, block_ends
@@ -105,12 +106,8 @@ class ModelRunner:
         """Where the model is on one CUDA device, run its passes as CUDA graphs from now on."""
         if self.device.type != "cuda" or {parameter.device for parameter in self.model.parameters()} != {self.device}:
             return
-        self._graphs = PassGraphs(self._logits, self.cache, self.device)
-        try:
-            self._try(1)
-        except RuntimeError as error:
-            self._graphs = None
-            _logger.warning("%s runs without CUDA graphs: %s", type(self.model).__name__, error)
+        self._graphs = PassGraphs(self._logits, self.cache, self.device, spare=self._trial.stretch[-1])
+        self._try(1)
 
     @property
     def positions(self) -> int:
@@ -158,9 +155,8 @@ class ModelRunner:
         """
         stretches = [row.stretch[: row.length + count] for row, count in zip(rows, counts, strict=True)]
         layout = _Layout.of(stretches, counts)
-        if self._graphs is not None:
-            logits = self._graphs.run(token_ids, layout.positions, layout.written)
-        else:
+        logits = self._replay(token_ids, layout)
+        if logits is None:
             logits = self._pass(self._run, token_ids, layout).logits[0]
         for row, count in zip(rows, counts, strict=True):
             row.length += count
@@ -175,6 +171,34 @@ class ModelRunner:
             times.append(time.perf_counter() - start)
         return min(times)
 
+    @property
+    def num_graphs(self) -> int:
+        """Passes that have been captured."""
+        return 0 if self._graphs is None else len(self._graphs)
+
+    def wait(self) -> None:
+        """Until the device has done what was asked of it."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def shut_down(self) -> None:
+        """Let go of the model, and leave it as it was before it was compiled."""
+        self._graphs = None
+        if isinstance(self._run, CompiledPasses):
+            self._run.close()
+        self._run = self.model
+
+    def _replay(self, token_ids: Tensor, layout: _Layout) -> Tensor | None:
+        """Logits through a CUDA graph; None where there are no graphs."""
+        if self._graphs is None:
+            return None
+        try:
+            return self._graphs.run(token_ids, layout.positions, layout.written)
+        except RuntimeError as error:
+            _logger.warning("%s goes on without CUDA graphs: %s", type(self.model).__name__, error)
+            self._graphs = None
+            return None
+
     def _trial_row(self) -> Row:
         stretch = self.cache.arena.take(LONGEST)
         assert stretch is not None  # nobody was there before
@@ -187,13 +211,10 @@ class ModelRunner:
         self._trial.length = 0
 
     def _compile(self) -> None:
-        # Here, since torch's compiler takes a second to import.
-        from ssd_engine.backends.transformers.compiled import compile_passes, reporting_failure
-
-        self._run = compile_passes(self.model)
+        self._run = compiled = CompiledPasses(self.model)
         sizes = (2, 1)
         bar = tqdm(desc=f"Compiling {type(self.model).__name__}", total=len(sizes))
-        with reporting_failure(self.model), bar:
+        with compiled.reporting_failure(), bar:
             for tokens in sizes:
                 self._try(tokens)
                 bar.update()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers.masking_utils import causal_mask_function
 
-from ssd_engine.backends.transformers.attention import MaskFunction, attend
+from ssd_engine.backends.transformers.attention import MaskFunction, Projections, attend
 from ssd_engine.backends.transformers.kv_cache import KVCache
 
 
@@ -47,25 +47,16 @@ class SegmentedPass:
         self._masks.append([_segment_mask(segment, function, self._written.device) for segment in self._segments])
         return len(self._masks) - 1
 
-    def attend(
-        self,
-        layer: int,
-        mask: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scaling: float | None,
-        softcap: float | None,
-    ) -> Tensor:
-        keys, values = self._cache.write(layer, self._written, key, value)
+    def attend(self, layer: int, mask: int, new: Projections) -> Tensor:
+        keys, values = self._cache.write(layer, self._written, new.key, new.value)
         parts = [
             attend(
-                query[:, :, segment.tokens],
+                new.query[:, :, segment.tokens],
                 keys[:, :, segment.cached],
                 values[:, :, segment.cached],
                 segment_mask,
-                scaling,
-                softcap,
+                new.scaling,
+                new.softcap,
             )
             for segment, segment_mask in zip(self._segments, self._masks[mask], strict=True)
         ]

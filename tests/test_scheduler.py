@@ -1,0 +1,90 @@
+"""The order of work: prompts are read in parts between rounds, and nobody waits longer than is fair."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import pytest
+
+from ssd_engine.config import GenerationParams, SSDConfig
+from ssd_engine.result import Timings
+from ssd_engine.scheduler import Request, Scheduler
+from ssd_engine.verify import Choice
+
+
+@dataclass(eq=False)
+class FakeSequence:
+    """A prompt of so many parts."""
+
+    unread: int
+    timings: Timings = field(default_factory=Timings)
+    cached_prompt_tokens: int = 0
+
+    @property
+    def is_reading_prompt(self) -> bool:
+        return self.unread > 0
+
+
+class RecordingDecoder:
+    """Notes how many parts were read before each round; the answers end with the round number `rounds`."""
+
+    def __init__(self, rounds: int) -> None:
+        self.parts_before_round = [0]
+        self.ended = threading.Event()
+        self._rounds = rounds
+
+    def open(
+        self, target_ids: Sequence[int], draft_ids: Sequence[int], params: GenerationParams, config: SSDConfig
+    ) -> FakeSequence:
+        return FakeSequence(len(target_ids))
+
+    def close(self, sequence: FakeSequence) -> None:
+        pass
+
+    def shut_down(self) -> None:
+        pass
+
+    def read_prompt(self, sequence: FakeSequence) -> None:
+        self.parts_before_round[-1] += 1
+        sequence.unread -= 1
+
+    def round(self, sequences: Sequence[FakeSequence]) -> list[list[Choice] | Exception]:
+        self.parts_before_round.append(0)
+        if len(self.parts_before_round) > self._rounds:
+            self.ended.set()
+            return [RuntimeError("that will do") for _ in sequences]
+        return [[] for _ in sequences]
+
+
+class EmptyAnswer:
+    is_finished = False
+
+    def add_round(self, choices: list[Choice]) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("parts", "read"),
+    [
+        ([0, 10], [1, 1, 1]),  # one stream waits for one part of a long prompt
+        ([0, 0, 0, 0, 10, 10, 10, 10], [1, 1, 1]),
+        ([0, 1, 1, 1, 1, 1, 1, 1], [2, 1, 1]),  # 7 unread for 1 stream, 6 for 2; then they are nearly as many
+        ([2, 2], [2, 1, 1]),  # nobody streams yet: until one does
+    ],
+)
+def test_few_streams_wait_for_many_prompts_and_not_the_other_way_round(parts: list[int], read: list[int]) -> None:
+    decoder = RecordingDecoder(rounds=len(read))
+    scheduler = Scheduler[FakeSequence](cast("Any", decoder), max_batch_size=8)
+    requests = [
+        Request([0] * count, [], GenerationParams(), SSDConfig(), cast("Any", EmptyAnswer()), lambda event: None)
+        for count in parts
+    ]
+    with scheduler._changed:  # so that the worker finds all of them at once
+        for request in requests:
+            scheduler.submit(request)
+    assert decoder.ended.wait(60)
+    scheduler.close()
+    assert decoder.parts_before_round[: len(read)] == read
