@@ -64,8 +64,9 @@ class SSDEngine:
                 `max_batch_size` sequences of 4,096 tokens and for one of 32,768, or half of the memory that is
                 available, whichever is less. A request that finds no room waits.
             prefix_cache_bytes: most memory that each model's kept prompt prefixes may take.
-            compile: compile the models with `torch.compile`. Answers come faster, and the engine is ready later: by
-                half a minute, or a minute and more on a machine that has not compiled this pair before.
+            compile: decode through `torch.compile`. Tokens come faster once the prompt has been read, and the engine
+                is ready later: by half a minute, or a minute and more on a machine that has not compiled this pair
+                before. Needs torch 2.13, a C++ compiler (on a GPU, Triton) and models without sliding windows.
 
         Raises:
             InvalidRequestError: `max_batch_size` is below 1.

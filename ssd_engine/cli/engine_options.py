@@ -33,7 +33,7 @@ DraftAdapterOption = Annotated[str | None, typer.Option(help="PEFT adapter to me
 TargetQuantizationOption = Annotated[Quantization | None, typer.Option(help="Quantize the target.", **_PANEL)]
 DraftQuantizationOption = Annotated[Quantization | None, typer.Option(help="Quantize the draft.", **_PANEL)]
 CompileOption = Annotated[
-    bool, typer.Option("--compile", help="Compile the models: faster answers, ready a minute later.", **_PANEL)
+    bool, typer.Option("--compile", help="Decode through torch.compile: faster, ready a minute later.", **_PANEL)
 ]
 DraftSystemPromptOption = Annotated[str | None, typer.Option(help="System prompt for the draft alone.", **_PANEL)]
 

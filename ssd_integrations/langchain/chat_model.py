@@ -104,7 +104,7 @@ class ChatSSD(BaseChatModel):
     target_quantization: str | None = Field(None, description='"int8" for the target on the CPU.')
     draft_quantization: str | None = Field(None, description='"int8" for the draft on the CPU.')
     max_batch_size: int | None = Field(None, ge=1, description="Most requests that decode together; None: 8.")
-    compile: bool | None = Field(None, description="Compile the models: faster answers, ready a minute later.")
+    compile: bool | None = Field(None, description="Decode through torch.compile: faster, ready a minute later.")
     config: SSDConfig | None = Field(None, description="Settings of the algorithm; None: the engine's.")
     decoding: Decoding = Field("ssd", description='"ssd", or a baseline: "speculative", "target".')
     temperature: float | None = Field(None, description="0 or None is greedy.")

@@ -118,7 +118,9 @@ class SSDLLM(FunctionCallingLLM):
     target_quantization: str | None = Field(default=None, description="None, or 'int8' on CPU.")
     draft_quantization: str | None = Field(default=None, description="None, or 'int8' on CPU.")
     max_batch_size: int | None = Field(default=None, ge=1, description="Most requests that decode together; None: 8.")
-    compile: bool | None = Field(default=None, description="Compile the models: faster answers, ready a minute later.")
+    compile: bool | None = Field(
+        default=None, description="Decode through torch.compile: faster, ready a minute later."
+    )
     config: SSDConfig | None = Field(default=None, description="SSD settings; None: the engine's or preset's own.")
 
     temperature: float = Field(default=0.0, description="0 is greedy; above, tokens are sampled.")
