@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from ssd_engine.config import GenerationParams, SSDConfig
-from ssd_engine.result import Timings
+from ssd_engine.result import Piece, Timings
 from ssd_engine.scheduler import Request, Scheduler
 from ssd_engine.verify import Choice
 
@@ -62,8 +62,8 @@ class RecordingDecoder:
 class EmptyAnswer:
     is_finished = False
 
-    def add_round(self, choices: list[Choice]) -> None:
-        pass
+    def add_round(self, choices: list[Choice]) -> Piece:
+        return Piece()
 
 
 @pytest.mark.parametrize(
