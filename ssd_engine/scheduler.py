@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import threading
 import time
@@ -200,20 +199,21 @@ class Scheduler(Generic[S]):
                 self._running.append(_Running(request, sequence))
 
     def _read_prompts(self) -> None:
-        """Read parts of prompts, oldest first: one for every so many that are unread for each answer that streams.
+        """Read parts of prompts, oldest first: as many as there are unread prompts to each answer that streams.
 
         So a stream waits for one part where streams are many, and where most requests still wait to be read, those few
         that stream wait for them instead.
         """
-        for parts in itertools.count():
-            unread = [each for each in self._running if each.sequence.is_reading_prompt and not each.request.has_ended]
-            num_streaming = sum(not each.sequence.is_reading_prompt for each in self._running)
-            if self._closed or parts >= math.ceil(len(unread) / max(num_streaming, 1)):
+        num_streaming = sum(not running.sequence.is_reading_prompt for running in self._running)
+        for _ in range(math.ceil((len(self._running) - num_streaming) / max(num_streaming, 1))):
+            unread = (each for each in self._running if each.sequence.is_reading_prompt and not each.request.has_ended)
+            running = next(unread, None)
+            if running is None or self._closed:
                 return
             try:
-                self._decoder.read_prompt(unread[0].sequence)
+                self._decoder.read_prompt(running.sequence)
             except Exception as error:
-                self._end(unread[0], error)
+                self._end(running, error)
 
     def _advance(self) -> None:
         """One round for all whose prompts have been read."""

@@ -71,8 +71,9 @@ class EmptyAnswer:
     [
         ([0, 10], [1, 1, 1]),  # one stream waits for one part of a long prompt
         ([0, 0, 0, 0, 10, 10, 10, 10], [1, 1, 1]),
-        ([0, 1, 1, 1, 1, 1, 1, 1], [2, 1, 1]),  # 7 unread for 1 stream, 6 for 2; then they are nearly as many
-        ([2, 2], [2, 1, 1]),  # nobody streams yet: until one does
+        ([0, 1, 1, 1, 1, 1, 1, 1], [7, 0, 0]),  # one stream waits for seven
+        ([0, 0, 2, 2, 2, 2, 2], [3, 2, 1]),
+        ([2, 2], [2, 1, 1]),
     ],
 )
 def test_few_streams_wait_for_many_prompts_and_not_the_other_way_round(parts: list[int], read: list[int]) -> None:
