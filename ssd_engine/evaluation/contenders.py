@@ -10,6 +10,8 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
@@ -84,6 +86,9 @@ class Answerer(Protocol):
     def __call__(self, decoding: Decoding, prompts: Sequence[Messages], max_new_tokens: int) -> list[Sample]:
         """Answer prompts that all arrive at once."""
 
+    def close(self) -> None:
+        """Let go of what a process that ends would not."""
+
 
 class EngineAnswerer:
     """Answers through SSDEngine."""
@@ -99,6 +104,9 @@ class EngineAnswerer:
             prefix_cache_bytes=PREFIX_CACHE_BYTES if host.keeps_prefixes else 0,
             compile=pair.compile,
         )
+
+    def close(self) -> None:
+        self._engine.close()
 
     def __call__(self, decoding: Decoding, prompts: Sequence[Messages], max_new_tokens: int) -> list[Sample]:
         params = GenerationParams(max_new_tokens=max_new_tokens, decoding=decoding)
@@ -136,6 +144,9 @@ class TransformersAnswerer:
             AutoModelForCausalLM.from_pretrained(source, dtype="auto", use_safetensors=True)
             for source in (pair.target, pair.draft)
         )
+
+    def close(self) -> None:
+        pass
 
     def __call__(self, decoding: Decoding, prompts: Sequence[Messages], max_new_tokens: int) -> list[Sample]:
         import torch
@@ -210,6 +221,10 @@ class VLLMAnswerer:
             speculative_config=speculation if host.drafts else None,
         )
 
+    def close(self) -> None:
+        # Its processes do not end with this one, which would wait for them.
+        self._llm.llm_engine.engine_core.shutdown()
+
     def __call__(self, decoding: Decoding, prompts: Sequence[Messages], max_new_tokens: int) -> list[Sample]:
         from vllm import SamplingParams
 
@@ -239,14 +254,19 @@ class HostProcess:
 
     def __init__(self, host: Host, pair: Pair) -> None:
         self.host = host
+        self._is_loaded = False
         self._pool = ProcessPoolExecutor(
             1, mp_context=multiprocessing.get_context("spawn"), initializer=_load, initargs=(host, pair)
         )
 
     def answer(self, decoding: Decoding, prompts: Sequence[Messages], max_new_tokens: int) -> list[Sample]:
+        self._is_loaded = True
         return self._pool.submit(_answer, decoding, prompts, max_new_tokens).result()
 
     def close(self) -> None:
+        if self._is_loaded:
+            with suppress(BrokenProcessPool):
+                self._pool.submit(_close).result()
         self._pool.shutdown()
 
 
@@ -267,6 +287,10 @@ def _load(host: Host, pair: Pair) -> None:
 def _answer(decoding: Decoding, prompts: Sequence[Messages], max_new_tokens: int) -> list[Sample]:
     samples = _answerer(decoding, prompts, max_new_tokens)
     return [replace(sample, peak_memory=peak_memory()) for sample in samples]
+
+
+def _close() -> None:
+    _answerer.close()
 
 
 def peak_memory() -> int:
