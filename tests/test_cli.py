@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -264,6 +265,8 @@ class Terminal:
     def __init__(self, *arguments: str) -> None:
         self.pid, self._terminal = pty.fork()
         if self.pid == 0:
+            # As a terminal has it, also where the tests were started in the background, with the signal ignored.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.execvp(sys.executable, [sys.executable, "-c", "from ssd_engine.cli import main; main()", *arguments])
         self.screen = ""
 
