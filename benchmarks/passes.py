@@ -1,14 +1,15 @@
 """Where a forward pass's time goes: transformers' own layers beside this engine's passes, by tokens in the pass.
 
-    python benchmarks/passes.py
+    python benchmarks/passes.py [target] [draft]
 
-Prints, for target and draft of the default pair, medians in milliseconds: the whole pass, and the parts of it that
-torch's profiler sees (matrix products, attention, other operators); what is left is Python between the operators, and
-in compiled passes also the fused operators.
+Prints, for target and draft of the default pair or for one of them, medians in milliseconds: the whole pass, and the
+parts of it that torch's profiler sees (matrix products, attention, other operators); what is left is Python between
+the operators, and in compiled passes also the fused operators.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -113,7 +114,9 @@ def main() -> None:
         "int8": lambda source: ours(source, "int8", False),
         "int8, compiled": lambda source: ours(source, "int8", True),
     }
-    for name, source in zip(("target", "draft"), resolve_pair(get_preset("qwen2.5-coder-1.5b")), strict=True):
+    pair = dict(zip(("target", "draft"), resolve_pair(get_preset("qwen2.5-coder-1.5b")), strict=True))
+    for name in sys.argv[1:] or pair:
+        source = pair[name]
         for kind, load in kinds.items():
             of = load(source)
             for size in SIZES:
