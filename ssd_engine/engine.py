@@ -369,9 +369,8 @@ def shared_engine(
         raise InvalidRequestError(f"preset={preset!r} and target={target!r} both name a pair; give one of them")
     preset = None if target else preset or DEFAULT_PRESET
     # What is left to its default must not tell two callers of one pair apart.
-    options = {name: value for name, value in options.items() if value not in (None, "auto")}
-    if not options.get("compile"):
-        options.pop("compile", None)
+    # (`is not False`: 0 equals False, and is no default.)
+    options = {n: v for n, v in options.items() if v is not None and v is not False and v != "auto"}
     key = repr((preset, target, draft, sorted(options.items(), key=lambda item: item[0])))
     with _shared_lock:
         engine = _shared.get(key)

@@ -44,7 +44,7 @@ class _Packed(nn.Module, ABC):
         self._number = torch.tensor(next(_numbers))
         _layers[int(self._number)] = self
 
-    def _product(self, rows: Tensor) -> Tensor:
+    def forward(self, rows: Tensor) -> Tensor:
         if torch.compiler.is_compiling():
             result: Tensor = torch.ops.ssd_engine.product.default(rows, self._number, self._out_features)
             return result
@@ -83,9 +83,6 @@ class PackedLinear(_Packed):
         result: Tensor = torch.ops.mkldnn._linear_pointwise(rows, self._weight, self._bias, "none", [], "")
         return result
 
-    def forward(self, rows: Tensor) -> Tensor:
-        return self._product(rows)
-
 
 class HalfLinear(_Packed):
     """A linear layer with its weight packed as float16, which FBGEMM widens on the way to float32 arithmetic.
@@ -106,9 +103,6 @@ class HalfLinear(_Packed):
     def product(self, rows: Tensor) -> Tensor:
         result: Tensor = torch.ops.quantized.linear_dynamic_fp16.default(rows, self._packed)
         return result
-
-    def forward(self, rows: Tensor) -> Tensor:
-        return self._product(rows)
 
 
 class Int8Linear(_Packed):
@@ -138,7 +132,7 @@ class Int8Linear(_Packed):
         # The kernel has one scale for all rows, and some models' first token has activations a thousand times the
         # others': every row is brought to the range of -1 to 1 first. So no row's result depends on the others.
         ranges = rows.abs().amax(dim=-1, keepdim=True).float().clamp_min_(torch.finfo(torch.float32).tiny)
-        result = self._product(rows / ranges).mul_(ranges)
+        result = super().forward(rows / ranges).mul_(ranges)
         return (result if self._bias is None else result.add_(self._bias)).to(rows.dtype)
 
 
