@@ -55,7 +55,7 @@ def ours(source: Path, quantization: str | None, compile: bool) -> Callable[[int
         def once() -> None:
             runner.forward(rows, torch.ones(size, dtype=torch.int64), [1] * size)
             for row in rows:
-                row.accept(())
+                row.roll_back()
 
         return once
 

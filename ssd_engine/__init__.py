@@ -1,6 +1,6 @@
 """Speculative Safety-Aware Decoding: a small safe model drafts, a large one verifies, both decide."""
 
-from ssd_engine.config import GenerationParams, SSDConfig
+from ssd_engine.config import GenerationParams, Grammar, SSDConfig
 from ssd_engine.engine import SSDEngine
 from ssd_engine.result import GenerationResult, Piece, Usage
 from ssd_engine.scheme import Scheme
@@ -9,6 +9,7 @@ from ssd_engine.trace import SafetyTrace
 __all__ = [
     "GenerationParams",
     "GenerationResult",
+    "Grammar",
     "Piece",
     "SSDConfig",
     "SSDEngine",

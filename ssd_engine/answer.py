@@ -102,8 +102,10 @@ class Answer:
         self._token_ids.append(choice.token_id)
         self.trace.schemes.append(choice.scheme)
         self.trace.matched.append(choice.matched)
+        self.trace.forced.append(choice.is_forced)
         if choice.bin is not None:
             self.trace.bins.append(choice.bin)
+            self.trace.bin_ends.append(len(self._token_ids))
         if choice.logprob is not None:
             self._logprobs.append(self._token_logprob(choice, choice.logprob))
         text = self._settings.detokenizer.feed(choice.token_id)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator, model_validator
 
 from ssd_engine.errors import InvalidRequestError
 
 Decoding = Literal["ssd", "speculative", "target"]
+RiskAction = Literal["annotate", "refuse", "raise"]
+OnRisk = RiskAction | Callable[[Any], RiskAction | None]
+"""What to do about risk; a function is given the `SafetyTrace`, in the engine's own thread."""
+REFUSAL_TEXT = "I can't help with that."
 
 
 class _Settings(BaseModel):
@@ -57,6 +62,27 @@ class SSDConfig(_Settings):
         raise ValueError("give a number from 1 to 64, or 'auto'")
 
 
+class Grammar(_Settings):
+    """What an answer has to be; give one of the three. What is wrong with it shows when a request uses it."""
+
+    json_schema: dict[str, Any] | None = Field(None, description="JSON Schema, or a pydantic model in its place.")
+    regex: str | None = Field(None, description="Regular expression, in the syntax of Rust's regex crate.")
+    lark: str | None = Field(None, description="Grammar in llguidance's dialect of Lark.")
+    lenient: bool = Field(False, description="Pass over keywords of `json_schema` that cannot be enforced.")
+
+    @field_validator("json_schema", mode="before")
+    @classmethod
+    def _schema_of(cls, schema: Any) -> Any:
+        return schema.model_json_schema() if isinstance(schema, type) and issubclass(schema, BaseModel) else schema
+
+    @model_validator(mode="after")
+    def _one_of_three(self) -> Grammar:
+        given = [name for name in ("json_schema", "regex", "lark") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give one of json_schema, regex and lark, not {', '.join(given) or 'none'}")
+        return self
+
+
 class GenerationParams(_Settings):
     """Settings of one request. An unusable value raises `InvalidRequestError`."""
 
@@ -76,6 +102,37 @@ class GenerationParams(_Settings):
     continue_final_message: bool = Field(False, description="Go on from the last assistant message.")
     timeout: float | None = Field(None, gt=0, description="Seconds from submission after which the request fails.")
     ssd: SSDConfig | None = Field(None, description="This request's own SSD settings; None: the engine's.")
+    grammar: Grammar | None = Field(None, description="What the answer has to be; tools on offer may be called first.")
+    tool_choice: str = Field(
+        "auto", description="'auto', 'any' (some tool is called), 'none' (no tool is offered), or the name of a tool."
+    )
+    parallel_tool_calls: bool = Field(True, description="Whether one answer may hold several calls.")
+    strict: bool | None = Field(
+        None,
+        description="None: calls follow their tools' schemas, as far as these can be enforced; True: a schema that "
+        "cannot be is an error; False: under tool_choice='auto' calls are not guided.",
+    )
+    on_risk: OnRisk = Field(
+        "annotate",
+        description="Once Union has held for `risk_bins` bins: go on, end with `refusal_text`, or raise "
+        "`JailbreakRiskError`. A function gets the trace at each bin instead, and returns one of these (None: go on).",
+    )
+    risk_bins: int = Field(2, ge=1, description="Bins under Union, one after the other, that `on_risk` allows.")
+    refusal_text: str = Field(REFUSAL_TEXT, min_length=1, description="What an answer ends with that is refused.")
+
+    @field_validator("tool_choice", mode="before")
+    @classmethod
+    def _tool_choice_name(cls, choice: Any) -> Any:
+        """Other words for the same: True and 'required', None and False, and OpenAI's and LangChain's mappings."""
+        if isinstance(choice, dict):
+            choice = choice.get("function", choice).get("name") or choice.get("type")
+        if choice is None or isinstance(choice, bool):
+            return {None: "auto", True: "any", False: "none"}[choice]
+        return "any" if choice == "required" else choice
+
+    @field_serializer("on_risk", when_used="json")
+    def _on_risk_name(self, on_risk: Any) -> str:
+        return on_risk if isinstance(on_risk, str) else f"{on_risk.__module__}.{on_risk.__qualname__}"
 
     @field_validator("stop", mode="before")
     @classmethod

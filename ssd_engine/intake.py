@@ -6,10 +6,12 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 from ssd_engine.answer import Answer, AnswerSettings
+from ssd_engine.answer_grammar import AnswerGrammar
 from ssd_engine.chat import ChatRenderer
 from ssd_engine.config import GenerationParams, SSDConfig
 from ssd_engine.detokenizer import Detokenizer
-from ssd_engine.errors import ContextLengthError
+from ssd_engine.errors import ContextLengthError, InvalidRequestError
+from ssd_engine.grammar import GrammarCompiler
 from ssd_engine.prompt import Prompt, PromptEncoder, Tools, parse_prompt, with_draft_system_prompt
 from ssd_engine.scheduler import Event, Request
 from ssd_engine.tool_calls import MARKERS, ToolCallParser, detect_format
@@ -28,7 +30,11 @@ class Intake:
         tokenizer: PreTrainedTokenizerBase,
         draft_tokenizer: PreTrainedTokenizerBase,
     ) -> None:
-        from ssd_engine.backends.transformers.loader import context_length, vocabulary_size
+        from ssd_engine.backends.transformers.loader import (
+            context_length,
+            shared_vocabulary_size,
+            vocabulary_size,
+        )
 
         self._tokenizer = tokenizer
         self.eos_ids = _eos_ids(target, tokenizer)
@@ -37,6 +43,8 @@ class Intake:
             "draft", ChatRenderer(draft_tokenizer), vocabulary_size(draft), context_length(draft)
         )
         self._tool_format = detect_format(tokenizer.chat_template)
+        self._grammar = AnswerGrammar(self._tool_format, tokenizer.added_tokens_encoder)
+        self._compiler = GrammarCompiler(tokenizer, shared_vocabulary_size(target, draft), self.eos_ids)
 
     @property
     def context_length(self) -> int | None:
@@ -61,8 +69,10 @@ class Intake:
         """A request whose pieces go to `deliver`; `positions` is what the key-value cache has for it.
 
         Raises:
-            InvalidRequestError: the prompt cannot be used; `ContextLengthError` where it is too long.
+            InvalidRequestError: the prompt, the grammar or the choice of tools cannot be used; `ContextLengthError`
+                where the prompt is too long.
         """
+        tools = _offered(tools or (), params.tool_choice)
         parsed = parse_prompt(prompt, tools)
         if draft_prompt is not None:
             for_draft = parse_prompt(draft_prompt, tools)
@@ -76,10 +86,12 @@ class Intake:
                 f"{needed} positions; the key-value cache has {positions}: "
                 "raise kv_cache_bytes, shorten the prompt or lower max_new_tokens"
             )
-        return Request(target_ids, draft_ids, params, config, self._answer(params, config, tools), deliver)
+        source = self._grammar.source(params, tools)
+        guide = None if source is None else self._compiler.compile(source)
+        return Request(target_ids, draft_ids, params, config, guide, self._answer(params, config, tools), deliver)
 
-    def _answer(self, params: GenerationParams, config: SSDConfig, tools: Tools | None) -> Answer:
-        names = [tool["function"]["name"] for tool in tools or ()]
+    def _answer(self, params: GenerationParams, config: SSDConfig, tools: Tools) -> Answer:
+        names = [tool["function"]["name"] for tool in tools]
         hidden = _hidden_ids(self._tokenizer, visible=MARKERS[self._tool_format] if tools else ()) | self.eos_ids
         return Answer(
             AnswerSettings(
@@ -91,6 +103,19 @@ class Intake:
                 decode_token=lambda token_id: str(self._tokenizer.decode([token_id])),
             )
         )
+
+
+def _offered(tools: Tools, choice: str) -> Tools:
+    """The tools that a request's `tool_choice` leaves on offer."""
+    if choice in ("auto", "none") or (choice == "any" and tools):
+        return () if choice == "none" else tools
+    names = [tool["function"]["name"] for tool in tools]
+    if choice not in names:
+        raise InvalidRequestError(
+            f"tool_choice={choice!r} is none of the tools on offer: {', '.join(names) or 'there are none'}; "
+            "give one of them, 'auto', 'any' or 'none'"
+        )
+    return [tools[names.index(choice)]]
 
 
 def _eos_ids(target: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -16,6 +16,7 @@ from ssd_engine.errors import EngineClosedError, RequestTimeoutError
 from ssd_engine.result import Piece, Timings
 
 if TYPE_CHECKING:
+    from ssd_engine.grammar import Guide
     from ssd_engine.verify import Choice
 
 
@@ -41,7 +42,12 @@ class Decoder(Protocol[S]):
     """What a backend gives the scheduler."""
 
     def open(
-        self, target_ids: Sequence[int], draft_ids: Sequence[int], params: GenerationParams, config: SSDConfig
+        self,
+        target_ids: Sequence[int],
+        draft_ids: Sequence[int],
+        params: GenerationParams,
+        config: SSDConfig,
+        guide: Guide | None,
     ) -> S | None:
         """Begin an answer; None while there is no room for it."""
 
@@ -69,6 +75,7 @@ class Request:
     draft_ids: Sequence[int]
     params: GenerationParams
     config: SSDConfig
+    guide: Guide | None
     answer: Answer
     deliver: Callable[[Event], None]
     submitted: float = field(default_factory=time.perf_counter)
@@ -188,7 +195,9 @@ class Scheduler(Generic[S]):
                     return
                 request = self._waiting[0]
                 try:
-                    sequence = self._decoder.open(request.target_ids, request.draft_ids, request.params, request.config)
+                    sequence = self._decoder.open(
+                        request.target_ids, request.draft_ids, request.params, request.config, request.guide
+                    )
                 except Exception as error:
                     self._waiting.popleft()
                     request.deliver(error)

@@ -20,12 +20,16 @@ class SafetyTrace:
     """Scheme that each token was chosen under."""
     matched: list[bool] = field(default_factory=list)
     """Whether each token was the drafted one."""
+    forced: list[bool] = field(default_factory=list)
+    """Whether a grammar left no other token; such a token is in no bin, and not drafted."""
     texts: list[str] = field(default_factory=list)
     """What each token added to the text; a character of several tokens stands with its last one."""
     bins: list[Bin] = field(default_factory=list)
     """Completed match-ratio bins."""
+    bin_ends: list[int] = field(default_factory=list)
+    """Tokens of the answer up to the end of each completed bin."""
     bin_size: int = 7
-    """Tokens in one bin."""
+    """Chosen tokens in one bin."""
     round_sizes: list[int] = field(default_factory=list)
     """Tokens that each round added."""
 
@@ -50,8 +54,14 @@ class SafetyTrace:
 
     @property
     def match_rate(self) -> float:
-        """Share of tokens that were the drafted ones."""
-        return sum(self.matched) / len(self.matched) if self.matched else 0.0
+        """Share of chosen tokens that were the drafted ones."""
+        num_chosen = len(self.matched) - self.num_forced
+        return sum(self.matched) / num_chosen if num_chosen else 0.0
+
+    @property
+    def num_forced(self) -> int:
+        """Tokens that a grammar forced."""
+        return sum(self.forced)
 
     @property
     def union_share(self) -> float:
@@ -80,6 +90,7 @@ class SafetyTrace:
             "switches": self.switches,
             "rounds": self.rounds,
             "tokens_per_round": round(self.tokens_per_round, 4),
+            "forced_tokens": self.num_forced,
         }
 
     def _repr_html_(self) -> str:

@@ -28,6 +28,11 @@ from ssd_engine.sample_space import SampleSpace, SampleSpaces, sample_spaces
 from ssd_engine.sampling import accept_or_recover, draw, truncate
 from ssd_engine.scheme import Bin, Scheme, SchemeController
 
+NOT_NUMBERS = (
+    "the models' probabilities are not numbers (NaN) here: this prompt is too much for their weights or dtype; "
+    "try dtype='float32'"
+)
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -38,6 +43,8 @@ class Choice:
     scheme: Scheme
     bin: Bin | None
     """The match-ratio bin that this token completed."""
+    is_forced: bool = False
+    """Whether a grammar left no other token; such a token is no match, no mismatch, and in no bin."""
     logprob: float | None = None
     top_logprobs: tuple[tuple[int, float], ...] = ()
 
@@ -77,6 +84,12 @@ class Verifier:
         numbers: list[float] = self._uniforms[place].tolist() if self.is_sampled else [0.0, 0.0, 0.0]
         return numbers
 
+    def forced(self, token_id: int) -> Choice:
+        """A token that a grammar forces: certain, and so without any word on risk."""
+        scheme = self.controller.scheme if self.params.decoding == "ssd" else Scheme.NONE
+        logprob = 0.0 if self.params.logprobs else None
+        return Choice(token_id, matched=False, scheme=scheme, bin=None, is_forced=True, logprob=logprob)
+
     def settle(
         self, answers: Sequence[Callable[[Scheme, float], int]], drafted: Sequence[int], logprobs: LogprobsOf
     ) -> list[Choice]:
@@ -94,7 +107,7 @@ class Verifier:
             matched = token_id == proposal
             logprob, top = logprobs(position, scheme, alpha, token_id) if self.params.logprobs else (None, ())
             completed = self.controller.record(matched) if scheme is not Scheme.NONE else None
-            chosen.append(Choice(token_id, matched, scheme, completed, logprob, top))
+            chosen.append(Choice(token_id, matched, scheme, completed, logprob=logprob, top_logprobs=top))
             if not matched or token_id in self._eos_ids:
                 break
         return chosen
@@ -108,14 +121,12 @@ class Turn:
     """One sequence's part in a round."""
 
     verifier: Verifier
-    place: int
-    """Tokens of the answer that already stand."""
-    num_drafts: int
-    """L, or 0 where the target decodes alone; never more than may still be chosen."""
+    places: Sequence[int]
+    """Of each position, the tokens of the answer before it: L positions, or one where the target decodes alone."""
 
     @property
     def num_positions(self) -> int:
-        return max(self.num_drafts, 1)
+        return len(self.places)
 
 
 def first_positions(turns: Sequence[Turn]) -> list[int]:
@@ -123,13 +134,23 @@ def first_positions(turns: Sequence[Turn]) -> list[int]:
     return [0, *itertools.accumulate(turn.num_positions for turn in turns)][: len(turns)]
 
 
-def probabilities(logits: Tensor, verifiers: Sequence[Verifier]) -> Tensor:
-    """[P, V] float32 probabilities of `logits` [P, V], each at its sequence's temperature; `verifiers` is P long."""
+def probabilities(logits: Tensor, verifiers: Sequence[Verifier], allowed: Tensor | None = None) -> Tensor:
+    """[P, V] float32 probabilities of `logits` [P, V], each at its sequence's temperature.
+
+    Args:
+        logits: [P, V].
+        verifiers: P of them.
+        allowed: [P, V] bool, the tokens that grammars allow; None: all.
+    """
     logits = logits.float()
     if any(verifier.is_sampled for verifier in verifiers):
         temperatures = [verifier.params.temperature or 1.0 for verifier in verifiers]
         logits = logits / torch.tensor(temperatures, device=logits.device)[:, None]
-    return logits.softmax(-1)
+    if allowed is None:
+        return logits.softmax(-1)
+    # The least there is keeps tokens that are allowed, however unlikely, in front of those that are not.
+    p = logits.masked_fill(~allowed, -torch.inf).softmax(-1)
+    return p + allowed * torch.finfo(p.dtype).tiny
 
 
 def propose(p_draft: Tensor, verifiers: Sequence[Verifier], places: Sequence[int]) -> Tensor:
@@ -143,7 +164,9 @@ def propose(p_draft: Tensor, verifiers: Sequence[Verifier], places: Sequence[int
     return torch.where(torch.tensor(sampled, device=p_draft.device), drawn, likeliest)
 
 
-def verify(turns: Sequence[Turn], p_target: Tensor, p_draft: Tensor, drafted: Tensor) -> list[list[Choice] | Exception]:
+def verify(
+    turns: Sequence[Turn], p_target: Tensor, p_draft: Tensor, drafted: Tensor, allowed: Tensor | None = None
+) -> list[list[Choice] | Exception]:
     """Choose the tokens that stand, for all sequences of a round.
 
     Args:
@@ -151,18 +174,21 @@ def verify(turns: Sequence[Turn], p_target: Tensor, p_draft: Tensor, drafted: Te
         p_target: [P, V] p_M at the drafted positions.
         p_draft: [P, V] p_m at the same positions; zeros where nothing was drafted.
         drafted: [P] int64 drafted ids; -1 where nothing was drafted.
+        allowed: [P, V] bool, the tokens that grammars allow; None: all.
 
     Returns:
         For each sequence its tokens, or what went wrong with it alone.
     """
-    table = _Table(turns, p_target, p_draft, drafted)
+    table = _Table(turns, p_target, p_draft, drafted, allowed)
     return [table.settle(index) for index in range(len(turns))]
 
 
 class _Table:
     """Every token that a round's positions may become, by scheme and weight, on the host."""
 
-    def __init__(self, turns: Sequence[Turn], p_target: Tensor, p_draft: Tensor, drafted: Tensor) -> None:
+    def __init__(
+        self, turns: Sequence[Turn], p_target: Tensor, p_draft: Tensor, drafted: Tensor, allowed: Tensor | None
+    ) -> None:
         self._turns = turns
         self._firsts = first_positions(turns)
         self._positions = [turn for turn in turns for _ in range(turn.num_positions)]
@@ -174,14 +200,20 @@ class _Table:
         columns = [drafted, (p_target[:, 0] + p_draft[:, 0]).isnan().to(drafted.dtype)]
         self._spaces: SampleSpaces | None = None
         if any(self._is_ssd):
-            sizes = [turn.verifier.config.sample_space_size for turn in self._positions]
-            size = sizes[0] if len(set(sizes)) == 1 else torch.tensor(sizes, device=p_target.device)
-            self._spaces = sample_spaces(p_target, p_draft, size)
+            self._spaces = sample_spaces(p_target, p_draft, self._sizes(allowed))
             columns += self._composite_columns(self._spaces)
         if not all(self._is_ssd):
             columns.append(self._target_column(p_draft))
         # The one transfer of a round.
         self._rows: list[list[int]] = torch.stack(columns, dim=-1).tolist()
+
+    def _sizes(self, allowed: Tensor | None) -> int | Tensor:
+        """c at each position: where a grammar allows fewer tokens, all of these are the sample space."""
+        sizes = [turn.verifier.config.sample_space_size for turn in self._positions]
+        if allowed is None and len(set(sizes)) == 1:
+            return sizes[0]
+        size = torch.tensor(sizes, device=self._p_target.device)
+        return size if allowed is None else torch.minimum(size, allowed.sum(-1))
 
     def settle(self, index: int) -> list[Choice] | Exception:
         """The tokens of sequence `index` that stand."""
@@ -193,10 +225,7 @@ class _Table:
         def answer(row: list[int]) -> Callable[[Scheme, float], int]:
             def token(scheme: Scheme, alpha: float) -> int:
                 if row[1]:
-                    raise SSDError(
-                        "the models' probabilities are not numbers (NaN) here: this prompt is too much for their "
-                        "weights or dtype; try dtype='float32'"
-                    )
+                    raise SSDError(NOT_NUMBERS)
                 if scheme is Scheme.NONE:
                     return row[-1]
                 return row[2] if scheme is Scheme.UNION else row[3 + alphas.index(alpha)]
@@ -273,7 +302,7 @@ class _Draws:
 
     @staticmethod
     def of(turns: Sequence[Turn], p_draft: Tensor, drafted: Tensor) -> _Draws:
-        places = [(turn.verifier, turn.place + i) for turn in turns for i in range(turn.num_positions)]
+        places = [(turn.verifier, place) for turn in turns for place in turn.places]
         uniforms = [verifier.uniforms(place)[1:] for verifier, place in places]
         return _Draws(
             sampled=torch.tensor([verifier.is_sampled for verifier, _ in places], device=drafted.device),

@@ -112,7 +112,7 @@ def test_sampled_ssd_is_distributed_as_the_composite(
     draft_logits = logits + torch.randn(2, 24, generator=generator)
     config = SSDConfig(sample_space_size=6, alpha_union=alpha_union, bin_size=1, num_draft_tokens=2)
     turns = [
-        Turn(Verifier(GenerationParams(temperature=0.8, seed=case + seed), config, ()), place=0, num_drafts=2)
+        Turn(Verifier(GenerationParams(temperature=0.8, seed=case + seed), config, ()), places=(0, 1))
         for seed in range(20_000)
     ]
     verifiers = [turn.verifier for turn in turns]

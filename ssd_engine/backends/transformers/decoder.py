@@ -2,73 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from ssd_engine.backends.transformers.loader import shared_vocabulary_size
 from ssd_engine.backends.transformers.memory import plan_positions
-from ssd_engine.backends.transformers.runner import ModelRunner, Row
+from ssd_engine.backends.transformers.runner import ModelRunner
+from ssd_engine.backends.transformers.sequence import DRAFTED, Proposal, SequenceState
 from ssd_engine.config import GenerationParams, SSDConfig
-from ssd_engine.draft_length import LONGEST, Acceptance, PassTimes, best_length
-from ssd_engine.result import Timings
-from ssd_engine.verify import Choice, Turn, Verifier, first_positions, probabilities, propose, verify
+from ssd_engine.draft_length import LONGEST, PassTimes, best_length
+from ssd_engine.verify import Choice, Verifier, first_positions, probabilities, propose, verify
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
-class SequenceState:
-    """One answer in the making: its rows in both models, its rule, and how many tokens were chosen so far."""
-
-    def __init__(self, target: Row, draft: Row | None, verifier: Verifier) -> None:
-        self.target = target
-        self.draft = draft
-        self.verifier = verifier
-        self.timings = Timings()
-        self.acceptance = Acceptance()
-        self.num_chosen = 0
-
-    @property
-    def rows(self) -> list[Row]:
-        return [row for row in (self.target, self.draft) if row is not None]
-
-    @property
-    def cached_prompt_tokens(self) -> int:
-        """Tokens of the target's prompt that were reused."""
-        return self.target.cached_prompt_tokens
-
-    @property
-    def is_reading_prompt(self) -> bool:
-        """Whether a part of the prompt, other than its last token, is still to be read."""
-        return any(row.next_block for row in self.rows)
-
-    @property
-    def has_chosen_length(self) -> bool:
-        """Whether the number of drafts is this engine's choice."""
-        return self.verifier.drafts and self.verifier.config.num_draft_tokens == "auto"
-
-    def turn(self, chosen_length: int) -> Turn:
-        """This sequence's part in the next round."""
-        setting = self.verifier.config.num_draft_tokens
-        wanted = (chosen_length if setting == "auto" else setting) if self.draft is not None else 0
-        remaining = self.verifier.params.max_new_tokens - self.num_chosen
-        return Turn(self.verifier, self.num_chosen, min(wanted, remaining))
-
-    def roll_back(self) -> None:
-        """Undo what a round read but did not finish."""
-        for row in self.rows:
-            row.accept(())
-
-    def accept(self, choices: Sequence[Choice]) -> None:
-        """Let the chosen tokens stand in both models, in place of what was drafted."""
-        chosen = [choice.token_id for choice in choices]
-        for row in self.rows:
-            row.accept(chosen)
-        self.num_chosen += len(chosen)
-        for choice in choices:
-            self.acceptance.record(choice.matched)
+    from ssd_engine.grammar import Guide
 
 
 class PairDecoder:
@@ -87,10 +43,19 @@ class PairDecoder:
         return min(self._target.positions, self._draft.positions)
 
     def open(
-        self, target_ids: Sequence[int], draft_ids: Sequence[int], params: GenerationParams, config: SSDConfig
+        self,
+        target_ids: Sequence[int],
+        draft_ids: Sequence[int],
+        params: GenerationParams,
+        config: SSDConfig,
+        guide: Guide | None,
     ) -> SequenceState | None:
         """Begin an answer to a prompt, given in each model's own tokens; None while the caches have no room for it."""
         verifier = Verifier(params, config, self._eos_ids)
+        opening: list[int] = []
+        if guide is not None:
+            guide.go_back(0)  # it has been here before, where there was no room
+            opening = guide.take_forced(params.max_new_tokens)
         target = self._target.open(target_ids, params.max_new_tokens)
         if target is None:
             return None
@@ -98,7 +63,7 @@ class PairDecoder:
         if verifier.drafts and draft is None:
             self._target.close(target)
             return None
-        return SequenceState(target, draft, verifier)
+        return SequenceState(target, draft, verifier, guide, opening)
 
     def close(self, sequence: SequenceState) -> None:
         """Free what a sequence holds."""
@@ -124,6 +89,17 @@ class PairDecoder:
         Returns:
             For each sequence the tokens chosen, or what went wrong with it alone.
         """
+        choosing = [sequence for sequence in sequences if not sequence.is_complete]
+        outcomes = dict(zip(choosing, self._choose(choosing), strict=True))
+        return [
+            outcome if isinstance(outcome := outcomes.get(sequence, []), Exception) else sequence.deliver(outcome)
+            for sequence in sequences
+        ]
+
+    def _choose(self, sequences: Sequence[SequenceState]) -> list[list[Choice] | Exception]:
+        """A round of sequences of which each has a token to choose."""
+        if not sequences:
+            return []
         try:
             return self._round(sequences)
         except Exception as error:
@@ -132,61 +108,89 @@ class PairDecoder:
             if len(sequences) == 1:
                 return [error]
             # Nothing was chosen yet. Whoever can go on, goes on; only those that fail by themselves have failed.
-            return [self.round([sequence])[0] for sequence in sequences]
+            return [self._choose([sequence])[0] for sequence in sequences]
 
     def _round(self, sequences: Sequence[SequenceState]) -> list[list[Choice] | Exception]:
         chosen_length = self._choose_length(sequences)
         start = time.perf_counter()
         self._seconds_in_passes = 0.0
-        turns = [sequence.turn(chosen_length) for sequence in sequences]
-        p_draft, drafted = self._propose(sequences, turns)
-        p_target = self._read(sequences, turns, drafted)
-        outcomes = verify(turns, p_target, p_draft, drafted)
-        for sequence, outcome in zip(sequences, outcomes, strict=True):
-            sequence.accept([] if isinstance(outcome, Exception) else outcome)
+        proposals = [Proposal(sequence, _num_drafts(sequence, chosen_length)) for sequence in sequences]
+        p_draft, drafted = self._propose(proposals)
+        allowed = _stacked([each for proposal in proposals for each in proposal.allowed], drafted.device)
+        p_target = self._read(proposals, drafted, allowed)
+        outcomes = verify([proposal.turn for proposal in proposals], p_target, p_draft, drafted, allowed)
+        settled = [_settled(proposal, outcome) for proposal, outcome in zip(proposals, outcomes, strict=True)]
         selection = time.perf_counter() - start - self._seconds_in_passes
         for sequence in sequences:
             sequence.timings.selection += selection
-        return outcomes
+        return settled
 
-    def _propose(self, sequences: Sequence[SequenceState], turns: Sequence[Turn]) -> tuple[Tensor, Tensor]:
+    def _propose(self, proposals: Sequence[Proposal]) -> tuple[Tensor, Tensor]:
         """Step 1: m drafts L tokens, one after another, from its own prompt and all output so far.
 
         Returns:
-            [P, V] p_m and [P] drafted ids at the positions of all turns; zeros and -1 where nothing is drafted.
+            [P, V] p_m and [P] drafted ids at the positions of all proposals; zeros and -1 where nothing is drafted.
         """
-        firsts = first_positions(turns)
-        num_positions = sum(turn.num_positions for turn in turns)
-        drafted = torch.full((num_positions,), -1, device=self._draft.device)
-        p_draft = torch.zeros(num_positions, self._draft.vocab_size, device=self._draft.device)
-        active = [index for index, turn in enumerate(turns) if turn.num_drafts]
-        latest = _last_tokens([sequences[index].draft for index in active], drafted.device)
-        for step in range(max((turn.num_drafts for turn in turns), default=0)):
-            if any(turns[index].num_drafts == step for index in active):
-                stays = [place for place, index in enumerate(active) if turns[index].num_drafts > step]
-                active = [active[place] for place in stays]
-                latest = latest[stays]
-            rows = [row for index in active if (row := sequences[index].draft) is not None]
-            with self._timed(self._draft, [sequences[index] for index in active], len(active)):
-                logits = self._draft.forward(rows, latest, [1] * len(rows))
-            verifiers = [turns[index].verifier for index in active]
-            p_step = probabilities(logits, verifiers)
-            latest = propose(p_step, verifiers, [turns[index].place + step for index in active])
-            at = torch.tensor([firsts[index] + step for index in active], device=drafted.device)
-            p_draft[at] = p_step
-            drafted[at] = latest
+        device = self._draft.device
+        steps: list[tuple[list[Proposal], Tensor, Tensor]] = []
+        latest = torch.empty(0, dtype=torch.int64, device=device)
+        drafting = [proposal for proposal in proposals if proposal.is_drafting]
+        while drafting:
+            p_step, latest = self._draft_step(drafting, latest)
+            steps.append((drafting, p_step, latest))
+            is_guided = any(proposal.sequence.guide is not None for proposal in drafting)
+            token_ids = latest.tolist() if is_guided else [None] * len(drafting)
+            for proposal, token_id in zip(drafting, token_ids, strict=True):
+                proposal.add(token_id)
+            stay = [index for index, proposal in enumerate(drafting) if proposal.is_drafting]
+            if len(stay) < len(drafting):
+                drafting, latest = [drafting[index] for index in stay], latest[stay]
+        firsts = dict(zip(proposals, first_positions([proposal.turn for proposal in proposals]), strict=True))
+        num_positions = sum(len(proposal.places) for proposal in proposals)
+        drafted = torch.full((num_positions,), -1, device=device)
+        p_draft = torch.zeros(num_positions, self._draft.vocab_size, device=device)
+        for step, (those, p_step, token) in enumerate(steps):
+            at = torch.tensor([firsts[proposal] + step for proposal in those], device=device)
+            p_draft[at], drafted[at] = p_step, token
         return p_draft, drafted
 
-    def _read(self, sequences: Sequence[SequenceState], turns: Sequence[Turn], drafted: Tensor) -> Tensor:
-        """Step 2: M reads the last token and the first L - 1 drafts in one pass: [P, V] p_M at all positions."""
-        token_ids = drafted.roll(1)
-        firsts = torch.tensor(first_positions(turns), device=drafted.device)
-        token_ids[firsts] = _last_tokens([sequence.target for sequence in sequences], drafted.device)
-        counts = [turn.num_positions for turn in turns]
-        with self._timed(self._target, sequences, sum(counts)):
-            logits = self._target.forward([sequence.target for sequence in sequences], token_ids, counts)
-        p_target = probabilities(logits, [turn.verifier for turn in turns for _ in range(turn.num_positions)])
-        return p_target.to(drafted.device)
+    def _draft_step(self, proposals: Sequence[Proposal], latest: Tensor) -> tuple[Tensor, Tensor]:
+        """[R, V] p_m and [R] the tokens drafted next; `latest` [R] are those that were drafted before."""
+        sequences = [proposal.sequence for proposal in proposals]
+        rows = [row for sequence in sequences if (row := sequence.draft) is not None]
+        unread = [proposal.unread for proposal in proposals]
+        counts = [len(token_ids) for token_ids in unread]
+        token_ids = _filled([i for each in unread for i in each], latest)
+        with self._timed(self._draft, sequences, len(token_ids)):
+            logits = self._draft.forward(rows, token_ids, counts)
+        if len(token_ids) > len(rows):
+            logits = logits[[end - 1 for end in itertools.accumulate(counts)]]
+        verifiers = [proposal.verifier for proposal in proposals]
+        allowed = _stacked([proposal.allowed[-1] for proposal in proposals], logits.device)
+        p_draft = probabilities(logits, verifiers, allowed)
+        return p_draft, propose(p_draft, verifiers, [proposal.places[-1] for proposal in proposals])
+
+    def _read(self, proposals: Sequence[Proposal], drafted: Tensor, allowed: Tensor | None) -> Tensor:
+        """Step 2: M reads what it has not read and all drafts but the last in one pass: [P, V] p_M at all positions."""
+        token_ids: list[int] = []
+        counts: list[int] = []
+        ends: list[int] = []
+        read: list[int] = []
+        for proposal, first in zip(proposals, first_positions([each.turn for each in proposals]), strict=True):
+            own_ids, own_ends = proposal.to_read()
+            ends += [len(token_ids) + end for end in own_ends]
+            read += range(first, first + len(proposal.places) - 1)
+            token_ids += own_ids
+            counts.append(len(own_ids))
+        sequences = [proposal.sequence for proposal in proposals]
+        with self._timed(self._target, sequences, len(token_ids)):
+            filled = _filled(token_ids, drafted[read])
+            logits = self._target.forward([sequence.target for sequence in sequences], filled, counts)
+        if len(ends) < len(token_ids):
+            logits = logits[ends]
+        verifiers = [proposal.verifier for proposal in proposals for _ in proposal.places]
+        on_target = None if allowed is None else allowed.to(logits.device)
+        return probabilities(logits, verifiers, on_target).to(drafted.device)
 
     def _choose_length(self, sequences: Sequence[SequenceState]) -> int:
         """L for the sequences that leave it to the engine."""
@@ -246,6 +250,34 @@ def make_decoder(
     return PairDecoder(*runners, eos_ids)
 
 
-def _last_tokens(rows: Sequence[Row | None], device: torch.device) -> Tensor:
-    """[R] int64: the token of each row that was chosen last and not read yet."""
-    return torch.tensor([row.token_ids[-1] for row in rows if row is not None], dtype=torch.int64, device=device)
+def _num_drafts(sequence: SequenceState, chosen_length: int) -> int:
+    """L for one sequence, no more than it may still have tokens."""
+    setting = sequence.verifier.config.num_draft_tokens
+    wanted = chosen_length if setting == "auto" else setting
+    return min(wanted, sequence.num_remaining) if sequence.draft is not None else 0
+
+
+def _settled(proposal: Proposal, outcome: list[Choice] | Exception) -> list[Choice] | Exception:
+    """What a round added to an answer; from here on others have gone on, so whatever goes wrong is its own."""
+    try:
+        if isinstance(outcome, Exception):
+            raise outcome
+        return proposal.settle(outcome)
+    except Exception as error:
+        proposal.sequence.roll_back()
+        return error
+
+
+def _filled(token_ids: Sequence[int], drafted: Tensor) -> Tensor:
+    """[T] int64 token ids, those that stand for drafted ones replaced by `drafted`, one after the other."""
+    ids = torch.tensor(token_ids, dtype=torch.int64, device=drafted.device)
+    return ids.masked_scatter(ids == DRAFTED, drafted)
+
+
+def _stacked(allowed: Sequence[NDArray[np.bool_] | None], device: torch.device) -> Tensor | None:
+    """[P, V] bool of what grammars allow at P positions; None where there is no grammar at any."""
+    known = next((each for each in allowed if each is not None), None)
+    if known is None:
+        return None
+    everything = np.ones_like(known)
+    return torch.from_numpy(np.stack([everything if each is None else each for each in allowed])).to(device)

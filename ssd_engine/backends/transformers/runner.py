@@ -38,6 +38,7 @@ class Row:
         """Where the blocks end in which the prompt is read."""
         self.stretch = stretch
         """The positions of the cache that are this row's own."""
+        self._num_unread = 1
 
     @property
     def next_block(self) -> list[int]:
@@ -45,10 +46,25 @@ class Row:
         end = next((end for end in self.ends if end > self.length), 0)
         return self.token_ids[self.length : end]
 
-    def accept(self, token_ids: Sequence[int]) -> None:
-        """Let tokens stand; whatever was read of others is rolled back, and the last is left for the next pass."""
+    @property
+    def unread(self) -> list[int]:
+        """The tokens that the next pass has to read: the one chosen last, and what a grammar forced after it."""
+        return self.token_ids[len(self.token_ids) - self._num_unread :]
+
+    def begin(self, forced: Sequence[int]) -> None:
+        """Let tokens stand that a grammar forces before anything is chosen; the prompt need not have been read."""
+        self.token_ids.extend(forced)
+        self._num_unread = 1 + len(forced)
+
+    def accept(self, token_ids: Sequence[int], num_forced: int = 0) -> None:
+        """Let tokens stand, the last `num_forced` of which nobody chose; whatever was read of others is rolled back."""
         self.token_ids.extend(token_ids)
-        self.length = len(self.token_ids) - 1
+        self._num_unread = 1 + num_forced
+        self.roll_back()
+
+    def roll_back(self) -> None:
+        """Undo what was read of tokens that do not stand."""
+        self.length = len(self.token_ids) - self._num_unread
 
 
 @dataclass(frozen=True)

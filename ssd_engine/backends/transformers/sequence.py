@@ -1,0 +1,175 @@
+"""One answer in the making, and what is proposed for it in a round."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ssd_engine.draft_length import Acceptance
+from ssd_engine.errors import SSDError
+from ssd_engine.result import Timings
+from ssd_engine.verify import NOT_NUMBERS, Choice, Turn, Verifier
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ssd_engine.backends.transformers.runner import Row
+    from ssd_engine.grammar import Guide
+
+DRAFTED = -1
+"""Stands in lists of token ids for a drafted one, which only the device knows."""
+
+
+class SequenceState:
+    """One answer in the making: its rows in both models, its rule, and where it stands in its grammar."""
+
+    def __init__(
+        self, target: Row, draft: Row | None, verifier: Verifier, guide: Guide | None, opening: list[int]
+    ) -> None:
+        self.target = target
+        self.draft = draft
+        self.verifier = verifier
+        self.guide = guide
+        self.timings = Timings()
+        self.acceptance = Acceptance()
+        self.num_tokens = len(opening)
+        """Tokens of the answer that stand."""
+        self._undelivered = [verifier.forced(token_id) for token_id in opening]
+        for row in self.rows:
+            row.begin(opening)
+
+    @property
+    def rows(self) -> list[Row]:
+        return [row for row in (self.target, self.draft) if row is not None]
+
+    @property
+    def cached_prompt_tokens(self) -> int:
+        """Tokens of the target's prompt that were reused."""
+        return self.target.cached_prompt_tokens
+
+    @property
+    def is_reading_prompt(self) -> bool:
+        """Whether a part of the prompt, other than its last token, is still to be read."""
+        return any(row.next_block for row in self.rows)
+
+    @property
+    def has_chosen_length(self) -> bool:
+        """Whether the number of drafts is this engine's choice."""
+        return self.verifier.drafts and self.verifier.config.num_draft_tokens == "auto"
+
+    @property
+    def num_remaining(self) -> int:
+        """Tokens that the answer may still have."""
+        return self.verifier.params.max_new_tokens - self.num_tokens
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether a grammar has forced the answer to its end."""
+        return self.guide is not None and (self.guide.has_ended or self.num_remaining == 0)
+
+    def deliver(self, chosen: list[Choice]) -> list[Choice]:
+        """A round's tokens, led by those that a grammar forced before the first round."""
+        led, self._undelivered = [*self._undelivered, *chosen], []
+        return led
+
+    def roll_back(self) -> None:
+        """Undo what a round read but did not finish."""
+        for row in self.rows:
+            row.roll_back()
+        if self.guide is not None:
+            self.guide.go_back(self.num_tokens)
+
+    def accept(self, choices: Sequence[Choice], num_forced: int) -> None:
+        """Let tokens stand in both models in place of what was drafted; the last `num_forced` nobody chose."""
+        for row in self.rows:
+            row.accept([choice.token_id for choice in choices], num_forced)
+        self.num_tokens += len(choices)
+        for choice in choices:
+            if not choice.is_forced:
+                self.acceptance.record(choice.matched)
+
+
+class Proposal:
+    """What is proposed for one sequence in a round: drafted tokens, each with what a grammar forces after it.
+
+    Where the target decodes alone nothing is drafted, and one position is to be chosen.
+    """
+
+    def __init__(self, sequence: SequenceState, num_drafts: int) -> None:
+        self.sequence = sequence
+        self.most = max(num_drafts, 1)
+        self.places = [sequence.num_tokens]
+        """Of each position, the tokens of the answer before it."""
+        self.forced: list[list[int]] = []
+        """After each drafted token."""
+        self.allowed: list[NDArray[np.bool_] | None] = []
+        self._look()
+
+    @property
+    def verifier(self) -> Verifier:
+        return self.sequence.verifier
+
+    @property
+    def turn(self) -> Turn:
+        """This sequence's part in the rule."""
+        return Turn(self.verifier, self.places)
+
+    @property
+    def is_drafting(self) -> bool:
+        """Whether another token is to be drafted."""
+        return self.sequence.draft is not None and len(self.forced) < len(self.places)
+
+    @property
+    def unread(self) -> list[int]:
+        """What the draft reads before it proposes the next token."""
+        if not self.forced:
+            return [] if self.sequence.draft is None else self.sequence.draft.unread
+        return [DRAFTED, *self.forced[-1]]
+
+    def to_read(self) -> tuple[list[int], list[int]]:
+        """What the target reads, and at which of these tokens it says what comes at each position."""
+        token_ids = list(self.sequence.target.unread)
+        ends = [len(token_ids) - 1]
+        for forced in self.forced[: len(self.places) - 1]:
+            token_ids += [DRAFTED, *forced]
+            ends.append(len(token_ids) - 1)
+        return token_ids, ends
+
+    def add(self, token_id: int | None) -> None:
+        """Take in a drafted token; its id is needed where there is a grammar alone."""
+        guide = self.sequence.guide
+        place = self.places[-1] + 1
+        remaining = self.verifier.params.max_new_tokens - place
+        forced: list[int] = []
+        if guide is not None and token_id is not None:
+            if not guide.allowed[token_id]:
+                raise SSDError(NOT_NUMBERS)
+            guide.advance([token_id])
+            forced = guide.take_forced(remaining)
+        self.forced.append(forced)
+        is_last = remaining <= len(forced) or (guide is not None and guide.has_ended)
+        if len(self.places) < self.most and not is_last:
+            self.places.append(place + len(forced))
+            self._look()
+
+    def settle(self, chosen: Sequence[Choice]) -> list[Choice]:
+        """Let the chosen tokens stand, with those that a grammar forces after each; returns all of them."""
+        sequence, guide = self.sequence, self.sequence.guide
+        standing: list[Choice] = []
+        for choice, forced in zip(chosen[:-1], self.forced, strict=False):
+            standing += [choice, *map(self.verifier.forced, forced)]
+        last, forced = chosen[-1], []
+        if guide is not None:
+            # What was proposed at this place may have been another token.
+            guide.go_back(sequence.num_tokens + len(standing))
+            guide.advance([last.token_id])
+            forced = guide.take_forced(sequence.num_remaining - len(standing) - 1)
+        standing += [last, *map(self.verifier.forced, forced)]
+        sequence.accept(standing, len(forced))
+        return standing
+
+    def _look(self) -> None:
+        """Note what the grammar allows at the last of the places."""
+        guide = self.sequence.guide
+        self.allowed.append(None if guide is None else guide.allowed)
