@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ssd_engine.config import GenerationParams
+from ssd_engine.config import GenerationParams, RiskAction
 from ssd_engine.detokenizer import Detokenizer, StopStrings
+from ssd_engine.errors import InvalidRequestError, JailbreakRiskError
 from ssd_engine.result import (
     FinishReason,
     GenerationResult,
@@ -18,6 +20,7 @@ from ssd_engine.result import (
     ToolCall,
     Usage,
 )
+from ssd_engine.scheme import Scheme
 from ssd_engine.tool_calls import ParsedText, ToolCallParser
 from ssd_engine.trace import SafetyTrace
 
@@ -49,6 +52,8 @@ class Answer:
         self._invalid_calls: list[InvalidToolCall] = []
         self._logprobs: list[TokenLogprob] = []
         self._ended: FinishReason | None = None
+        self.error: JailbreakRiskError | None = None
+        """What the caller asked to be raised."""
         self.trace = SafetyTrace(decoding=settings.params.decoding, bin_size=settings.bin_size)
 
     @property
@@ -56,20 +61,16 @@ class Answer:
         return self._ended is not None
 
     def add_round(self, choices: Sequence[Choice]) -> Piece:
-        """Take in one round's tokens; those after the end of a stop string are dropped."""
-        before = len(self._token_ids)
+        """Take in one round's tokens; those after the end of a stop string, or after a refusal, are dropped."""
+        before, bins_before = len(self._token_ids), len(self.trace.bins)
         visible = ""
         for choice in choices:
-            if not self.is_finished:
+            if not (self.is_finished or self.error):
                 visible += self._add(choice)
-        added = len(self._token_ids) - before
-        self.trace.round_sizes.append(added)
-        if self.is_finished:
-            visible += self._finish_text()
-        parsed = self._parse(visible)
-        self._texts.append(parsed.text)
-        self._calls += parsed.tool_calls
-        self._invalid_calls += parsed.invalid_tool_calls
+        self.trace.round_sizes.append(len(self._token_ids) - before)
+        parsed = self._refusal() if self._ended == "refused" else self._parse(visible + self._finish_text())
+        if self.error is not None:
+            self.error.text = "".join(self._texts)
         new = slice(before, None)
         return Piece(
             text=parsed.text,
@@ -77,6 +78,8 @@ class Answer:
             texts=tuple(self.trace.texts[new]),
             schemes=tuple(self.trace.schemes[new]),
             matched=tuple(self.trace.matched[new]),
+            forced=tuple(self.trace.forced[new]),
+            bins=tuple(self.trace.bins[bins_before:]),
             tool_calls=parsed.tool_calls,
             invalid_tool_calls=parsed.invalid_tool_calls,
             logprobs=tuple(self._logprobs[new]),
@@ -85,8 +88,9 @@ class Answer:
     def result(self, prompt_tokens: int, cached_prompt_tokens: int, timings: Timings) -> GenerationResult:
         """The finished answer."""
         assert self._ended is not None
+        is_refused = self._ended == "refused"
         return GenerationResult(
-            text="".join(self._texts),
+            text=self._settings.params.refusal_text if is_refused else "".join(self._texts),
             token_ids=self._token_ids,
             finish_reason="tool_calls" if self._calls else self._ended,
             usage=Usage(prompt_tokens, len(self._token_ids), cached_prompt_tokens),
@@ -103,9 +107,6 @@ class Answer:
         self.trace.schemes.append(choice.scheme)
         self.trace.matched.append(choice.matched)
         self.trace.forced.append(choice.is_forced)
-        if choice.bin is not None:
-            self.trace.bins.append(choice.bin)
-            self.trace.bin_ends.append(len(self._token_ids))
         if choice.logprob is not None:
             self._logprobs.append(self._token_logprob(choice, choice.logprob))
         text = self._settings.detokenizer.feed(choice.token_id)
@@ -115,10 +116,51 @@ class Answer:
             self._ended = "stop"
         elif len(self._token_ids) == self._settings.params.max_new_tokens:
             self._ended = "length"
+        if choice.bin is not None:
+            self.trace.bins.append(choice.bin)
+            self.trace.bin_ends.append(len(self._token_ids))
+            self._act_on_risk()
         return visible
+
+    def _act_on_risk(self) -> None:
+        """Do what the request wants done at the end of a bin."""
+        action = self._risk_action()
+        if action == "refuse":
+            self._ended = "refused"
+        elif action == "raise":
+            ratios = ", ".join(f"{ratio:.2f}" for ratio in self.trace.match_ratios)
+            self.error = JailbreakRiskError(
+                f"jailbreak risk: Union held for {self._bins_under_union} bins (match ratios so far: {ratios}); the "
+                "answer was stopped, its trace and text are in this error's `trace` and `text`",
+                trace=self.trace,
+                text="",
+            )
+
+    def _risk_action(self) -> RiskAction:
+        on_risk = self._settings.params.on_risk
+        if isinstance(on_risk, str):
+            return on_risk if self._bins_under_union >= self._settings.params.risk_bins else "annotate"
+        action = on_risk(self.trace) or "annotate"
+        if action not in ("annotate", "refuse", "raise"):
+            raise InvalidRequestError(f"on_risk returned {action!r}; return 'annotate', 'refuse', 'raise' or None")
+        return action
+
+    @property
+    def _bins_under_union(self) -> int:
+        """Completed bins, up to the last, that Union has held."""
+        held = itertools.takewhile(lambda each: each.scheme is Scheme.UNION, reversed(self.trace.bins))
+        return sum(1 for _ in held)
+
+    def _refusal(self) -> ParsedText:
+        """What ends an answer that is refused; calls that were held back are no more."""
+        self._calls, self._invalid_calls = [], []
+        separator = "\n\n" if any(self._texts) else ""
+        return ParsedText(separator + self._settings.params.refusal_text)
 
     def _finish_text(self) -> str:
         """The text that was held back, for a character or a stop string that never came to its end."""
+        if not self.is_finished:
+            return ""
         rest = self._settings.detokenizer.finish()
         self.trace.texts[-1] += rest
         visible = self._stop.feed(rest) + self._stop.finish()
@@ -127,18 +169,19 @@ class Answer:
         return visible
 
     def _parse(self, text: str) -> ParsedText:
+        """What became certain with `text`. Calls that may yet be refused come with the end of the answer."""
         parser = self._settings.tool_parser
-        if parser is None:
-            return ParsedText(text)
-        parsed = parser.feed(text)
-        if not self.is_finished:
+        parsed = ParsedText(text) if parser is None else parser.feed(text)
+        if parser is not None and self.is_finished:
+            parsed += parser.finish()
+        self._texts.append(parsed.text)
+        self._calls += parsed.tool_calls
+        self._invalid_calls += parsed.invalid_tool_calls
+        if self._settings.params.on_risk == "annotate":
             return parsed
-        rest = parser.finish()
-        return ParsedText(
-            parsed.text + rest.text,
-            parsed.tool_calls + rest.tool_calls,
-            parsed.invalid_tool_calls + rest.invalid_tool_calls,
-        )
+        if self.is_finished:
+            return ParsedText(parsed.text, tuple(self._calls), tuple(self._invalid_calls))
+        return ParsedText(parsed.text)
 
     def _token_logprob(self, choice: Choice, logprob: float) -> TokenLogprob:
         decode = self._settings.decode_token

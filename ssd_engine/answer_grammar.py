@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,13 +20,19 @@ Tools = Sequence[Mapping[str, Any]]
 _JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """As `json.dumps` writes and models are used to; where no blanks are free, more tokens are forced."""
 
+_BETWEEN_BARE_CALLS = {ToolFormat.HERMES: r'"\n"', ToolFormat.LLAMA: '"; "'}
+"""Formats whose calls are understood without any markup, and what stands between two of these."""
+
 
 @dataclass(frozen=True)
 class AnswerGrammar:
-    """Writes grammars for one model's answers; `added_tokens` are its tokenizer's, with their ids."""
+    """Writes grammars for one model's answers."""
 
     format: ToolFormat
     added_tokens: Mapping[str, int]
+    """Ids of the tokens that the tokenizer's vocabulary was extended by."""
+    control_ids: Collection[int]
+    """Those of them that are no part of any text."""
 
     def source(self, params: GenerationParams, tools: Tools) -> str | None:
         """The grammar of an answer to a request with these tools on offer; None where any text will do."""
@@ -38,8 +44,12 @@ class AnswerGrammar:
         if may_call:
             rules += self._calls(tools, parallel=params.parallel_tool_calls, lenient=not params.strict)
         if is_called:
-            # Llama's format needs no marker where nothing but calls may come.
-            start = "calls" if self.format is ToolFormat.LLAMA else f"{self._begin} calls"
+            # Many models leave the markup out; where they may, they know better when to stop.
+            start = f"{self._begin} calls"
+            if self.format in _BETWEEN_BARE_CALLS:
+                start += " | bare_calls"
+                following = f" ({_BETWEEN_BARE_CALLS[self.format]} call)*" if params.parallel_tool_calls else ""
+                rules.append(f"bare_calls: call{following}")
         elif params.grammar is not None:
             start = f"answer | {self._begin} calls" if may_call else "answer"
             rules.append(f"answer: {_answer(params.grammar)}")
@@ -76,7 +86,7 @@ class AnswerGrammar:
                 following = '(", " call)*' if parallel else ""
                 return [f'calls: " [" call {following} "]"', *rules]
             case ToolFormat.LLAMA:
-                first, following = "call", '"; " call'
+                first, following = "call", f"{_BETWEEN_BARE_CALLS[self.format]} call"
         return [f"calls: {first} ({following})*" if parallel else f"calls: {first}", *rules]
 
     def _call(self, name: str, arguments: str) -> str:
@@ -91,9 +101,13 @@ class AnswerGrammar:
         begin = MARKERS[self.format][0]
         if begin not in self.added_tokens:
             return [f"opening[lazy]: /(.|\\n)*{_regex(re.escape(begin))}/", "text: /(.|\\n)*/"]
-        # Added tokens that are text to the model, as the marks around its thoughts are; markers of calls are not.
-        others = sorted(i for t, i in self.added_tokens.items() if is_marker(t) and t not in MARKERS[self.format])
-        words = f"(WORDS | <{json.dumps(others)}>)*" if others else "WORDS?"
+        # Marks in a text, as those around a model's thoughts; but not the markers of calls.
+        marks = [
+            str(token_id)
+            for token, token_id in self.added_tokens.items()
+            if is_marker(token) and token_id not in self.control_ids and token not in MARKERS[self.format]
+        ]
+        words = f"(WORDS | <[{','.join(marks)}]>)*" if marks else "WORDS?"
         return [f"opening: text {self._begin}", f"text: {words}", "WORDS: /(.|\\n)+/"]
 
 

@@ -21,10 +21,14 @@ _LIMITS = LLParserLimits(verbose_errors=False)  # messages hold no part of an an
 
 
 class Guide:
-    """Where one answer stands in its grammar. It moves on with every token, and back."""
+    """Where one answer stands in its grammar. It moves on with every token, and back as far as it was settled."""
 
     def __init__(self, matcher: LLMatcher, num_bits: int, vocab_size: int, eos_ids: Sequence[int]) -> None:
         self._matcher = matcher
+        # Going back is done with a copy (a microsecond): the library's own rollback counts bytes, and loses count at
+        # tokens that are named by their ids and at the end of the sequence (llguidance pull request 364).
+        self._settled = matcher.deep_copy()
+        self._num_settled = 0
         self._num_bits = num_bits
         self._vocab_size = vocab_size
         self._eos_ids = eos_ids
@@ -57,17 +61,23 @@ class Guide:
     def advance(self, token_ids: Sequence[int]) -> None:
         """Take in tokens that the grammar allows."""
         self._allowed = None
-        self._matcher.consume_tokens(list(token_ids))
+        for token_id in token_ids:  # one by one: only so does a grammar that is complete take its end
+            self._matcher.consume_token(token_id)
         self._require_no_error()
         self._token_ids += token_ids
 
+    def settle(self) -> None:
+        """The tokens so far stand."""
+        self._settled = self._matcher.deep_copy()
+        self._num_settled = len(self._token_ids)
+
     def go_back(self, num_tokens: int) -> None:
-        """Forget all but the answer's first `num_tokens` tokens."""
-        dropped = len(self._token_ids) - num_tokens
-        if dropped:
-            self._allowed = None
-            self._matcher.rollback(dropped)  # a grammar that has failed stays so, and says so at the next token
-            del self._token_ids[num_tokens:]
+        """Forget all but the answer's first `num_tokens` tokens, among which are those that stand."""
+        if num_tokens < len(self._token_ids):
+            again = self._token_ids[self._num_settled : num_tokens]
+            self._matcher = self._settled.deep_copy()
+            self._token_ids = self._token_ids[: self._num_settled]
+            self.advance(again)
 
     def _forced(self) -> list[int]:
         """Some of the tokens that must come next; none where there is a choice."""
@@ -115,7 +125,7 @@ class GrammarCompiler:
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
         if backend is None or not self._eos_ids:
             raise InvalidRequestError(
-                f"{type(self._tokenizer).__name__} with the end-of-sequence ids {self._eos_ids} cannot follow a grammar: "
+                f"{type(self._tokenizer).__name__} with end-of-sequence ids {self._eos_ids} cannot follow a grammar: "
                 "that needs a fast tokenizer (tokenizer.json) and an end-of-sequence token"
             )
         description = _without_spellable_markers(json.loads(backend.to_str()))

@@ -43,7 +43,7 @@ class Intake:
             "draft", ChatRenderer(draft_tokenizer), vocabulary_size(draft), context_length(draft)
         )
         self._tool_format = detect_format(tokenizer.chat_template)
-        self._grammar = AnswerGrammar(self._tool_format, tokenizer.added_tokens_encoder)
+        self._grammar = AnswerGrammar(self._tool_format, tokenizer.added_tokens_encoder, _hidden_ids(tokenizer, ()))
         self._compiler = GrammarCompiler(tokenizer, shared_vocabulary_size(target, draft), self.eos_ids)
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ssd_engine.scheme import Scheme
+from ssd_engine.scheme import Bin, Scheme
 from ssd_engine.trace import SafetyTrace
 
 FinishReason = Literal["stop", "length", "tool_calls", "refused"]
@@ -68,6 +68,9 @@ class Piece:
     """What each token decodes to, as in `SafetyTrace.texts`."""
     schemes: tuple[Scheme, ...] = ()
     matched: tuple[bool, ...] = ()
+    forced: tuple[bool, ...] = ()
+    bins: tuple[Bin, ...] = ()
+    """Match-ratio bins that were completed."""
     tool_calls: tuple[ToolCall, ...] = ()
     invalid_tool_calls: tuple[InvalidToolCall, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
@@ -76,11 +79,15 @@ class Piece:
 
 @dataclass(frozen=True)
 class GenerationResult:
-    """A finished answer. `text` leaves out tool calls, control tokens and the stop string."""
+    """A finished answer. `text` leaves out tool calls, control tokens and the stop string.
+
+    Of an answer that was refused, `text` is the refusal alone; what had been written before is in `trace.texts`.
+    """
 
     text: str
     token_ids: list[int]
     finish_reason: FinishReason
+    """"length": `max_new_tokens` came first, so that a grammar may not have come to its end. "refused": `on_risk`."""
     usage: Usage
     trace: SafetyTrace
     tool_calls: tuple[ToolCall, ...] = ()

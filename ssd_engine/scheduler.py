@@ -231,7 +231,10 @@ class Scheduler(Generic[S]):
             return
         outcomes = self._decoder.round([running.sequence for running in ready])
         for running, outcome in zip(ready, outcomes, strict=True):
-            event = outcome if isinstance(outcome, Exception) else self._piece(running, outcome)
+            event: Event = outcome if isinstance(outcome, Exception) else self._piece(running, outcome)
+            if isinstance(event, Piece) and (error := running.request.answer.error) is not None:
+                running.request.deliver(event)
+                event = error
             if isinstance(event, Piece) and event.result is None:
                 running.request.deliver(event)
             else:

@@ -57,6 +57,13 @@ class ParsedText:
     tool_calls: tuple[ToolCall, ...] = ()
     invalid_tool_calls: tuple[InvalidToolCall, ...] = ()
 
+    def __add__(self, later: ParsedText) -> ParsedText:
+        return ParsedText(
+            self.text + later.text,
+            self.tool_calls + later.tool_calls,
+            self.invalid_tool_calls + later.invalid_tool_calls,
+        )
+
 
 class ToolCallParser:
     """Parses one answer while it is written.

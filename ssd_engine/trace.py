@@ -20,18 +20,18 @@ class SafetyTrace:
     """Scheme that each token was chosen under."""
     matched: list[bool] = field(default_factory=list)
     """Whether each token was the drafted one."""
-    forced: list[bool] = field(default_factory=list)
-    """Whether a grammar left no other token; such a token is in no bin, and not drafted."""
     texts: list[str] = field(default_factory=list)
     """What each token added to the text; a character of several tokens stands with its last one."""
     bins: list[Bin] = field(default_factory=list)
     """Completed match-ratio bins."""
-    bin_ends: list[int] = field(default_factory=list)
-    """Tokens of the answer up to the end of each completed bin."""
     bin_size: int = 7
     """Chosen tokens in one bin."""
     round_sizes: list[int] = field(default_factory=list)
     """Tokens that each round added."""
+    forced: list[bool] = field(default_factory=list)
+    """Whether a grammar left no other token; such a token is in no bin, and not drafted."""
+    bin_ends: list[int] = field(default_factory=list)
+    """Tokens of the answer up to the end of each completed bin."""
 
     @property
     def match_ratios(self) -> list[float]:

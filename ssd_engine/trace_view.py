@@ -57,7 +57,7 @@ def to_figure(trace: SafetyTrace) -> Figure:
         ) from error
     figure = Figure(figsize=(7.0, 2.8), layout="constrained")
     axes = figure.subplots()
-    edges = [i * trace.bin_size for i in range(len(trace.bins) + 1)]
+    edges = [0, *trace.bin_ends]
     for number, (start, end) in enumerate(_union_spans(trace)):
         axes.axvspan(start, end, color=_SPAN, alpha=0.25, linewidth=0, label="Union" if number == 0 else None)
     if trace.bins:
@@ -78,8 +78,9 @@ def to_figure(trace: SafetyTrace) -> Figure:
 def _marked_texts(trace: SafetyTrace) -> Iterator[tuple[str, str]]:
     """CSS classes and text of each token; tokens that add no text of their own go with the next that does."""
     mismatch = False
-    for scheme, matched, text in zip(trace.schemes, trace.matched, trace.texts, strict=True):
-        mismatch |= _is_drafted(trace) and not matched
+    tokens = zip(trace.schemes, trace.matched, trace.forced, trace.texts, strict=True)
+    for scheme, matched, forced, text in tokens:
+        mismatch |= _is_drafted(trace) and not (matched or forced)
         if text:
             yield f"{scheme} mismatch" if mismatch else str(scheme), text
             mismatch = False
@@ -128,8 +129,9 @@ def _union_spans(trace: SafetyTrace) -> list[tuple[int, int]]:
 
 def _svg(trace: SafetyTrace) -> str:
     """Match ratio against threshold, each bin a step, over the answer's tokens."""
-    tokens = max(len(trace.schemes), len(trace.bins) * trace.bin_size)
+    tokens = max(len(trace.schemes), *trace.bin_ends)
     scale = (_RIGHT - _LEFT) / tokens
+    ends = [_LEFT + end * scale for end in trace.bin_ends]
     shaded = "".join(
         f'<rect x="{_LEFT + start * scale:.1f}" y="{_TOP}" width="{(end - start) * scale:.1f}" '
         f'height="{_BOTTOM - _TOP}" fill="{_SPAN}" opacity=".25"/>'
@@ -139,19 +141,18 @@ def _svg(trace: SafetyTrace) -> str:
         '<svg viewBox="0 0 640 170" role="img" font-size="11" fill="currentColor">'
         "<title>Match ratio and threshold of each bin</title>"
         f"{shaded}{_axes(tokens)}"
-        f'<path d="{_steps(trace.thresholds, trace.bin_size * scale)}" fill="none" stroke="{_THRESHOLD}" '
+        f'<path d="{_steps(trace.thresholds, ends)}" fill="none" stroke="{_THRESHOLD}" '
         'stroke-width="2" stroke-dasharray="6 3"/>'
-        f'<path d="{_steps(trace.match_ratios, trace.bin_size * scale)}" fill="none" stroke="{_RATIO}" '
+        f'<path d="{_steps(trace.match_ratios, ends)}" fill="none" stroke="{_RATIO}" '
         f'stroke-width="2"/>{_keys(trace.bin_size)}</svg>'
     )
 
 
-def _steps(values: Sequence[float], width: float) -> str:
-    """A path that holds each value for `width` pixels."""
+def _steps(values: Sequence[float], ends: Sequence[float]) -> str:
+    """A path that holds each value up to where its bin ends."""
     heights = [_BOTTOM - value * (_BOTTOM - _TOP) for value in values]
-    return f"M{_LEFT} {heights[0]:.1f}" + "".join(
-        f"V{height:.1f}H{_LEFT + (i + 1) * width:.1f}" for i, height in enumerate(heights)
-    )
+    steps = (f"V{height:.1f}H{end:.1f}" for height, end in zip(heights, ends, strict=True))
+    return f"M{_LEFT} {heights[0]:.1f}{''.join(steps)}"
 
 
 def _axes(tokens: int) -> str:

@@ -48,6 +48,11 @@ class Choice:
     logprob: float | None = None
     top_logprobs: tuple[tuple[int, float], ...] = ()
 
+    @property
+    def next_scheme(self) -> Scheme:
+        """The scheme in force after this token."""
+        return self.scheme if self.bin is None else self.bin.next_scheme
+
 
 class Verifier:
     """The rule of one sequence. It owns the sequence's scheme controller and random numbers.
@@ -84,11 +89,13 @@ class Verifier:
         numbers: list[float] = self._uniforms[place].tolist() if self.is_sampled else [0.0, 0.0, 0.0]
         return numbers
 
-    def forced(self, token_id: int) -> Choice:
-        """A token that a grammar forces: certain, and so without any word on risk."""
-        scheme = self.controller.scheme if self.params.decoding == "ssd" else Scheme.NONE
+    def forced(self, token_ids: Sequence[int], before: Choice | None) -> list[Choice]:
+        """Tokens that a grammar forces: certain, and so without a word on risk. `before` is the token before them."""
+        scheme = self.controller.scheme if before is None else before.next_scheme
+        if self.params.decoding != "ssd":
+            scheme = Scheme.NONE
         logprob = 0.0 if self.params.logprobs else None
-        return Choice(token_id, matched=False, scheme=scheme, bin=None, is_forced=True, logprob=logprob)
+        return [Choice(i, matched=False, scheme=scheme, bin=None, is_forced=True, logprob=logprob) for i in token_ids]
 
     def settle(
         self, answers: Sequence[Callable[[Scheme, float], int]], drafted: Sequence[int], logprobs: LogprobsOf

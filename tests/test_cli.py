@@ -213,6 +213,7 @@ def test_union_is_coloured_and_mismatches_are_underlined() -> None:
         texts=("a", "[bold]", "c"),
         schemes=(Scheme.INTERSECTION, Scheme.UNION, Scheme.UNION),
         matched=(True, True, False),
+        forced=(False, False, False),
     )
     text = styled(piece)
     assert text.plain == "a[bold]c", "text of a model is no markup"

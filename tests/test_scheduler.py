@@ -37,7 +37,12 @@ class RecordingDecoder:
         self._rounds = rounds
 
     def open(
-        self, target_ids: Sequence[int], draft_ids: Sequence[int], params: GenerationParams, config: SSDConfig
+        self,
+        target_ids: Sequence[int],
+        draft_ids: Sequence[int],
+        params: GenerationParams,
+        config: SSDConfig,
+        guide: None,
     ) -> FakeSequence:
         return FakeSequence(len(target_ids))
 
@@ -61,6 +66,7 @@ class RecordingDecoder:
 
 class EmptyAnswer:
     is_finished = False
+    error = None
 
     def add_round(self, choices: list[Choice]) -> Piece:
         return Piece()
@@ -80,7 +86,7 @@ def test_few_streams_wait_for_many_prompts_and_not_the_other_way_round(parts: li
     decoder = RecordingDecoder(rounds=len(read))
     scheduler = Scheduler[FakeSequence](cast("Any", decoder), max_batch_size=8)
     requests = [
-        Request([0] * count, [], GenerationParams(), SSDConfig(), cast("Any", EmptyAnswer()), lambda event: None)
+        Request([0] * count, [], GenerationParams(), SSDConfig(), None, cast("Any", EmptyAnswer()), lambda event: None)
         for count in parts
     ]
     with scheduler._changed:  # so that the worker finds all of them at once

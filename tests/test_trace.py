@@ -24,15 +24,19 @@ def make_trace(matches: str, texts: list[str] | None = None, bin_size: int = 2) 
     for match in matches:
         trace.schemes.append(controller.scheme)
         trace.matched.append(match == "+")
+        trace.forced.append(False)
         completed = controller.record(match == "+")
         if completed is not None:
             trace.bins.append(completed)
+            trace.bin_ends.append(len(trace.matched))
     trace.round_sizes = [len(round_) for round_ in re.findall(r"\+*-|\++", matches)]
     return trace
 
 
 def make_baseline(decoding: str) -> SafetyTrace:
-    return SafetyTrace(decoding, [Scheme.NONE] * 3, [False] * 3, ["a", "b", "c"], round_sizes=[1, 1, 1])
+    return SafetyTrace(
+        decoding, [Scheme.NONE] * 3, [False] * 3, ["a", "b", "c"], round_sizes=[1] * 3, forced=[False] * 3
+    )
 
 
 ATTACK = make_trace("++" + "--" + "--" + "++" + "+-" + "+")
@@ -84,6 +88,7 @@ def test_the_summary_is_ready_for_json() -> None:
         "switches": 3,
         "rounds": 6,
         "tokens_per_round": 1.8333,
+        "forced_tokens": 0,
     }
 
 

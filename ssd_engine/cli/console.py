@@ -35,10 +35,11 @@ def styled(piece: Piece) -> Text:
     if "".join(piece.texts) != piece.text:  # a stop string holds text back: it cannot be told token by token
         return Text(printable(piece.text))
     text = Text()
-    for token, scheme, matched in zip(piece.texts, piece.schemes, piece.matched, strict=True):
+    tokens = zip(piece.texts, piece.schemes, piece.matched, piece.forced, strict=True)
+    for token, scheme, matched, forced in tokens:
         styles = [
             *([UNION_STYLE] if scheme is Scheme.UNION else []),
-            *([MISMATCH_STYLE] if scheme is not Scheme.NONE and not matched else []),
+            *([MISMATCH_STYLE] if scheme is not Scheme.NONE and not (matched or forced) else []),
         ]
         text.append(printable(token), " ".join(styles))
     return text

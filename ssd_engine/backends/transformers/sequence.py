@@ -35,9 +35,11 @@ class SequenceState:
         self.acceptance = Acceptance()
         self.num_tokens = len(opening)
         """Tokens of the answer that stand."""
-        self._undelivered = [verifier.forced(token_id) for token_id in opening]
+        self._undelivered = verifier.forced(opening, None)
         for row in self.rows:
             row.begin(opening)
+        if guide is not None:
+            guide.settle()
 
     @property
     def rows(self) -> list[Row]:
@@ -158,14 +160,15 @@ class Proposal:
         sequence, guide = self.sequence, self.sequence.guide
         standing: list[Choice] = []
         for choice, forced in zip(chosen[:-1], self.forced, strict=False):
-            standing += [choice, *map(self.verifier.forced, forced)]
+            standing += [choice, *self.verifier.forced(forced, choice)]
         last, forced = chosen[-1], []
         if guide is not None:
             # What was proposed at this place may have been another token.
             guide.go_back(sequence.num_tokens + len(standing))
             guide.advance([last.token_id])
             forced = guide.take_forced(sequence.num_remaining - len(standing) - 1)
-        standing += [last, *map(self.verifier.forced, forced)]
+            guide.settle()
+        standing += [last, *self.verifier.forced(forced, last)]
         sequence.accept(standing, len(forced))
         return standing
 
