@@ -15,7 +15,7 @@ from ssd_engine.config import GenerationParams, SSDConfig
 from ssd_engine.delivery import drain, into_loop, outcome, piece_or_raise
 from ssd_engine.errors import EngineClosedError, InvalidRequestError
 from ssd_engine.intake import Intake
-from ssd_engine.models.presets import DEFAULT_PRESET, get_preset, title
+from ssd_engine.models.presets import default_preset, get_preset, title
 from ssd_engine.prompt import Prompt, Tools
 from ssd_engine.result import GenerationResult, Piece
 from ssd_engine.scheduler import Event, Request, Scheduler
@@ -156,11 +156,17 @@ class SSDEngine:
         return cls(target_model, draft_model, tokenizer, draft_tokenizer, config, **options)
 
     @classmethod
-    def from_preset(cls, name: str = DEFAULT_PRESET, *, config: SSDConfig | None = None, **options: Any) -> Self:
-        """Load a named pair (`ssd models list`), fetching its weights once. `options` are `from_pretrained`'s."""
+    def from_preset(cls, name: str | None = None, *, config: SSDConfig | None = None, **options: Any) -> Self:
+        """Load a named pair (`ssd models list`), fetching its weights once.
+
+        Args:
+            name: the pair; None: the one that the environment variable SSD_PRESET names, or the default.
+            config: settings of the algorithm; None: the preset's.
+            options: `from_pretrained`'s.
+        """
         from ssd_engine.models.resolve import resolve_pair
 
-        preset = get_preset(name)
+        preset = get_preset(name or default_preset())
         options.setdefault("name", f"{title(preset.target)} + {title(preset.draft)}")
         target, draft = resolve_pair(preset)
         return cls.from_pretrained(target, draft, config=config or preset.config, **options)
@@ -367,7 +373,7 @@ def shared_engine(
         raise InvalidRequestError(f"target={target!r} and draft={draft!r}: give both models of the pair, or neither")
     if preset is not None and target is not None:
         raise InvalidRequestError(f"preset={preset!r} and target={target!r} both name a pair; give one of them")
-    preset = None if target else preset or DEFAULT_PRESET
+    preset = None if target else preset or default_preset()
     # What is left to its default must not tell two callers of one pair apart.
     # (`is not False`: 0 equals False, and is no default.)
     options = {n: v for n, v in options.items() if v is not None and v is not False and v != "auto"}
@@ -378,7 +384,7 @@ def shared_engine(
             if target is not None and draft is not None:
                 engine = SSDEngine.from_pretrained(target, draft, **options)
             else:
-                engine = SSDEngine.from_preset(preset or DEFAULT_PRESET, **options)
+                engine = SSDEngine.from_preset(preset, **options)
             _shared[key] = engine
         return engine
 

@@ -10,9 +10,9 @@ from ssd_engine.answer_grammar import AnswerGrammar
 from ssd_engine.chat import ChatRenderer
 from ssd_engine.config import GenerationParams, SSDConfig
 from ssd_engine.detokenizer import Detokenizer
-from ssd_engine.errors import ContextLengthError, InvalidRequestError
+from ssd_engine.errors import ContextLengthError
 from ssd_engine.grammar import GrammarCompiler
-from ssd_engine.prompt import Prompt, PromptEncoder, Tools, parse_prompt, with_draft_system_prompt
+from ssd_engine.prompt import Prompt, PromptEncoder, Tools, offered_tools, parse_prompt, with_draft_system_prompt
 from ssd_engine.scheduler import Event, Request
 from ssd_engine.tool_calls import MARKERS, ToolCallParser, detect_format
 
@@ -72,7 +72,7 @@ class Intake:
             InvalidRequestError: the prompt, the grammar or the choice of tools cannot be used; `ContextLengthError`
                 where the prompt is too long.
         """
-        tools = _offered(tools or (), params.tool_choice)
+        tools = offered_tools(tools or (), params.tool_choice)
         parsed = parse_prompt(prompt, tools)
         if draft_prompt is not None:
             for_draft = parse_prompt(draft_prompt, tools)
@@ -103,19 +103,6 @@ class Intake:
                 decode_token=lambda token_id: str(self._tokenizer.decode([token_id])),
             )
         )
-
-
-def _offered(tools: Tools, choice: str) -> Tools:
-    """The tools that a request's `tool_choice` leaves on offer."""
-    if choice in ("auto", "none") or (choice == "any" and tools):
-        return () if choice == "none" else tools
-    names = [tool["function"]["name"] for tool in tools]
-    if choice not in names:
-        raise InvalidRequestError(
-            f"tool_choice={choice!r} is none of the tools on offer: {', '.join(names) or 'there are none'}; "
-            "give one of them, 'auto', 'any' or 'none'"
-        )
-    return [tools[names.index(choice)]]
 
 
 def _eos_ids(target: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

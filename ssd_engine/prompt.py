@@ -28,6 +28,19 @@ def parse_prompt(prompt: Prompt, tools: Tools | None) -> ParsedPrompt:
     return parsed
 
 
+def offered_tools(tools: Tools, choice: str) -> Tools:
+    """The tools that a request's `tool_choice` leaves on offer; `InvalidRequestError` where it names none of them."""
+    if choice in ("auto", "none") or (choice == "any" and tools):
+        return () if choice == "none" else tools
+    names = [tool["function"]["name"] for tool in tools]
+    if choice not in names:
+        raise InvalidRequestError(
+            f"tool_choice={choice!r} is none of the tools on offer: {', '.join(names) or 'there are none'}; "
+            "give one of them, 'auto', 'any' or 'none'"
+        )
+    return [tools[names.index(choice)]]
+
+
 def with_draft_system_prompt(prompt: ParsedPrompt, system_prompt: str | None) -> ParsedPrompt:
     """The prompt as the draft gets it: with a system prompt of its own, if it has one."""
     if system_prompt is None:

@@ -65,13 +65,17 @@ async def test_raise_carries_the_trace_and_the_text_so_far(engine: SSDEngine, fr
         engine.generate(PROMPT, params)
     with pytest.raises(JailbreakRiskError) as concurrent:
         await engine.agenerate(PROMPT, params)
-    written = ""
-    with pytest.raises(JailbreakRiskError) as streamed:
+    written: list[str] = []
+
+    async def read() -> None:
         async for piece in engine.astream(PROMPT, params):
-            written += piece.text
+            written.append(piece.text)
+
+    with pytest.raises(JailbreakRiskError) as streamed:
+        await read()
     for error in (sync.value, concurrent.value, streamed.value):
         assert error.trace.bins == free.bins[:3]
-        assert error.text == written
+        assert error.text == "".join(written)
     assert engine.is_idle
 
 

@@ -9,7 +9,7 @@ import typer
 
 from ssd_engine.cli.console import Stages, stderr
 from ssd_engine.config import SSDConfig
-from ssd_engine.models.presets import DEFAULT_PRESET, PRESETS, get_preset
+from ssd_engine.models.presets import DEFAULT_PRESET, PRESETS, default_preset, get_preset
 
 if TYPE_CHECKING:
     from ssd_engine.engine import SSDEngine
@@ -25,7 +25,7 @@ def _known_preset(name: str | None) -> str | None:
 
 
 _PANEL: Any = {"rich_help_panel": "Models"}
-_PRESET_HELP = f"A named pair (ssd models list).  [default: {DEFAULT_PRESET}]"
+_PRESET_HELP = f"A named pair (ssd models list).  [default: SSD_PRESET, or {DEFAULT_PRESET}]"
 PresetOption = Annotated[str | None, typer.Option(help=_PRESET_HELP, callback=_known_preset, **_PANEL)]
 TargetOption = Annotated[str | None, typer.Option(help="Large model: hub id, folder or GGUF file.", **_PANEL)]
 DraftOption = Annotated[str | None, typer.Option(help="Small safe model of the same vocabulary.", **_PANEL)]
@@ -73,7 +73,7 @@ class EngineOptions:
         if self.target is not None and self.draft is not None:
             with stderr.status(loading):
                 return SSDEngine.from_pretrained(self.target, self.draft, config=self._config(SSDConfig()), **options)
-        preset = get_preset(self.preset or DEFAULT_PRESET)
+        preset = get_preset(self.preset or default_preset())
         with Stages() as stages:
             resolve_pair(preset, stages)
         with stderr.status(loading):
@@ -86,7 +86,7 @@ class EngineOptions:
 
         if self.target is not None and self.draft is not None:
             return Pair(self.target, self.draft, self._config(SSDConfig()), self.compile)
-        preset = get_preset(self.preset or DEFAULT_PRESET)
+        preset = get_preset(self.preset or default_preset())
         with Stages() as stages:
             target, draft = resolve_pair(preset, stages)
         return Pair(target, draft, self._config(preset.config), self.compile)

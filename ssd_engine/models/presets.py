@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 
 from ssd_engine.config import SSDConfig
@@ -107,6 +108,11 @@ _PAIRS = (
 )
 
 PRESETS: dict[str, Preset] = {preset.name: preset for preset in _PAIRS}
+
+
+def default_preset() -> str:
+    """The pair that is meant where none is named: the environment variable SSD_PRESET's, or `DEFAULT_PRESET`."""
+    return os.environ.get("SSD_PRESET") or DEFAULT_PRESET
 
 
 def get_preset(name: str) -> Preset:

@@ -5,25 +5,37 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, closing
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.language_models.chat_models import BaseChatModel
+from langchain_core.language_models.model_profile import ModelProfile
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import get_config_list
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
-from ssd_engine.config import Decoding, GenerationParams, SSDConfig
+from ssd_engine.config import Decoding, GenerationParams, OnRisk, SSDConfig
 from ssd_engine.engine import SSDEngine, shared_engine
 from ssd_engine.errors import InvalidRequestError
-from ssd_engine.result import GenerationResult, Piece
+from ssd_engine.models.presets import PRESETS, default_preset
+from ssd_engine.prompt import offered_tools
+from ssd_engine.result import Piece
+from ssd_integrations.langchain.events import areport_switches, report_switches
 from ssd_integrations.langchain.messages import to_ai_message, to_engine_messages, to_message_chunk
+from ssd_integrations.langchain.response_format import (
+    Schema,
+    json_schema_format,
+    json_schema_of,
+    to_grammar,
+    with_schema,
+)
+from ssd_integrations.langchain.structured_output import answer_parser, call_parser, structured
 
 ToolLike = dict[str, Any] | type | Callable[..., Any] | BaseTool
 _LOAD_FIELDS = (
@@ -87,7 +99,26 @@ class ChatSSD(BaseChatModel):
             "Inhabitants of a city."
 
         model.bind_tools([population]).invoke("How many people live in Lyon?").tool_calls
+        model.bind_tools([population], tool_choice="any")  # some tool is called, with valid arguments
         ```
+
+    Structured output:
+        ```python
+        class City(BaseModel):
+            name: str
+            inhabitants: int
+
+        model.with_structured_output(City).invoke("Tell me about Lyon.")  # City(name="Lyon", inhabitants=522000)
+        ```
+        Decoding is constrained, so what comes out follows the schema; where `max_tokens` ends an answer before its
+        structure is complete, an `OutputParserException` says so.
+
+    Risk:
+        ```python
+        ChatSSD(on_risk="refuse", refusal_text="I can't help with that.")  # finish_reason "refused"
+        ChatSSD(on_risk="raise")  # JailbreakRiskError, with the trace and the text so far
+        ```
+        Every switch of the scheme is a custom event, `ssd_scheme_switch`, to callbacks and `astream_events`.
 
     Response metadata:
         `model_name`, `finish_reason`, and `ssd`: the trace's summary with `risk` ("none" or "elevated"), match ratios,
@@ -97,7 +128,7 @@ class ChatSSD(BaseChatModel):
     model: str | None = Field(None, description="Target model: hub id, folder or GGUF file; None: a preset's.")
     draft: str | None = Field(None, description="Small safe draft model of the same vocabulary; goes with `model`.")
     draft_adapter: str | None = Field(None, description="PEFT adapter to merge into the draft.")
-    preset: str | None = Field(None, description="Named pair, when `model` is not given; None: the default pair.")
+    preset: str | None = Field(None, description="Named pair; None: the one that SSD_PRESET names, or the default.")
     engine: SSDEngine | None = Field(None, exclude=True, description="A loaded engine, instead of naming a pair.")
     dtype: str | None = Field(None, description="Weights' dtype; None: the checkpoint's own.")
     device: str | None = Field(None, description="Where the models run; None: an accelerator if there is one.")
@@ -116,20 +147,46 @@ class ChatSSD(BaseChatModel):
     timeout: float | None = Field(None, description="Seconds that a request may take.")
     logprobs: bool | None = Field(None, description="Log-probabilities in `response_metadata`.")
     top_logprobs: int | None = Field(None, description="Alternatives reported with `logprobs`.")
+    on_risk: OnRisk = Field(
+        "annotate",
+        description='Once Union has held for `risk_bins` bins: "annotate" (metadata alone), "refuse", "raise", or a '
+        "function that gets the trace at each bin and returns one of these.",
+    )
+    risk_bins: int | None = Field(None, description="Bins under Union that `on_risk` allows; None: 2.")
+    refusal_text: str | None = Field(None, description='What a refused answer ends with, under `on_risk="refuse"`.')
+
+    _engine: SSDEngine | None = PrivateAttr(None)
 
     @model_validator(mode="after")
     def _check(self) -> ChatSSD:
         if self.engine is not None and (self.model or self.draft or self.preset):
             raise InvalidRequestError("engine= is a loaded pair; leave out model, draft and preset")
+        if self.engine is None and self.model is None and self.preset is None:
+            self.preset = default_preset()
         self._params(None, {})  # mistakes in the settings show here, not at the first request
         return self
+
+    @classmethod
+    def is_lc_serializable(cls) -> bool:
+        """Settings can be saved and loaded again; a loaded `engine` cannot."""
+        return True
+
+    @classmethod
+    def get_lc_namespace(cls) -> list[str]:
+        return ["ssd_integrations", "langchain"]
 
     @property
     def model_name(self) -> str:
         """What responses and traces call this pair."""
         if self.engine is not None:
             return self.engine.name
-        return f"{self.model} + {self.draft}" if self.model else self.preset or "default"
+        return f"{self.model} + {self.draft}" if self.model else str(self.preset)
+
+    def _resolve_model_profile(self) -> ModelProfile:
+        # Agents look here before they ask for structured output the direct way.
+        return ModelProfile(
+            text_inputs=True, text_outputs=True, tool_calling=True, tool_choice=True, structured_output=True
+        )
 
     @property
     def _llm_type(self) -> str:
@@ -142,11 +199,23 @@ class ChatSSD(BaseChatModel):
 
     def load(self) -> SSDEngine:
         """The engine behind this model, loaded if it was not yet. Requests load it at their first need."""
-        engine = self.engine
-        if engine is None:
+        if self.engine is not None:
+            return self.engine
+        if self._engine is None or self._engine.is_closed:
             options = {name: getattr(self, name) for name in _LOAD_FIELDS}
-            engine = self.engine = shared_engine(target=self.model, **options)
-        return engine
+            self._engine = shared_engine(target=self.model, **options)
+        return self._engine
+
+    def _for_call(self, kwargs: dict[str, Any]) -> ChatSSD:
+        """This model, or the pair that a call names instead: a preset, or a target for the same draft or another."""
+        name = kwargs.pop("model", None)
+        if name is None or name == self.model_name:
+            return self
+        draft = kwargs.pop("draft", self.draft)
+        pair = {"preset": name} if name in PRESETS else {"preset": None, "model": name, "draft": draft}
+        other = self.model_copy(update={"engine": None, "model": None, "draft": None, **pair})
+        other._engine = None
+        return other
 
     def _params(self, stop: list[str] | None, overrides: dict[str, Any]) -> GenerationParams:
         """This model's settings with a call's own over them; an unknown name raises `InvalidRequestError`."""
@@ -161,6 +230,9 @@ class ChatSSD(BaseChatModel):
             "timeout": self.timeout,
             "logprobs": self.logprobs,
             "top_logprobs": self.top_logprobs,
+            "on_risk": self.on_risk,
+            "risk_bins": self.risk_bins,
+            "refusal_text": self.refusal_text,
             "ssd": self.config,
             **overrides,
         }
@@ -169,8 +241,11 @@ class ChatSSD(BaseChatModel):
 
     def _request(self, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The arguments of the engine's methods for one call."""
-        tools = _offered(kwargs.pop("tools", None), kwargs.pop("tool_choice", None))
-        kwargs.pop("strict", None), kwargs.pop("parallel_tool_calls", None)
+        tools = kwargs.pop("tools", None)
+        response_format = kwargs.pop("response_format", None)
+        if response_format is not None:
+            kwargs["grammar"] = to_grammar(response_format)
+            messages = with_schema(messages, response_format)
         return {"prompt": to_engine_messages(messages), "params": self._params(stop, kwargs), "tools": tools}
 
     def _generate(
@@ -180,7 +255,11 @@ class ChatSSD(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        return self._chat_result(self.load().generate(**self._request(messages, stop, kwargs)))
+        model = self._for_call(kwargs)
+        with closing(model.load().stream(**model._request(messages, stop, kwargs))) as pieces:
+            for piece in pieces:
+                report_switches(piece.bins, run_manager)
+        return model._chat_result(piece)
 
     async def _agenerate(
         self,
@@ -189,8 +268,12 @@ class ChatSSD(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        engine = await self._aload()
-        return self._chat_result(await engine.agenerate(**self._request(messages, stop, kwargs)))
+        model = self._for_call(kwargs)
+        engine = await model._aload()
+        async with aclosing(engine.astream(**model._request(messages, stop, kwargs))) as pieces:
+            async for piece in pieces:
+                await areport_switches(piece.bins, run_manager)
+        return model._chat_result(piece)
 
     def _stream(
         self,
@@ -200,9 +283,11 @@ class ChatSSD(BaseChatModel):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         calls = 0
-        with closing(self.load().stream(**self._request(messages, stop, kwargs))) as pieces:
+        model = self._for_call(kwargs)
+        with closing(model.load().stream(**model._request(messages, stop, kwargs))) as pieces:
             for piece in pieces:
-                chunk = self._chunk(piece, calls)
+                report_switches(piece.bins, run_manager)
+                chunk = model._chunk(piece, calls)
                 calls += len(piece.tool_calls) + len(piece.invalid_tool_calls)
                 if run_manager:
                     run_manager.on_llm_new_token(piece.text, chunk=chunk)
@@ -216,10 +301,12 @@ class ChatSSD(BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         calls = 0
-        engine = await self._aload()
-        async with aclosing(engine.astream(**self._request(messages, stop, kwargs))) as pieces:
+        model = self._for_call(kwargs)
+        engine = await model._aload()
+        async with aclosing(engine.astream(**model._request(messages, stop, kwargs))) as pieces:
             async for piece in pieces:
-                chunk = self._chunk(piece, calls)
+                await areport_switches(piece.bins, run_manager)
+                chunk = model._chunk(piece, calls)
                 calls += len(piece.tool_calls) + len(piece.invalid_tool_calls)
                 if run_manager:
                     await run_manager.on_llm_new_token(piece.text, chunk=chunk)
@@ -244,7 +331,9 @@ class ChatSSD(BaseChatModel):
             inputs, cast("list[RunnableConfig]", configs), return_exceptions=return_exceptions, **kwargs
         )
 
-    def _chat_result(self, result: GenerationResult) -> ChatResult:
+    def _chat_result(self, last: Piece) -> ChatResult:
+        result = last.result
+        assert result is not None
         info = {"finish_reason": result.finish_reason}
         return ChatResult(
             generations=[ChatGeneration(message=to_ai_message(result, self.model_name), generation_info=info)],
@@ -256,30 +345,98 @@ class ChatSSD(BaseChatModel):
 
     async def _aload(self) -> SSDEngine:
         # Loading takes seconds to minutes; the event loop goes on meanwhile.
-        return await asyncio.to_thread(self.load) if self.engine is None else self.engine
+        return await asyncio.to_thread(self.load)
 
     def bind_tools(
         self,
         tools: Sequence[ToolLike],
         *,
         tool_choice: str | dict[str, Any] | bool | None = None,
+        parallel_tool_calls: bool | None = None,
+        strict: bool | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, AIMessage]:
         """Offer tools to the model.
 
         Args:
             tools: tools, functions, pydantic classes or OpenAI-style specifications.
-            tool_choice: "auto" or None: the model decides; "none": no tool is offered; a tool's name: only that one is.
-                "any", "required" and True offer all; whether one is called is still the model's decision.
+            tool_choice: "auto" or None: the model decides; "any", "required" or True: some tool is called; a tool's
+                name: that one is; "none" or False: no tool is offered.
+            parallel_tool_calls: False: one call an answer.
+            strict: None: calls follow their tools' schemas as far as these can be enforced; True: a schema that cannot
+                be is an error; False: where the model decides, its calls are not guided.
+            kwargs: bound with the tools, such as `response_format`: the answer is then a call, or has that format.
+
+        Raises:
+            InvalidRequestError: `tool_choice` is none of these.
         """
+        bound = {"tool_choice": tool_choice, "parallel_tool_calls": parallel_tool_calls, "strict": strict, **kwargs}
+        bound = {name: value for name, value in bound.items() if value is not None}
         specifications = [convert_to_openai_tool(tool) for tool in tools]
-        _offered(specifications, tool_choice)
-        return self.bind(tools=specifications, tool_choice=tool_choice, **kwargs)
+        offered_tools(specifications, GenerationParams(tool_choice=tool_choice).tool_choice)
+        return self.bind(tools=specifications, **bound)
+
+    def with_structured_output(
+        self,
+        schema: Schema | None = None,
+        *,
+        method: Literal["json_schema", "function_calling", "json_mode"] = "json_schema",
+        include_raw: bool = False,
+        strict: bool | None = None,
+        tools: Sequence[ToolLike] | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, Any]:
+        """Answers as objects.
+
+        Args:
+            schema: pydantic class, TypedDict, JSON Schema or OpenAI function; the last three give dicts.
+            method: "json_schema": the answer is constrained to the schema, and the models are told of it;
+                "function_calling": the schema is a tool that is called; "json_mode": the answer is some JSON object,
+                and the prompt has to say which.
+            include_raw: give `{"raw": message, "parsed": object, "parsing_error": ...}`, and raise nothing.
+            strict: False: what a schema has that cannot be enforced is passed over; else it is an error, except that
+                None passes over it for "function_calling".
+            tools: offered beside the schema; where the answer calls some, what is parsed is None, so `include_raw`
+                goes with them. For "json_schema" alone.
+            kwargs: settings of `GenerationParams` for these answers.
+
+        Raises:
+            InvalidRequestError: the arguments do not go together.
+        """
+        if tools and method != "json_schema":
+            raise InvalidRequestError(f"tools go with method='json_schema', not with method={method!r}")
+        model: Runnable[LanguageModelInput, AIMessage]
+        reported: dict[str, Any] = {"kwargs": {"method": method, "strict": strict}, "schema": schema}
+        if method == "json_mode":
+            model = self.bind(response_format={"type": "json_object"}, ls_structured_output_format=reported, **kwargs)
+            return structured(model, answer_parser(schema), include_raw)
+        if schema is None:
+            raise InvalidRequestError(f"schema=None goes with method='json_mode' alone, not {method!r}; give a schema")
+        if method == "json_schema":
+            reported["schema"] = json_schema = json_schema_of(schema)
+            response_format = json_schema_format(json_schema, strict)
+            model = self.bind_tools(
+                tools or (), response_format=response_format, ls_structured_output_format=reported, **kwargs
+            )
+            return structured(model, answer_parser(schema), include_raw)
+        if method == "function_calling":
+            tool = convert_to_openai_tool(schema)
+            name = tool["function"]["name"]
+            model = self.bind_tools(
+                [tool],
+                tool_choice=name,
+                parallel_tool_calls=False,
+                strict=strict,
+                ls_structured_output_format=reported,
+                **kwargs,
+            )
+            return structured(model, call_parser(schema, name), include_raw)
+        raise InvalidRequestError(f"method={method!r} is none; use 'json_schema', 'function_calling' or 'json_mode'")
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         params = super()._get_ls_params(stop=stop, **kwargs)
         params["ls_provider"] = "ssd"
-        params["ls_model_name"] = self.model_name
+        params["ls_model_name"] = kwargs.get("model") or self.model_name
         return params
 
     def get_token_ids(self, text: str) -> list[int]:
@@ -292,19 +449,3 @@ class ChatSSD(BaseChatModel):
         """Tokens of the prompt that `messages` and `tools` make, chat template included."""
         specifications = [convert_to_openai_tool(tool) for tool in tools or ()]
         return self.load().count_tokens(to_engine_messages(messages), tools=specifications or None)
-
-
-def _offered(
-    tools: Sequence[dict[str, Any]] | None, tool_choice: str | dict[str, Any] | bool | None
-) -> list[dict[str, Any]] | None:
-    """The tools that go into the prompt."""
-    if not tools or tool_choice in ("none", False):
-        return None
-    if tool_choice in (None, "auto", "any", "required", True):
-        return list(tools)
-    name = tool_choice["function"]["name"] if isinstance(tool_choice, dict) else tool_choice
-    named = [tool for tool in tools if tool["function"]["name"] == name]
-    if not named:
-        offered = ", ".join(tool["function"]["name"] for tool in tools)
-        raise InvalidRequestError(f"tool_choice={name!r} is not among the tools: {offered}")
-    return named
