@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ssd_engine.config import GenerationParams, RiskAction
@@ -174,6 +174,8 @@ class Answer:
         parsed = ParsedText(text) if parser is None else parser.feed(text)
         if parser is not None and self.is_finished:
             parsed += parser.finish()
+        if not self._settings.params.parallel_tool_calls:  # calls without markup are not guided: there may be more
+            parsed = replace(parsed, tool_calls=parsed.tool_calls[: 0 if self._calls else 1])
         self._texts.append(parsed.text)
         self._calls += parsed.tool_calls
         self._invalid_calls += parsed.invalid_tool_calls

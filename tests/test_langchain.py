@@ -230,7 +230,7 @@ def test_tool_choice_decides_what_is_offered(model: ChatSSD) -> None:
     both = prompt_tokens(None)
     assert prompt_tokens("auto") == prompt_tokens("any") == both
     assert prompt_tokens("none") < prompt_tokens("weather") < both
-    with pytest.raises(InvalidRequestError, match="'rain' is not among the tools: population, weather"):
+    with pytest.raises(InvalidRequestError, match="'rain' is none of the tools on offer: population, weather"):
         model.bind_tools([population, weather], tool_choice="rain")
 
 

@@ -27,7 +27,7 @@ from ssd_engine.trace import SafetyTrace
 from ssd_integrations.llama_index import SSDLLM
 from ssd_integrations.llama_index.messages import to_engine_messages
 from ssd_integrations.llama_index.responses import Answer
-from ssd_integrations.llama_index.tools import offered_tools
+from ssd_integrations.llama_index.tools import tool_specifications
 
 QUESTION = "How many legs has a spider?"
 
@@ -141,30 +141,47 @@ def test_control_tokens_in_content_are_read_as_plain_characters(llm: SSDLLM, tin
 def test_tools_are_put_into_the_prompt(llm: SSDLLM, tiny_engine: SSDEngine) -> None:
     message = [{"role": "user", "content": QUESTION}]
     response = llm.chat_with_tools([MULTIPLY, WEATHER], QUESTION)
-    offered = offered_tools([MULTIPLY, WEATHER])
+    offered = tool_specifications([MULTIPLY, WEATHER])
     assert response.raw["usage"]["prompt_tokens"] == tiny_engine.count_tokens(message, tools=offered)
     without = llm.chat_with_tools([MULTIPLY, WEATHER], QUESTION, tool_choice="none")
     assert without.raw["usage"]["prompt_tokens"] == tiny_engine.count_tokens(message)
 
 
 @pytest.mark.parametrize(
-    ("choice", "names"),
+    ("choice", "called"),
     [
-        (None, ["multiply", "get_weather"]),
-        ("auto", ["multiply", "get_weather"]),
-        ("required", ["multiply", "get_weather"]),
-        ("none", []),
-        ("multiply", ["multiply"]),
-        ({"type": "function", "function": {"name": "get_weather"}}, ["get_weather"]),
+        ("required", {"multiply", "get_weather"}),
+        ("any", {"multiply", "get_weather"}),
+        ("multiply", {"multiply"}),
+        ({"type": "function", "function": {"name": "multiply"}}, {"multiply"}),
     ],
 )
-def test_tool_choice_decides_what_is_offered(choice: Any, names: list[str]) -> None:
-    assert [tool["function"]["name"] for tool in offered_tools([MULTIPLY, WEATHER], choice)] == names
+def test_tool_choice_decides_what_is_called(llm: SSDLLM, choice: Any, called: set[str]) -> None:
+    response = llm.chat_with_tools([MULTIPLY, WEATHER], QUESTION, tool_choice=choice, max_tokens=300)
+    selections = llm.get_tool_calls_from_response(response)
+    assert {selection.tool_name for selection in selections} <= called
+    assert len(selections) == 1, "calls are not parallel unless it is allowed"
 
 
-def test_a_tool_choice_that_was_not_given_is_refused() -> None:
-    with pytest.raises(InvalidRequestError, match=r"'divide' names no tool.*'multiply', 'get_weather'"):
-        offered_tools([MULTIPLY, WEATHER], "divide")
+async def test_a_required_tool_is_called_by_every_route(llm: SSDLLM) -> None:
+    tools = [MULTIPLY, WEATHER]
+    wanted: dict[str, Any] = {"tool_required": True, "max_tokens": 300}
+    whole = llm.chat_with_tools(tools, QUESTION, **wanted)
+    *_, streamed = llm.stream_chat_with_tools(tools, QUESTION, **wanted)
+    concurrent = await llm.achat_with_tools(tools, QUESTION, **wanted)
+    async for part in await llm.astream_chat_with_tools(tools, QUESTION, **wanted):
+        last = part
+    calls = [
+        [(call.tool_name, call.tool_kwargs) for call in llm.get_tool_calls_from_response(response)]
+        for response in (whole, streamed, concurrent, last)
+    ]
+    assert calls[0]
+    assert calls == [calls[0]] * 4
+
+
+def test_a_tool_choice_that_was_not_given_is_refused(llm: SSDLLM) -> None:
+    with pytest.raises(InvalidRequestError, match="'divide' is none of the tools on offer: multiply, get_weather"):
+        llm.chat_with_tools([MULTIPLY, WEATHER], QUESTION, tool_choice="divide")
 
 
 def test_chat_with_tools_leaves_the_callers_history_as_it_is(llm: SSDLLM) -> None:
@@ -207,14 +224,6 @@ def test_invalid_calls_alone_are_no_calls(llm: SSDLLM) -> None:
     with pytest.raises(ValueError, match="0 valid and 1 invalid"):
         llm.get_tool_calls_from_response(response)
 
-
-def test_without_parallel_calls_the_first_stands_alone(llm: SSDLLM) -> None:
-    answer = Answer("pair", parallel_tool_calls=False)
-    pieces = [Piece(text="Let me see."), Piece(tool_calls=CALLS[:1]), Piece(tool_calls=CALLS[1:], result=_result())]
-    streamed = [part for piece in pieces if (part := answer.add_to_chat(piece))]
-    whole = Answer("pair", parallel_tool_calls=False).chat_response(_result(tool_calls=CALLS))
-    for response in (*streamed[1:], whole):
-        assert [call.tool_id for call in llm.get_tool_calls_from_response(response)] == ["call_1"]
 
 
 def test_an_answers_message_can_be_sent_back() -> None:

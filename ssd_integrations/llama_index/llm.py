@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
-from contextlib import aclosing, closing
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import AsyncGenerator, Generator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.llms.generic_utils import messages_to_prompt as generic_messages_to_prompt
 from llama_index.core.base.llms.types import (
@@ -24,20 +23,22 @@ from llama_index.core.constants import DEFAULT_CONTEXT_WINDOW
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import ToolSelection, default_completion_to_prompt
+from llama_index.core.program.function_program import get_function_tool
+from llama_index.core.prompts import BasePromptTemplate
+from pydantic import BaseModel
 
-from ssd_engine.config import Decoding, GenerationParams, SSDConfig
+from ssd_engine.config import Decoding, GenerationParams, OnRisk, SSDConfig
 from ssd_engine.engine import SSDEngine, shared_engine
 from ssd_engine.errors import InvalidRequestError
-from ssd_engine.result import Piece
+from ssd_engine.models.presets import default_preset
+from ssd_integrations.llama_index.delivery import agenerate, astream, generate, stream
 from ssd_integrations.llama_index.messages import to_engine_messages
 from ssd_integrations.llama_index.request import Request, generation_params
 from ssd_integrations.llama_index.responses import Answer
-from ssd_integrations.llama_index.tools import ToolChoice, offered_tools, tool_selections
+from ssd_integrations.llama_index.tools import ToolChoice, tool_selections, tool_specifications
 
 if TYPE_CHECKING:
     from llama_index.core.tools.types import BaseTool
-
-Response = TypeVar("Response", ChatResponse, CompletionResponse)
 
 _PAIR_FIELDS = (
     "preset",
@@ -52,7 +53,19 @@ _PAIR_FIELDS = (
     "max_batch_size",
     "compile",
 )
-_REQUEST_FIELDS = ("temperature", "max_tokens", "top_p", "top_k", "stop", "seed", "timeout", "decoding")
+_REQUEST_FIELDS = (
+    "temperature",
+    "max_tokens",
+    "top_p",
+    "top_k",
+    "stop",
+    "seed",
+    "timeout",
+    "decoding",
+    "on_risk",
+    "risk_bins",
+    "refusal_text",
+)
 
 
 class SSDLLM(FunctionCallingLLM):
@@ -93,7 +106,22 @@ class SSDLLM(FunctionCallingLLM):
         response = llm.chat_with_tools([FunctionTool.from_defaults(add)], "What is 2 + 3?")
         llm.get_tool_calls_from_response(response)[0].tool_kwargs    # {"a": 2, "b": 3}
         ```
-        Text that began as a call and is none stands in `message.additional_kwargs["invalid_tool_calls"]`.
+        With `tool_required=True` or `tool_choice=<name>` decoding is constrained: some tool, or that one, is called,
+        with arguments that follow its schema. Text that began as a call and is none stands in
+        `message.additional_kwargs["invalid_tool_calls"]`.
+
+    Structured output, guided the same way:
+        ```python
+        llm.structured_predict(City, PromptTemplate("Tell me about {city}."), city="Lyon")
+        llm.as_structured_llm(City).complete("Tell me about Lyon.").raw
+        ```
+
+    Risk:
+        ```python
+        SSDLLM(on_risk="refuse", refusal_text="I can't help with that.")  # finish_reason "refused"
+        SSDLLM(on_risk="raise")                                           # JailbreakRiskError
+        ```
+        Every switch of the scheme is a `SchemeSwitchEvent` to LlamaIndex's instrumentation.
 
     Response metadata:
         ```python
@@ -131,6 +159,13 @@ class SSDLLM(FunctionCallingLLM):
     seed: int | None = Field(default=None, description="Seed of each call's own random numbers.")
     timeout: float | None = Field(default=None, description="Seconds after which a call fails.")
     decoding: Decoding = Field(default="ssd", description="'ssd', or a baseline: 'speculative' or 'target'.")
+    on_risk: OnRisk = Field(
+        default="annotate",
+        description="Once Union has held for `risk_bins` bins: 'annotate' (in `raw` alone), 'refuse', 'raise', or a "
+        "function that gets the trace at each bin and returns one of these.",
+    )
+    risk_bins: int | None = Field(default=None, description="Bins under Union that `on_risk` allows; None: 2.")
+    refusal_text: str | None = Field(default=None, description="What an answer that is refused ends with.")
     is_function_calling_model: bool = Field(
         default=True, description="False has LlamaIndex describe tools in prose (ReAct) instead of the chat template."
     )
@@ -193,7 +228,7 @@ class SSDLLM(FunctionCallingLLM):
     def to_payload(self) -> dict[str, Any]:
         """What callbacks are told of this LLM. It never loads models: async calls ask for it on the event loop."""
         if self._engine is None:
-            return {"class_name": self.class_name(), "model_name": self.preset or self.model or "default pair"}
+            return {"class_name": self.class_name(), "model_name": self.model or self.preset or default_preset()}
         return super().to_payload()
 
     # -- Completion --
@@ -205,27 +240,27 @@ class SSDLLM(FunctionCallingLLM):
         Control tokens written in a prompt are plain characters, formatted or not.
         """
         request = self._completion_request(prompt, formatted, kwargs)
-        return Answer(self.engine.name).completion_response(self.engine.generate(**request.arguments))
+        return Answer(self.engine.name).completion_response(generate(self.engine, request))
 
     @llm_completion_callback()
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """`complete`, asynchronously."""
         request = self._completion_request(prompt, formatted, kwargs)
         engine = await self._aengine()
-        return Answer(engine.name).completion_response(await engine.agenerate(**request.arguments))
+        return Answer(engine.name).completion_response(await agenerate(engine, request))
 
     @llm_completion_callback()
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
         """`complete`, in parts as they are decoded; `text` grows, `delta` is what is new."""
         request = self._completion_request(prompt, formatted, kwargs)
-        return _stream(self.engine, request, Answer(self.engine.name).add_to_completion)
+        return stream(self.engine, request, Answer(self.engine.name).add_to_completion)
 
     @llm_completion_callback()
     async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseAsyncGen:
         """`stream_complete`, asynchronously."""
         request = self._completion_request(prompt, formatted, kwargs)
         engine = await self._aengine()
-        return _astream(engine, request, Answer(engine.name).add_to_completion)
+        return astream(engine, request, Answer(engine.name).add_to_completion)
 
     # -- Chat --
 
@@ -233,31 +268,27 @@ class SSDLLM(FunctionCallingLLM):
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Answer a conversation; `system_prompt` leads it unless it starts with its own."""
         request = self._chat_request(messages, kwargs)
-        return Answer(self.engine.name, request.parallel_tool_calls).chat_response(
-            self.engine.generate(**request.arguments)
-        )
+        return Answer(self.engine.name).chat_response(generate(self.engine, request))
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """`chat`, asynchronously."""
         request = self._chat_request(messages, kwargs)
         engine = await self._aengine()
-        return Answer(engine.name, request.parallel_tool_calls).chat_response(
-            await engine.agenerate(**request.arguments)
-        )
+        return Answer(engine.name).chat_response(await agenerate(engine, request))
 
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
         """`chat`, in parts as they are decoded; the message grows, `delta` is what is new."""
         request = self._chat_request(messages, kwargs)
-        return _stream(self.engine, request, Answer(self.engine.name, request.parallel_tool_calls).add_to_chat)
+        return stream(self.engine, request, Answer(self.engine.name).add_to_chat)
 
     @llm_chat_callback()
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
         """`stream_chat`, asynchronously."""
         request = self._chat_request(messages, kwargs)
         engine = await self._aengine()
-        return _astream(engine, request, Answer(engine.name, request.parallel_tool_calls).add_to_chat)
+        return astream(engine, request, Answer(engine.name).add_to_chat)
 
     # -- Tools --
 
@@ -272,12 +303,13 @@ class SSDLLM(FunctionCallingLLM):
         tool_choice: ToolChoice = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Arguments of `chat`. A call cannot be forced yet: with `tool_required` the model may still answer in text."""
+        """Arguments of `chat`. `tool_choice` takes OpenAI's words and mappings, or a tool's name."""
         if isinstance(user_msg, str):
             user_msg = ChatMessage(role=MessageRole.USER, content=user_msg)
         return {
             "messages": [*(chat_history or ()), *([user_msg] if user_msg else ())],
-            "tools": offered_tools(tools, tool_choice) or None,
+            "tools": tool_specifications(tools),
+            "tool_choice": "any" if tool_required and tool_choice in (None, "auto") else tool_choice,
             "parallel_tool_calls": allow_parallel_tool_calls,
             **kwargs,
         }
@@ -295,9 +327,63 @@ class SSDLLM(FunctionCallingLLM):
             invalid = response.message.additional_kwargs.get("invalid_tool_calls", [])
             raise ValueError(
                 f"Expected at least one tool call, but got 0 valid and {len(invalid)} invalid ones "
-                f"in the answer {response.message.content!r}. Ask again, or pass error_on_no_tool_call=False."
+                f"in the answer {response.message.content!r}, which ended with {_finish_reason(response)!r}. "
+                "Allow more tokens where that is 'length', or pass error_on_no_tool_call=False."
             )
         return selections
+
+    # -- Structured output --
+
+    def _structured_stream_call(
+        self,
+        output_cls: type[BaseModel],
+        prompt: BasePromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> Generator[Any, None, None]:
+        # LlamaIndex's own leaves the call to the model, and takes a broken one for an empty object.
+        arguments = self._structured_request(output_cls, prompt, llm_kwargs, prompt_args)
+        for response in self.stream_chat_with_tools(**arguments):
+            if tool_selections(response.message):
+                yield self._structured_object(output_cls, response)
+                return
+        self.get_tool_calls_from_response(response)
+
+    async def _structured_astream_call(
+        self,
+        output_cls: type[BaseModel],
+        prompt: BasePromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> AsyncGenerator[Any, None]:
+        arguments = self._structured_request(output_cls, prompt, llm_kwargs, prompt_args)
+
+        async def objects() -> AsyncGenerator[Any, None]:
+            async for response in await self.astream_chat_with_tools(**arguments):
+                if tool_selections(response.message):
+                    yield self._structured_object(output_cls, response)
+                    return
+            self.get_tool_calls_from_response(response)
+
+        return objects()
+
+    def _structured_request(
+        self,
+        output_cls: type[BaseModel],
+        prompt: BasePromptTemplate,
+        llm_kwargs: dict[str, Any] | None,
+        prompt_args: dict[str, Any],
+    ) -> dict[str, Any]:
+        """Arguments of `stream_chat_with_tools` that have `output_cls` called as a tool."""
+        return {
+            **(llm_kwargs or {}),
+            "tools": [get_function_tool(output_cls)],
+            "chat_history": self._extend_messages(prompt.format_messages(llm=self, **prompt_args)),
+            "tool_required": True,
+        }
+
+    def _structured_object(self, output_cls: type[BaseModel], response: ChatResponse) -> BaseModel:
+        return output_cls.model_validate(self.get_tool_calls_from_response(response)[0].tool_kwargs)
 
     # -- Requests --
 
@@ -317,12 +403,11 @@ class SSDLLM(FunctionCallingLLM):
 
     def _chat_request(self, messages: Sequence[ChatMessage], overrides: dict[str, Any]) -> Request:
         tools = overrides.pop("tools", None) or None
-        parallel = overrides.pop("parallel_tool_calls", True)
         params = self._params(overrides)
         to_prompt = self.messages_to_prompt
         if to_prompt is not None and to_prompt is not generic_messages_to_prompt:
-            return Request(to_prompt(messages), params, tools, parallel)
-        return Request(to_engine_messages(messages, self.system_prompt), params, tools, parallel)
+            return Request(to_prompt(messages), params, tools)
+        return Request(to_engine_messages(messages, self.system_prompt), params, tools)
 
     # -- Copies --
 
@@ -343,19 +428,5 @@ class SSDLLM(FunctionCallingLLM):
         return {"__dict__": {name: value for name, value in self.__dict__.items() if name not in process_bound}}
 
 
-def _stream(
-    engine: SSDEngine, request: Request, add: Callable[[Piece], Response | None]
-) -> Generator[Response, None, None]:
-    with closing(engine.stream(**request.arguments)) as pieces:
-        for piece in pieces:
-            if (response := add(piece)) is not None:
-                yield response
-
-
-async def _astream(
-    engine: SSDEngine, request: Request, add: Callable[[Piece], Response | None]
-) -> AsyncGenerator[Response, None]:
-    async with aclosing(engine.astream(**request.arguments)) as pieces:
-        async for piece in pieces:
-            if (response := add(piece)) is not None:
-                yield response
+def _finish_reason(response: ChatResponse) -> str | None:
+    return response.raw.get("finish_reason") if isinstance(response.raw, dict) else None

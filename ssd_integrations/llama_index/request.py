@@ -18,12 +18,11 @@ class EngineArguments(TypedDict):
 
 @dataclass(frozen=True)
 class Request:
-    """One call: what the engine is asked, and whether the answer may hold more than one tool call."""
+    """One call: what the engine is asked."""
 
     prompt: str | list[dict[str, Any]]
     params: GenerationParams
     tools: list[dict[str, Any]] | None = None
-    parallel_tool_calls: bool = True
 
     @property
     def arguments(self) -> EngineArguments:

@@ -25,11 +25,10 @@ from ssd_engine.result import GenerationResult, InvalidToolCall, Piece, TokenLog
 class Answer:
     """One answer as it grows, piece by piece, and as LlamaIndex is told of it.
 
-    `model_name` goes into `raw`. Without `parallel_tool_calls` the first call of an answer stands alone.
+    `model_name` goes into `raw`.
     """
 
     model_name: str
-    parallel_tool_calls: bool = True
     text: str = ""
     tool_calls: list[ToolCall] = field(default_factory=list)
     invalid_tool_calls: list[InvalidToolCall] = field(default_factory=list)
@@ -83,8 +82,6 @@ class Answer:
 
     def _add_calls(self, calls: Iterable[ToolCall], invalid: Iterable[InvalidToolCall]) -> None:
         self.tool_calls += calls
-        if not self.parallel_tool_calls:
-            del self.tool_calls[1:]
         self.invalid_tool_calls += invalid
 
     def _message(self) -> ChatMessage:
