@@ -122,6 +122,11 @@ class ToolCallParser:
                 if final:
                     self._accept(calls, end)
                 return final
+            if calls and final and self._buffer.startswith("{", end):
+                self._accept(calls, end)
+                self._reject(len(self._buffer), "the answer ended within this call", None)
+                self._buffer = ""
+                return False
         self._state = self._read_text
         return True
 
@@ -239,7 +244,9 @@ class ToolCallParser:
             try:
                 value, end = _decode(self._buffer, end)
             except json.JSONDecodeError as error:
-                return (None if not final and _may_go_on(error) else []), start
+                if final and _may_go_on(error):  # what is whole stands
+                    return calls, end
+                return (None if _may_go_on(error) else []), start
             found = [self._implicit_call(item) for item in (value if isinstance(value, list) else [value])]
             if not all(found):
                 return [], start

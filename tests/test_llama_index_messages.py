@@ -22,7 +22,7 @@ from llama_index.core.tools import FunctionTool
 
 from ssd_engine import SSDEngine
 from ssd_engine.errors import InvalidRequestError
-from ssd_engine.result import GenerationResult, InvalidToolCall, Piece, ToolCall, Usage
+from ssd_engine.result import GenerationResult, InvalidToolCall, ToolCall, Usage
 from ssd_engine.trace import SafetyTrace
 from ssd_integrations.llama_index import SSDLLM
 from ssd_integrations.llama_index.messages import to_engine_messages
@@ -223,7 +223,6 @@ def test_invalid_calls_alone_are_no_calls(llm: SSDLLM) -> None:
     assert llm.get_tool_calls_from_response(response, error_on_no_tool_call=False) == []
     with pytest.raises(ValueError, match="0 valid and 1 invalid"):
         llm.get_tool_calls_from_response(response)
-
 
 
 def test_an_answers_message_can_be_sent_back() -> None:
