@@ -6,6 +6,7 @@ import copy
 import os
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -104,6 +105,18 @@ def tiny_engine(
     """An engine on a small random pair that often agrees; text is gibberish, in bytes of all kinds."""
     with SSDEngine(*tiny_pair, tokenizer=tokenizer, name="tiny") as engine:
         yield engine
+
+
+@pytest.fixture
+def saved_pair(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> dict[str, str]:
+    """Folders of a small random pair, under the names that the integrations take."""
+    folders = {}
+    for seed, role in enumerate(("model", "draft")):
+        folder = tmp_path / role
+        make_model(seed, len(tokenizer), hidden_size=16, layers=1).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        folders[role] = str(folder)
+    return folders
 
 
 @pytest.fixture(scope="session")

@@ -8,12 +8,10 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import llama_index.core.instrumentation as instrument
 import pytest
-import torch
 from llama_index.core.base.llms.types import (
     ChatMessage,
     LLMMetadata,
@@ -29,7 +27,6 @@ from llama_index.core.instrumentation.events.llm import (
     LLMCompletionInProgressEvent,
     LLMCompletionStartEvent,
 )
-from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from ssd_engine import SSDConfig, SSDEngine
 from ssd_engine.errors import InvalidRequestError
@@ -274,28 +271,6 @@ def test_a_failed_call_is_reported_to_callbacks(tiny_engine: SSDEngine) -> None:
 
 
 # -- Engines, copies, optional extras --
-
-
-@pytest.fixture
-def saved_pair(tiny_engine: SSDEngine, tmp_path: Path) -> dict[str, str]:
-    """Folders of a tiny random pair, under the names that SSDLLM takes."""
-    folders = {}
-    for seed, role in enumerate(("model", "draft")):
-        torch.manual_seed(seed)
-        config = Qwen2Config(
-            vocab_size=len(tiny_engine.tokenizer),
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            max_position_embeddings=2048,
-        )
-        folder = tmp_path / role
-        Qwen2ForCausalLM(config).save_pretrained(folder)
-        tiny_engine.tokenizer.save_pretrained(folder)
-        folders[role] = str(folder)
-    return folders
 
 
 async def test_instances_that_name_one_pair_share_one_engine(saved_pair: dict[str, str]) -> None:

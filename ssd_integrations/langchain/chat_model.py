@@ -12,7 +12,7 @@ from langchain_core.language_models import LanguageModelInput
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.language_models.model_profile import ModelProfile
-from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import get_config_list
@@ -26,7 +26,13 @@ from ssd_engine.errors import InvalidRequestError
 from ssd_engine.models.presets import PRESETS, default_preset
 from ssd_engine.prompt import offered_tools
 from ssd_engine.result import Piece
-from ssd_integrations.langchain.events import areport_switches, report_switches
+from ssd_integrations.langchain.events import (
+    ChunkWithBins,
+    areport_switches,
+    areporting,
+    report_switches,
+    reporting,
+)
 from ssd_integrations.langchain.messages import to_ai_message, to_engine_messages, to_message_chunk
 from ssd_integrations.langchain.response_format import (
     Schema,
@@ -176,6 +182,11 @@ class ChatSSD(BaseChatModel):
         return ["ssd_integrations", "langchain"]
 
     @property
+    def lc_attributes(self) -> dict[str, Any]:
+        """What is saved in another form than it was given."""
+        return {} if self.config is None else {"config": self.config.model_dump()}
+
+    @property
     def model_name(self) -> str:
         """What responses and traces call this pair."""
         if self.engine is not None:
@@ -286,7 +297,6 @@ class ChatSSD(BaseChatModel):
         model = self._for_call(kwargs)
         with closing(model.load().stream(**model._request(messages, stop, kwargs))) as pieces:
             for piece in pieces:
-                report_switches(piece.bins, run_manager)
                 chunk = model._chunk(piece, calls)
                 calls += len(piece.tool_calls) + len(piece.invalid_tool_calls)
                 if run_manager:
@@ -305,12 +315,29 @@ class ChatSSD(BaseChatModel):
         engine = await model._aload()
         async with aclosing(engine.astream(**model._request(messages, stop, kwargs))) as pieces:
             async for piece in pieces:
-                await areport_switches(piece.bins, run_manager)
                 chunk = model._chunk(piece, calls)
                 calls += len(piece.tool_calls) + len(piece.invalid_tool_calls)
                 if run_manager:
                     await run_manager.on_llm_new_token(piece.text, chunk=chunk)
                 yield chunk
+
+    def invoke(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> AIMessage:
+        return super().invoke(input, reporting(config, self.callbacks), **kwargs)
+
+    async def ainvoke(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> AIMessage:
+        return await super().ainvoke(input, areporting(config, self.callbacks), **kwargs)
+
+    def stream(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> Iterator[AIMessageChunk]:
+        return super().stream(input, reporting(config, self.callbacks), **kwargs)
+
+    def astream(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> AsyncIterator[AIMessageChunk]:
+        return super().astream(input, areporting(config, self.callbacks), **kwargs)
 
     def batch(
         self,
@@ -341,7 +368,7 @@ class ChatSSD(BaseChatModel):
         )
 
     def _chunk(self, piece: Piece, first_call: int) -> ChatGenerationChunk:
-        return ChatGenerationChunk(message=to_message_chunk(piece, self.model_name, first_call))
+        return ChunkWithBins.of(piece.bins, message=to_message_chunk(piece, self.model_name, first_call))
 
     async def _aload(self) -> SSDEngine:
         # Loading takes seconds to minutes; the event loop goes on meanwhile.
