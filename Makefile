@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test check format clean
+.PHONY: install demo examples test check format clean
 
 install: $(VENV)/.installed
 
@@ -16,6 +16,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: install  ## one agent question through LangChain, one RAG question through LlamaIndex
 	$(BIN)/ssd models pull
 	$(BIN)/python examples/quickstart.py
+
+examples: demo  ## agents, a graph and RAG, in LangChain and LlamaIndex
+	$(BIN)/python examples/agent.py
+	$(BIN)/python examples/graph.py
+	$(BIN)/python examples/rag_langchain.py
+	$(BIN)/python examples/rag_llama_index.py
 
 test: install  ## the whole suite, the real pair included
 	$(BIN)/python -m pytest
