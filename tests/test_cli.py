@@ -356,6 +356,9 @@ def test_bench_measures_all_contenders_in_one_run(pair: list[str], tmp_path: Pat
     assert rows["ssd", 1]["share_of_bound"] > 0
     assert report["second_turn"]["history_tokens"] > report["second_turn"]["cached_tokens"] > 0
     assert report["contexts"][0]["prompt_tokens"] > 150
+    assert report["guided"]["json_tokens_per_second"] > 0
+    assert report["guided"]["forced_share"] > 0
+    assert "under a JSON schema" in done.stdout
     assert report["environment"]["torch"] in done.stdout
     assert plot.read_bytes().startswith(b"\x89PNG")
 

@@ -102,6 +102,13 @@ def _print(report: Report) -> None:
             f"Second turn after {turn.history_tokens} tokens of history: first token after {turn.second:.2f} s, "
             f"first turn {turn.first:.2f} s ({turn.second / turn.first:.2f} of it)."
         )
+    guided = report.guided
+    if guided is not None:
+        stdout.print(
+            f"ssd under a JSON schema: {guided.json_tokens_per_second:.2f} tokens/s after the first round, "
+            f"{guided.forced_share:.0%} of the tokens forced; text of the same length without a grammar "
+            f"{guided.free_tokens_per_second:.2f}. A grammar that allows any text takes {guided.overhead:.1%} of a round."
+        )
     compiled = ", compiled" if where["compile"] else ""
     stdout.print(
         f"Medians over {where['prompts']} prompts of {where['max_new_tokens']} tokens, greedy; generate and assisted "

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
-from ssd_engine.config import GenerationParams, SSDConfig
+from ssd_engine.config import GenerationParams, Grammar, SSDConfig
 from ssd_engine.engine import PREFIX_CACHE_BYTES, SSDEngine
 from ssd_engine.result import GenerationResult
 
@@ -72,6 +72,7 @@ class Sample:
     text: str = ""
     first_round_tokens: int = 1
     rounds: int = 0
+    forced_tokens: int = 0
     match_rate: float | None = None
     draft_forward: float = 0.0
     target_forward: float = 0.0
@@ -108,8 +109,10 @@ class EngineAnswerer:
     def close(self) -> None:
         self._engine.close()
 
-    def __call__(self, decoding: Decoding, prompts: Sequence[Messages], max_new_tokens: int) -> list[Sample]:
-        params = GenerationParams(max_new_tokens=max_new_tokens, decoding=decoding)
+    def __call__(
+        self, decoding: Decoding, prompts: Sequence[Messages], max_new_tokens: int, grammar: Grammar | None = None
+    ) -> list[Sample]:
+        params = GenerationParams(max_new_tokens=max_new_tokens, decoding=decoding, grammar=grammar)
         return [_sample(outcome) for outcome in self._engine.batch(prompts, params)]
 
 
@@ -126,6 +129,7 @@ def _sample(result: GenerationResult | Exception) -> Sample:
         text=result.text,
         first_round_tokens=trace.round_sizes[0],
         rounds=trace.rounds,
+        forced_tokens=trace.num_forced,
         match_rate=None if trace.decoding == "target" else trace.match_rate,
         draft_forward=timings.draft_forward,
         target_forward=timings.target_forward,
@@ -259,9 +263,12 @@ class HostProcess:
             1, mp_context=multiprocessing.get_context("spawn"), initializer=_load, initargs=(host, pair)
         )
 
-    def answer(self, decoding: Decoding, prompts: Sequence[Messages], max_new_tokens: int) -> list[Sample]:
+    def answer(
+        self, decoding: Decoding, prompts: Sequence[Messages], max_new_tokens: int, **options: Any
+    ) -> list[Sample]:
+        """Answer prompts that all arrive at once; `options` are what this library's answerer takes beside them."""
         self._is_loaded = True
-        return self._pool.submit(_answer, decoding, prompts, max_new_tokens).result()
+        return self._pool.submit(_answer, decoding, prompts, max_new_tokens, options).result()
 
     def close(self) -> None:
         if self._is_loaded:
@@ -284,8 +291,10 @@ def _load(host: Host, pair: Pair) -> None:
     _answerer = _ANSWERERS[host.library](host, pair)
 
 
-def _answer(decoding: Decoding, prompts: Sequence[Messages], max_new_tokens: int) -> list[Sample]:
-    samples = _answerer(decoding, prompts, max_new_tokens)
+def _answer(
+    decoding: Decoding, prompts: Sequence[Messages], max_new_tokens: int, options: dict[str, Any]
+) -> list[Sample]:
+    samples = _answerer(decoding, prompts, max_new_tokens, **options)
     return [replace(sample, peak_memory=peak_memory()) for sample in samples]
 
 

@@ -19,6 +19,8 @@ import torch
 from ssd_engine.config import SSDConfig
 from ssd_engine.errors import InvalidRequestError
 from ssd_engine.evaluation.contenders import Contender, Host, HostProcess, Messages, Pair, Sample, has_vllm
+from ssd_engine.evaluation.guided import GuidedReport
+from ssd_engine.evaluation.guided import measure as measure_guided
 
 PROMPTS = (
     "Explain in a few sentences how a bicycle stays upright.",
@@ -98,6 +100,8 @@ class Report:
     contexts: tuple[ContextRow, ...]
     second_turn: SecondTurn | None
     """None where `ssd` was not among the contenders."""
+    guided: GuidedReport | None
+    """None in the same case."""
     environment: dict[str, Any]
     samples: dict[str, list[list[Sample]]]
 
@@ -146,6 +150,9 @@ def run(
             samples.setdefault(_key(contender, len(group)), []).append(answers)
         engine = hosts.get(_ENGINE)
         context_rows = tuple(_context_row(engine, length, max_new_tokens) for length in contexts if engine)
+        if SSD in contenders:
+            progress("ssd under a grammar", len(tasks), len(tasks))
+        guided = measure_guided(hosts[_ENGINE]) if SSD in contenders else None
     second_turn = _second_turn(pair) if SSD in contenders else None
     rows = tuple(
         _row(contender, number, samples, pair.config)
@@ -154,7 +161,7 @@ def run(
         if _key(contender, number) in samples
     )
     environment = _environment(pair, max_new_tokens, len(prompts), list(hosts))
-    return Report(rows, context_rows, second_turn, environment, samples)
+    return Report(rows, context_rows, second_turn, guided, environment, samples)
 
 
 def _named(names: Sequence[str]) -> tuple[Contender, ...]:
