@@ -107,7 +107,8 @@ def _print(report: Report) -> None:
         stdout.print(
             f"ssd under a JSON schema: {guided.json_tokens_per_second:.2f} tokens/s after the first round, "
             f"{guided.forced_share:.0%} of the tokens forced; text of the same length without a grammar "
-            f"{guided.free_tokens_per_second:.2f}. A grammar that allows any text takes {guided.overhead:.1%} of a round."
+            f"{guided.free_tokens_per_second:.2f}. A grammar that allows any text takes {guided.overhead:.1%} of a "
+            "round."
         )
     compiled = ", compiled" if where["compile"] else ""
     stdout.print(
