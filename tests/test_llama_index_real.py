@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import pytest
 from llama_index.core import Document, MockEmbedding, Settings, SummaryIndex, VectorStoreIndex
-from llama_index.core.agent.workflow import FunctionAgent
+from llama_index.core.agent.workflow import AgentWorkflow, FunctionAgent, ReActAgent, ToolCallResult
 from llama_index.core.base.llms.types import (
     ChatMessage,
     MessageRole,
 )
 from llama_index.core.chat_engine import SimpleChatEngine
 from llama_index.core.memory import ChatMemoryBuffer
+from llama_index.core.prompts import PromptTemplate
 from llama_index.core.tools import FunctionTool
+from pydantic import BaseModel
 
 from ssd_engine import SSDEngine
 from ssd_integrations.llama_index import SSDLLM
@@ -83,6 +85,62 @@ async def test_real_pair_drives_an_agent(real_llm: SSDLLM) -> None:
     output = await agent.run("How many people live in Lyon?")
     assert [(call.tool_name, call.tool_kwargs) for call in output.tool_calls] == [("population", {"city": "Lyon"})]
     assert "522" in str(output)
+
+
+async def test_real_pair_drives_a_react_agent(real_llm: SSDLLM) -> None:
+    run = ReActAgent(tools=[POPULATION], llm=real_llm).run("How many people live in Lyon?", max_iterations=6)
+    called = [event async for event in run.stream_events() if isinstance(event, ToolCallResult)]
+    assert [(call.tool_name, call.tool_kwargs) for call in called] == [("population", {"city": "Lyon"})]
+    assert "522" in str(await run)
+
+
+async def test_real_pair_hands_over_between_agents(real_llm: SSDLLM) -> None:
+    """The first agent is made to hand over; the second is left to find its tool by itself."""
+    reception = FunctionAgent(
+        name="Reception",
+        description="Welcomes users.",
+        system_prompt="Hand every question about a city over to CityExpert.",
+        llm=real_llm,
+        can_handoff_to=["CityExpert"],
+        initial_tool_choice="handoff",
+    )
+    expert = FunctionAgent(
+        name="CityExpert",
+        description="Knows how many people live in a city.",
+        system_prompt=f"You know cities. {INSTRUCTIONS}",
+        tools=[POPULATION],
+        llm=real_llm,
+    )
+    workflow = AgentWorkflow(
+        agents=[reception, expert],
+        root_agent="Reception",
+        # So small a model takes LlamaIndex's own words for a reason to refuse.
+        handoff_prompt="Hand the user's question over to another agent, who can look the answer up. "
+        "The reason says what the user wants to know. Agents: {agent_info}",
+        handoff_output_prompt="{to_agent} takes over: {reason}",
+    )
+    run = workflow.run("How many people live in Lyon?", max_iterations=6)
+    called = [event.tool_name async for event in run.stream_events() if isinstance(event, ToolCallResult)]
+    output = await run
+    assert called == ["handoff", "population"]
+    assert output.current_agent_name == "CityExpert"
+    assert "522" in str(output)
+
+
+class City(BaseModel):
+    """A city and where it is."""
+
+    name: str
+    country: str
+
+
+async def test_real_pair_predicts_objects(real_llm: SSDLLM) -> None:
+    prompt = PromptTemplate("Where is {landmark}?")
+    city = real_llm.structured_predict(City, prompt, landmark="the Eiffel Tower")
+    assert (city.name, city.country) == ("Paris", "France")
+    *_, streamed = real_llm.stream_structured_predict(City, prompt, landmark="the Eiffel Tower")
+    assert streamed == city
+    assert real_llm.as_structured_llm(City).complete("Where is the Eiffel Tower?").raw == city
 
 
 def test_real_pair_answers_a_query_engine_as_settings_llm(real_llm: SSDLLM, monkeypatch: pytest.MonkeyPatch) -> None:
