@@ -37,7 +37,7 @@ from ssd_engine.cli import engine_options
 from ssd_engine.cli.console import stdout
 from ssd_engine.cli.engine_options import EngineOptions
 from ssd_engine.config import Decoding
-from ssd_engine.evaluation.speed import _processor
+from ssd_engine.evaluation.speed import processor
 from ssd_engine.result import GenerationResult
 
 AT_ONCE = 8
@@ -157,7 +157,7 @@ def main(
     print_any([answer for answer in answers if answer.tool_choice == "any"], decodings)
     stdout.print(
         f"{len(tasks)} tasks, greedy, answers of at most {max_tokens} tokens, {AT_ONCE} at once. {pair}. "
-        f"{os.cpu_count()} cores of {_processor()} ({torch.backends.cpu.get_cpu_capability()}); "
+        f"{os.cpu_count()} cores of {processor()} ({torch.backends.cpu.get_cpu_capability()}); "
         f"torch {version('torch')}, transformers {version('transformers')}; {datetime.date.today().isoformat()}."
     )
 

@@ -14,7 +14,7 @@ from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from ssd_engine import SSDEngine
+from ssd_engine import SSDConfig, SSDEngine
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # No test is to depend on how busy the machine is.
@@ -104,6 +104,15 @@ def tiny_engine(
 ) -> Iterator[SSDEngine]:
     """An engine on a small random pair that often agrees; text is gibberish, in bytes of all kinds."""
     with SSDEngine(*tiny_pair, tokenizer=tokenizer, name="tiny") as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def wary(tokenizer: PreTrainedTokenizerFast) -> Iterator[SSDEngine]:
+    """A pair that never agrees for long, so that Union takes over and holds."""
+    config = SSDConfig(bin_size=3, match_threshold=0.9, threshold_decay=0.0, alpha_union=0.0)
+    size = len(tokenizer)
+    with SSDEngine(make_model(1, size), make_model(99, size), tokenizer, config=config, name="wary") as engine:
         yield engine
 
 

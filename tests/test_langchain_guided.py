@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +14,6 @@ from langchain_core.load import dumpd, load
 from langchain_core.messages import AIMessage, SystemMessage
 from langchain_core.tools import tool
 from pydantic import BaseModel
-from transformers import PreTrainedTokenizerFast
 from typing_extensions import TypedDict
 
 from ssd_engine import SSDConfig, SSDEngine
@@ -196,15 +194,6 @@ class AsyncSwitches(AsyncCallbackHandler):
 
     async def on_custom_event(self, name: str, data: Any, **kwargs: Any) -> None:
         self.seen.append((name, data))
-
-
-@pytest.fixture(scope="module")
-def wary(tokenizer: PreTrainedTokenizerFast) -> Iterator[SSDEngine]:
-    """A pair that never agrees for long, so that Union takes over and holds."""
-    config = SSDConfig(bin_size=3, match_threshold=0.9, threshold_decay=0.0, alpha_union=0.0)
-    size = len(tokenizer)
-    with SSDEngine(make_model(1, size), make_model(99, size), tokenizer, config=config, name="wary") as engine:
-        yield engine
 
 
 async def test_a_refusal_is_an_answer_and_no_call_by_every_route(wary: SSDEngine) -> None:

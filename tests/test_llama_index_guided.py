@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import llama_index.core.instrumentation as instrument
 import pytest
-from conftest import make_model
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events import BaseEvent
 from llama_index.core.prompts import PromptTemplate
 from llama_index.core.tools import FunctionTool
 from pydantic import BaseModel
-from transformers import PreTrainedTokenizerFast
 
-from ssd_engine import SSDConfig, SSDEngine
+from ssd_engine import SSDEngine
 from ssd_engine.errors import JailbreakRiskError
 from ssd_integrations.llama_index import SSDLLM
 from ssd_integrations.llama_index.events import SchemeSwitchEvent
@@ -71,15 +68,6 @@ async def test_an_object_that_max_tokens_cuts_off_is_an_error(llm: SSDLLM) -> No
 def get_weather(city: str) -> str:
     """Current weather in a city."""
     return f"sunny in {city}"
-
-
-@pytest.fixture(scope="module")
-def wary(tokenizer: PreTrainedTokenizerFast) -> Iterator[SSDEngine]:
-    """A pair that never agrees for long, so that Union takes over and holds."""
-    config = SSDConfig(bin_size=3, match_threshold=0.9, threshold_decay=0.0, alpha_union=0.0)
-    size = len(tokenizer)
-    with SSDEngine(make_model(1, size), make_model(99, size), tokenizer, config=config, name="wary") as engine:
-        yield engine
 
 
 async def test_a_refusal_is_an_answer_and_no_call_by_every_route(wary: SSDEngine) -> None:

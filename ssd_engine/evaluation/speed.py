@@ -278,7 +278,7 @@ def _environment(pair: Pair, max_new_tokens: int, num_prompts: int, hosts: Seque
         "compile": pair.compile,
         "prompts": num_prompts,
         "max_new_tokens": max_new_tokens,
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "python": platform.python_version(),
@@ -286,7 +286,8 @@ def _environment(pair: Pair, max_new_tokens: int, num_prompts: int, hosts: Seque
     }
 
 
-def _processor() -> str:
+def processor() -> str:
+    """What this machine calls its processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
