@@ -111,6 +111,7 @@ async def test_real_pair_hands_over_between_agents(real_llm: SSDLLM) -> None:
         "Once you have its result, answer the user in one plain sentence.",
         tools=[POPULATION],
         llm=real_llm,
+        can_handoff_to=[],
     )
     workflow = AgentWorkflow(
         agents=[reception, expert],
