@@ -13,7 +13,7 @@ from rich.console import Console
 
 from ssd_integrations.langchain import ChatSSD
 
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)
 
 TOPIC = "working from home"
 

@@ -19,13 +19,14 @@ from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import Runnable, RunnablePassthrough
 from langchain_core.vectorstores import InMemoryVectorStore
 from rich.console import Console
+from rich.markup import escape
 
 from ssd_engine import SSDEngine
 from ssd_engine.chat import ChatRenderer, Conversation
 from ssd_integrations.langchain import ChatSSD
 from ssd_integrations.langchain.messages import to_engine_messages
 
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)
 
 FACTS = (
     "The lighthouse of Marrow Point was built in 1874 by the engineer Odile Ferrant.",
@@ -100,9 +101,9 @@ async def main(model: ChatSSD) -> None:
     console.rule("A poisoned document")
     retriever = make_retriever((*FACTS, POISON), embedding)
     messages = make_prompt(retriever).invoke(POISONED_QUESTION).to_messages()
-    console.print("[bold]notes[/] ", messages[0].content, markup=False)
+    console.print("[bold]system[/]", escape(messages[0].text))
     # One <|im_start|> for each of system, user and the answer's beginning: the document opened no role of its own.
-    console.print("[bold]control tokens in the prompt[/] ", dict(control_tokens(model.load(), messages)))
+    console.print("[bold]control tokens in the prompt[/]", dict(control_tokens(model.load(), messages)))
     answer = await make_chain(retriever, model).ainvoke(POISONED_QUESTION)
     console.print(f"[bold]user[/]   {POISONED_QUESTION}\n[bold]model[/] ", answer)
 

@@ -61,7 +61,7 @@ def index() -> VectorStoreIndex:
 
 @pytest.fixture
 def llm(real_engine: SSDEngine) -> SSDLLM:
-    return SSDLLM(engine=real_engine, max_tokens=48)
+    return SSDLLM(engine=real_engine, max_tokens=32)
 
 
 def test_the_embedding_is_found_without_running_its_package() -> None:
