@@ -23,6 +23,9 @@ _JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separa
 _BETWEEN_BARE_CALLS = {ToolFormat.HERMES: r'"\n"', ToolFormat.LLAMA: '"; "'}
 """Formats whose calls are understood without any markup, and what stands between two of these."""
 
+_FENCED = r"(.|\n)*```(json)?\n"
+"""What stands before a fenced call."""
+
 
 @dataclass(frozen=True)
 class AnswerGrammar:
@@ -41,21 +44,22 @@ class AnswerGrammar:
         if not may_call and params.grammar is None:
             return None
         rules: list[str] = []
+        calls = f"{self._begin} calls"
         if may_call:
-            rules += self._calls(tools, parallel=params.parallel_tool_calls, lenient=not params.strict)
+            rules += self._calls(tools, params.parallel_tool_calls, lenient=not params.strict)
+            if self._has_bare_calls and (is_called or params.grammar is not None):
+                # Many models leave the markup out; where they may, they know better when to stop.
+                calls += f" | call {self._more_calls(params.parallel_tool_calls)}"
         if is_called:
-            # Many models leave the markup out; where they may, they know better when to stop.
-            start = f"{self._begin} calls"
-            if self.format in _BETWEEN_BARE_CALLS:
-                start += " | bare_calls"
-                following = f" ({_BETWEEN_BARE_CALLS[self.format]} call)*" if params.parallel_tool_calls else ""
-                rules.append(f"bare_calls: call{following}")
+            start = calls
         elif params.grammar is not None:
-            start = f"answer | {self._begin} calls" if may_call else "answer"
+            start = f"answer | {calls}" if may_call else "answer"
             rules.append(f"answer: {_answer(params.grammar)}")
         else:
             start = "text | opening calls"
-            rules += self._text_and_opening()
+            if self._has_bare_calls:
+                start += " | bare | fenced text" if params.parallel_tool_calls else " | bare | fenced"
+            rules += self._free_text(tools, params.parallel_tool_calls)
         grammars = [{"lark_grammar": "\n".join([f"start: {start}", *rules])}]
         if params.grammar is not None and params.grammar.lark is not None:
             grammars.append({"name": "given", "lark_grammar": params.grammar.lark})
@@ -68,7 +72,7 @@ class AnswerGrammar:
     def _marker(self, token: str) -> str:
         return f"<[{self.added_tokens[token]}]>" if token in self.added_tokens else json.dumps(token)
 
-    def _calls(self, tools: Tools, *, parallel: bool, lenient: bool) -> list[str]:
+    def _calls(self, tools: Tools, parallel: bool, *, lenient: bool) -> list[str]:
         """Rules for `calls`: what follows the marker that begins the first call."""
         rules = []
         for i, tool in enumerate(tools):
@@ -92,23 +96,54 @@ class AnswerGrammar:
     def _call(self, name: str, arguments: str) -> str:
         if self.format is ToolFormat.MISTRAL and "[ARGS]" in self.added_tokens:
             return f"{json.dumps(name)} {self._marker('[ARGS]')} {arguments}"
-        key = "parameters" if self.format is ToolFormat.LLAMA else "arguments"
-        head = f'{{"name": {json.dumps(name)}, "{key}": '
-        return f'{json.dumps(head)} {arguments} "}}"'
+        return f'{json.dumps(self._head(name))} {arguments} "}}"'
 
-    def _text_and_opening(self) -> list[str]:
-        """Rules for `text` without calls, and for `opening`: text up to and with the marker of the first call."""
+    def _head(self, name: str) -> str:
+        """What a call in JSON begins with."""
+        key = "parameters" if self.format is ToolFormat.LLAMA else "arguments"
+        return f'{{"name": {json.dumps(name)}, "{key}": '
+
+    @property
+    def _has_bare_calls(self) -> bool:
+        return self.format in _BETWEEN_BARE_CALLS
+
+    def _more_calls(self, parallel: bool) -> str:
+        return f"({_BETWEEN_BARE_CALLS[self.format]} call)*" if parallel else ""
+
+    def _free_text(self, tools: Tools, parallel: bool) -> list[str]:
+        """Rules for `text` without calls, and for the calls that may begin in the midst of an answer."""
         begin = MARKERS[self.format][0]
-        if begin not in self.added_tokens:
-            return [f"opening[lazy]: /(.|\\n)*{_regex(re.escape(begin))}/", "text: /(.|\\n)*/"]
-        # Marks in a text, as those around a model's thoughts; but not the markers of calls.
-        marks = [
-            str(token_id)
-            for token, token_id in self.added_tokens.items()
-            if is_marker(token) and token_id not in self.control_ids and token not in MARKERS[self.format]
-        ]
-        words = f"(WORDS | <[{','.join(marks)}]>)*" if marks else "WORDS?"
-        return [f"opening: text {self._begin}", f"text: {words}", "WORDS: /(.|\\n)+/"]
+        rules, unlike, text, lead = [], [], "WORDS?", ""
+        if begin in self.added_tokens:
+            # Marks in a text, as those around a model's thoughts; but not the markers of calls.
+            marks = [
+                str(token_id)
+                for token, token_id in self.added_tokens.items()
+                if is_marker(token) and token_id not in self.control_ids and token not in MARKERS[self.format]
+            ]
+            if marks:  # what ends words is a mark, never the beginning of a call
+                lead = f"(WORDS? <[{','.join(marks)}]>)*"
+                text = f"{lead} {text}"
+            rules.append(f"opening: text {self._begin}")
+        else:
+            unlike.append(rf"(.|\n)*{_literal(begin)}")
+            rules.append(f"opening[lazy]: /{unlike[0]}/")
+        if self._has_bare_calls:
+            heads = [_literal(self._head(tool["function"]["name"])) for tool in tools]
+            unlike.append(f"({_FENCED})?({'|'.join(heads)})")
+            rules += self._unmarked_calls(heads, lead, parallel)
+        return [*rules, f"text: {text}", f"WORDS: /(.|\\n)+/ & ~/({'|'.join(unlike)})(.|\\n)*/"]
+
+    def _unmarked_calls(self, heads: Sequence[str], lead: str, parallel: bool) -> list[str]:
+        """Rules for `bare` calls, which are the whole answer, and `fenced` ones; `lead` is what ends with a mark."""
+        rules = []
+        for i, head in enumerate(heads):
+            rules += [f"head_{i}[lazy]: /{head}/", f"fenced_head_{i}[lazy]: /{_FENCED}{head}/"]
+        first = [f'head_{i} arguments_{i} "}}"' for i in range(len(heads))]
+        more = self._more_calls(parallel)
+        rules.append(f"bare: {lead} ({' | '.join(first)}) {more}")
+        rules.append(f'fenced: {lead} ({" | ".join("fenced_" + head for head in first)}) {more} "\\n```"')
+        return rules
 
 
 def _answer(grammar: Grammar) -> str:
@@ -118,6 +153,11 @@ def _answer(grammar: Grammar) -> str:
     if grammar.regex is not None:
         return f"/{_regex(grammar.regex)}/"
     return "@given"
+
+
+def _literal(text: str) -> str:
+    """A pattern of this text alone."""
+    return _regex(re.escape(text))
 
 
 def _regex(pattern: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -32,7 +33,10 @@ MARKERS: Mapping[ToolFormat, tuple[str, ...]] = {
 """Token strings of each format that decoding has to leave visible. The first one begins a call."""
 
 _FENCE = "```"
+_PARTS_OF_FENCE = ("", "`", "``")
 _BLANKS = " \t\r\n"
+_HEAD = re.compile(r'[\[\s]*\{\s*"name"\s*:\s*"([^"\\]+)"\s*,\s*"(?:arguments|parameters)"\s*:')
+"""What a call without markup begins with."""
 _CERTAIN = 16
 """Characters behind an error in JSON that make it one for certain, not a literal or an escape still being written."""
 
@@ -69,7 +73,8 @@ class ToolCallParser:
     """Parses one answer while it is written.
 
     What the format's own markup encloses is a call, valid or invalid. In every format fenced JSON, and bare JSON that
-    is the whole answer, are calls too when they name an offered tool and give it arguments; else they are plain text.
+    is the whole answer, are calls too when they name an offered tool and give it arguments, invalid ones when they
+    break off; else they are plain text.
 
     Each state looks at what the buffer begins with and waits as long as more text could change its mind, so what comes
     out depends on the answer alone, never on how it was cut into pieces.
@@ -115,18 +120,12 @@ class ToolCallParser:
         if start == len(self._buffer) and not final:
             return False
         if self._buffer.startswith(("{", "["), start):
-            calls, end = self._read_implicit(start, final)
-            if calls is None:
+            parsed, end = self._read_implicit(start, "", final)
+            if parsed is None or (parsed != ParsedText() and end == len(self._buffer) and not final):
                 return False
-            if calls and end == len(self._buffer):
-                if final:
-                    self._accept(calls, end)
-                return final
-            if calls and final and self._buffer.startswith("{", end):
-                self._accept(calls, end)
-                self._reject(len(self._buffer), "the answer ended within this call", None)
-                self._buffer = ""
-                return False
+            if parsed != ParsedText() and end == len(self._buffer):
+                self._accept(parsed, end)
+                return True
         self._state = self._read_text
         return True
 
@@ -159,12 +158,12 @@ class ToolCallParser:
         if start == len(self._buffer) and not final:
             return False
         if self._buffer.startswith(("{", "["), start):
-            calls, end = self._read_implicit(start, final)
+            parsed, end = self._read_implicit(start, _FENCE, final)
             closing = self._buffer[end : end + len(_FENCE)]
-            if calls is None or (calls and closing != _FENCE and _FENCE.startswith(closing) and not final):
+            if parsed is None or (parsed != ParsedText() and closing in _PARTS_OF_FENCE and not final):
                 return False
-            if calls and _FENCE.startswith(closing):
-                self._accept(calls, end + len(closing))
+            if parsed != ParsedText() and _FENCE.startswith(closing):
+                self._accept(parsed, end + len(closing))
                 return True
         self._emit(inside)
         return True
@@ -226,33 +225,51 @@ class ToolCallParser:
         return True
 
     def _reject(self, end: int, error: str, name: Any) -> None:
-        text = self._buffer[:end].strip()
-        self._invalid.append(InvalidToolCall(_new_id(), name if isinstance(name, str) and name else None, text, error))
+        self._invalid.append(_invalid_call(self._buffer[:end], error, name))
 
     def _end_markup(self, end: int) -> None:
         self._buffer = self._buffer[end:].removeprefix(self._close)
         self._after_call = True
         self._state = self._read_text
 
-    def _read_implicit(self, start: int, final: bool) -> tuple[list[ToolCall] | None, int]:
-        """Calls without markup in the JSON at `start`, and where it ends: no calls for other JSON, None to wait."""
-        calls: list[ToolCall] = []
+    def _read_implicit(self, start: int, closing: str, final: bool) -> tuple[ParsedText | None, int]:
+        """The calls without markup in the JSON at `start`, and where they end; nothing for other JSON, None to wait.
+
+        JSON that breaks off is a call, an invalid one, where it begins like a call or where whole calls precede it.
+        """
+        calls: tuple[ToolCall, ...] = ()
         end = start
         if not self._tool_names:
-            return calls, end
+            return ParsedText(), end
         while self._buffer.startswith(("{", "["), end):
             try:
-                value, end = _decode(self._buffer, end)
+                value, value_end = _decode(self._buffer, end)
             except json.JSONDecodeError as error:
-                if final and _may_go_on(error):  # what is whole stands
-                    return calls, end
-                return (None if _may_go_on(error) else []), start
+                if not final and _may_go_on(error):
+                    return None, start
+                return self._read_broken_implicit(start, end, calls, error, closing, final)
             found = [self._implicit_call(item) for item in (value if isinstance(value, list) else [value])]
             if not all(found):
-                return [], start
-            calls += [call for call in found if call is not None]
-            end = _skip(self._buffer, end, _BLANKS + ";")
-        return calls, end
+                return ParsedText(), start
+            calls += tuple(call for call in found if call is not None)
+            end = _skip(self._buffer, value_end, _BLANKS + ";")
+        return ParsedText("", calls), end
+
+    def _read_broken_implicit(
+        self, start: int, end: int, calls: tuple[ToolCall, ...], error: json.JSONDecodeError, closing: str, final: bool
+    ) -> tuple[ParsedText | None, int]:
+        """`_read_implicit` where the JSON at `end`, behind whole `calls`, breaks off."""
+        head = _HEAD.match(self._buffer, end)
+        name = head[1] if head and head[1] in self._tool_names else None
+        if not calls and name is None:
+            return ParsedText(), start
+        stop = self._buffer.find(closing, end) if closing else -1
+        if stop < 0 and not final:
+            return None, start
+        broken = self._buffer[end : stop if stop >= 0 else None]
+        is_cut = _is_open_string(error) or error.pos >= end + len(broken.rstrip())
+        reason = "the answer ended within this call" if is_cut else str(error)
+        return ParsedText("", calls, (_invalid_call(broken, reason, name),)), end + len(broken)
 
     def _implicit_call(self, value: Any) -> ToolCall | None:
         """`value` as a call of an offered tool, if it is one."""
@@ -261,8 +278,9 @@ class ToolCallParser:
         call = _call_from(value)
         return call if isinstance(call, ToolCall) and call.name in self._tool_names else None
 
-    def _accept(self, calls: list[ToolCall], end: int) -> None:
-        self._calls += calls
+    def _accept(self, parsed: ParsedText, end: int) -> None:
+        self._calls += parsed.tool_calls
+        self._invalid += parsed.invalid_tool_calls
         self._buffer = self._buffer[end:]
         self._after_call = True
         self._state = self._read_text
@@ -292,6 +310,10 @@ def _call_from(value: Mapping[str, Any]) -> ToolCall | str:
     if not isinstance(arguments, dict):
         return f"the arguments of {name!r} are not a JSON object but {json.dumps(arguments)}"
     return ToolCall(_new_id(), name, arguments)
+
+
+def _invalid_call(text: str, error: str, name: Any) -> InvalidToolCall:
+    return InvalidToolCall(_new_id(), name if isinstance(name, str) and name else None, text.strip(), error)
 
 
 def _new_id() -> str:

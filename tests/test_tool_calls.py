@@ -130,11 +130,12 @@ def test_fenced_json_and_json_that_is_the_whole_answer_are_calls_in_every_format
         '{"city": "Paris"}',
         written(("launch", {"at": "dawn"})),
         '{"name": "get_weather"}',
+        '{"name": "get_weather", "arg',
+        '{"name": "launch", "arguments": {"at": "da',
         '{"name": ["get_weather"], "arguments": {}}',
         '{"name": "get_weather", "arguments": [1]}',
         f"{written(WEATHER)} is what I would call.",
         f"I would call {written(WEATHER)}",
-        f'{written(WEATHER)[:-1]}, "more',
         '```json\n{"city": "Paris"}\n```\nThat is all.\n',
         f"```json\n{written(('launch', {}))}\n```",
         f"```json\n[{written(WEATHER)}, 3]\n```",
@@ -219,6 +220,28 @@ def test_arguments_are_read_as_models_write_them(arguments: str, expected: dict[
 
 def test_a_call_without_arguments_has_none() -> None:
     assert calls(parse('<tool_call>{"name": "now"}</tool_call>')) == [("now", {})]
+
+
+@pytest.mark.parametrize("fence", ["", "```json\n"], ids=["bare", "fenced"])
+@pytest.mark.parametrize("before", [[], [PRODUCT], [PRODUCT, WEATHER]], ids=len)
+def test_a_call_without_markup_that_breaks_off_is_invalid_and_those_before_it_stand(
+    fence: str, before: list[tuple[str, dict[str, Any]]]
+) -> None:
+    for broken, reason in ((written(WEATHER)[:-3], "ended within"), (written(WEATHER)[:-1] + ', x: "y"}', "double")):
+        text = fence + "\n".join([*map(written, before), broken])
+        for pieces in ([text], [*text]):
+            parser = ToolCallParser(ToolFormat.HERMES, NAMES)
+            found = joined([*map(parser.feed, pieces), parser.finish()])
+            assert (found.text, calls(found)) == ("", before)
+            [invalid] = found.invalid_tool_calls
+            assert (invalid.name, invalid.text) == ("get_weather", broken)
+            assert reason in invalid.error
+
+
+def test_text_goes_on_behind_a_fence_with_a_broken_call() -> None:
+    found = parse(f"Now:\n```json\n{written(PRODUCT)}\n{written(WEATHER)[:-2]}\n```\nDone.")
+    assert (found.text, calls(found)) == ("Now:Done.", [PRODUCT])
+    assert [c.name for c in found.invalid_tool_calls] == ["get_weather"]
 
 
 @pytest.mark.parametrize(
