@@ -174,7 +174,7 @@ class Answer:
         parsed = ParsedText(text) if parser is None else parser.feed(text)
         if parser is not None and self.is_finished:
             parsed += parser.finish()
-        if not self._settings.params.parallel_tool_calls:  # calls without markup are not guided: there may be more
+        if not self._settings.params.parallel_tool_calls:  # not every call is guided: there may be more
             parsed = replace(parsed, tool_calls=parsed.tool_calls[: 0 if self._calls else 1])
         self._texts.append(parsed.text)
         self._calls += parsed.tool_calls

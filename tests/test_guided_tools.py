@@ -12,8 +12,10 @@ from transformers import PreTrainedTokenizerFast
 
 from ssd_engine import GenerationParams, Grammar, SSDEngine
 from ssd_engine.answer import Answer, AnswerSettings
+from ssd_engine.answer_grammar import AnswerGrammar
 from ssd_engine.detokenizer import Detokenizer
 from ssd_engine.errors import InvalidRequestError
+from ssd_engine.grammar import GrammarCompiler
 from ssd_engine.scheme import Scheme
 from ssd_engine.tool_calls import ToolCallParser, ToolFormat
 from ssd_engine.verify import Choice
@@ -114,6 +116,37 @@ def test_auto_guides_a_call_from_its_marker_on(family: str) -> None:
         assert opened, "the models never opened a call: this test shows nothing"
 
 
+@pytest.mark.parametrize(
+    ("written", "stopped_at", "may_end"),
+    [
+        # A call of an offered tool has to follow its schema and to be whole,
+        ('{"name": "paint", "arguments": {"size": "huge"}}', "huge", False),
+        ('{"name": "paint", "arguments": {"size": "small", "coats": 3}', "", False),
+        ('{"name": "paint", "arguments": {"size": "small", "coats": 3}} is it', " is it", True),
+        ('Like this:\n```json\n{"name": "count", "arguments": {"items": "none"}}', '"none"', False),
+        ('```\n{"name": "count", "arguments": {"items": [1]}}', "", False),
+        ('```\n{"name": "count", "arguments": {"items": [1]}}\n```\nDone', "", True),
+        # and all else is free text.
+        ('{"name": "Ann", "arguments": 3} is it', "", True),
+        ('I write {"name": "paint", "arguments": {"size": "huge"}}', "", True),
+        ('```python\n{"name": "paint", "arguments": {"size": "huge"}}', "", True),
+    ],
+)
+def test_auto_guides_calls_without_markup_from_their_arguments_on(
+    tokenizer: PreTrainedTokenizerFast, written: str, stopped_at: str, may_end: bool
+) -> None:
+    eos_id = tokenizer.convert_tokens_to_ids(tokenizer.eos_token)
+    grammar = AnswerGrammar(ToolFormat.HERMES, tokenizer.added_tokens_encoder, set(tokenizer.all_special_ids))
+    source = grammar.source(GenerationParams(), TOOLS)
+    assert source is not None
+    guide = GrammarCompiler(tokenizer, len(tokenizer), [eos_id]).compile(source)
+    token_ids = tokenizer(written, add_special_tokens=False).input_ids
+    while token_ids and guide.allowed[token_ids[0]]:
+        guide.advance([token_ids.pop(0)])
+    assert tokenizer.decode(token_ids)[:2] == stopped_at[:2]
+    assert guide.allowed[eos_id] == may_end
+
+
 def test_a_named_tool_is_the_one_that_is_called(tiny_engine: SSDEngine) -> None:
     for name in ("paint", "count"):
         params = GenerationParams(max_new_tokens=200, tool_choice=name, parallel_tool_calls=False)
@@ -189,7 +222,7 @@ def test_a_call_that_max_tokens_cuts_off_is_no_call(tiny_engine: SSDEngine) -> N
 
 
 def test_without_parallel_calls_the_first_of_several_stands_alone(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Calls without markup are not guided, so a model may write more than it was asked for."""
+    """Not every call is guided, so a model may write more than it was asked for."""
     calls = "\n".join(json.dumps({"name": "now", "arguments": {"i": i}}) for i in range(3))
     for parallel, number in ((True, 3), (False, 1)):
         answer = Answer(
