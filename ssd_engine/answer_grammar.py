@@ -20,6 +20,9 @@ Tools = Sequence[Mapping[str, Any]]
 _JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """As `json.dumps` writes and models are used to; where no blanks are free, more tokens are forced."""
 
+_LOOSE_STYLE = {"whitespace_flexible": True}
+"""As models may write it that were not told to begin a call."""
+
 _BETWEEN_BARE_CALLS = {ToolFormat.HERMES: r'"\n"', ToolFormat.LLAMA: '"; "'}
 """Formats whose calls are understood without any markup, and what stands between two of these."""
 
@@ -59,7 +62,7 @@ class AnswerGrammar:
             start = "text | opening calls"
             if self._has_bare_calls:
                 start += " | bare | fenced text" if params.parallel_tool_calls else " | bare | fenced"
-            rules += self._free_text(tools, params.parallel_tool_calls)
+            rules += self._free_text(tools, params.parallel_tool_calls, lenient=not params.strict)
         grammars = [{"lark_grammar": "\n".join([f"start: {start}", *rules])}]
         if params.grammar is not None and params.grammar.lark is not None:
             grammars.append({"name": "given", "lark_grammar": params.grammar.lark})
@@ -76,8 +79,7 @@ class AnswerGrammar:
         """Rules for `calls`: what follows the marker that begins the first call."""
         rules = []
         for i, tool in enumerate(tools):
-            schema = tool["function"].get("parameters") or {"type": "object", "properties": {}}
-            rules.append(f"arguments_{i}: %json {_json_rule(schema, lenient)}")
+            rules.append(f"arguments_{i}: %json {_json_rule(_parameters(tool), lenient)}")
             rules.append(f"call_{i}: {self._call(tool['function']['name'], f'arguments_{i}')}")
         rules.append(f"call: {' | '.join(f'call_{i}' for i in range(len(tools)))}")
         match self.format:
@@ -110,7 +112,7 @@ class AnswerGrammar:
     def _more_calls(self, parallel: bool) -> str:
         return f"({_BETWEEN_BARE_CALLS[self.format]} call)*" if parallel else ""
 
-    def _free_text(self, tools: Tools, parallel: bool) -> list[str]:
+    def _free_text(self, tools: Tools, parallel: bool, lenient: bool) -> list[str]:
         """Rules for `text` without calls, and for the calls that may begin in the midst of an answer."""
         begin = MARKERS[self.format][0]
         rules, unlike, text, lead = [], [], "WORDS?", ""
@@ -129,21 +131,37 @@ class AnswerGrammar:
             unlike.append(rf"(.|\n)*{_literal(begin)}")
             rules.append(f"opening[lazy]: /{unlike[0]}/")
         if self._has_bare_calls:
-            heads = [_literal(self._head(tool["function"]["name"])) for tool in tools]
+            heads = [self._loose_head(tool["function"]["name"]) for tool in tools]
             unlike.append(f"({_FENCED})?({'|'.join(heads)})")
-            rules += self._unmarked_calls(heads, lead, parallel)
+            rules += self._unmarked_calls(tools, heads, lead, parallel, lenient)
         return [*rules, f"text: {text}", f"WORDS: /(.|\\n)+/ & ~/({'|'.join(unlike)})(.|\\n)*/"]
 
-    def _unmarked_calls(self, heads: Sequence[str], lead: str, parallel: bool) -> list[str]:
+    def _unmarked_calls(
+        self, tools: Tools, heads: Sequence[str], lead: str, parallel: bool, lenient: bool
+    ) -> list[str]:
         """Rules for `bare` calls, which are the whole answer, and `fenced` ones; `lead` is what ends with a mark."""
-        rules = []
-        for i, head in enumerate(heads):
+        rules = [r"BLANKS: /[ \t\r\n]{1,64}/"]
+        for i, (tool, head) in enumerate(zip(tools, heads, strict=True)):
             rules += [f"head_{i}[lazy]: /{head}/", f"fenced_head_{i}[lazy]: /{_FENCED}{head}/"]
-        first = [f'head_{i} arguments_{i} "}}"' for i in range(len(heads))]
-        more = self._more_calls(parallel)
-        rules.append(f"bare: {lead} ({' | '.join(first)}) {more}")
-        rules.append(f'fenced: {lead} ({" | ".join("fenced_" + head for head in first)}) {more} "\\n```"')
-        return rules
+            rules.append(f"loose_{i}: %json {_json_rule(_parameters(tool), lenient, _LOOSE_STYLE)}")
+        first = [f'head_{i} BLANKS? loose_{i} BLANKS? "}}"' for i in range(len(tools))]
+        calls = f"({' | '.join(first)})"
+        fenced = f"({' | '.join('fenced_' + call for call in first)})"
+        between = {ToolFormat.HERMES: "BLANKS", ToolFormat.LLAMA: 'BLANKS? ";" BLANKS?'}[self.format]
+        more = f"({between} {calls})*" if parallel else ""
+        return [*rules, f"bare: {lead} {calls} {more}", f'fenced: {lead} {fenced} {more} BLANKS? "```"']
+
+    def _loose_head(self, name: str) -> str:
+        """A pattern of what a call in JSON begins with, blanks wherever a model likes them."""
+        key = "parameters" if self.format is ToolFormat.LLAMA else "arguments"
+        parts = ["{", '"name"', ":", json.dumps(name), ",", json.dumps(key), ":"]
+        return r"[ \t\r\n]*".join(map(_literal, parts))
+
+
+def _parameters(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The schema of a tool's arguments."""
+    schema: Mapping[str, Any] = tool["function"].get("parameters") or {"type": "object", "properties": {}}
+    return schema
 
 
 def _answer(grammar: Grammar) -> str:
@@ -165,8 +183,8 @@ def _regex(pattern: str) -> str:
     return re.sub(r"(\\.)|/", lambda match: match[1] or r"\/", pattern, flags=re.DOTALL).replace("\n", r"\n")
 
 
-def _json_rule(schema: Mapping[str, Any], lenient: bool) -> str:
-    options = {**_JSON_STYLE, "lenient": lenient, **schema.get("x-guidance", {})}
+def _json_rule(schema: Mapping[str, Any], lenient: bool, style: Mapping[str, Any] = _JSON_STYLE) -> str:
+    options = {**style, "lenient": lenient, **schema.get("x-guidance", {})}
     # Where schemas are combined, what one does not name may be named by another.
     closed = schema if "allOf" in json.dumps(schema) else _closed(schema)
     return json.dumps({**closed, "x-guidance": options})

@@ -126,6 +126,8 @@ def test_auto_guides_a_call_from_its_marker_on(family: str) -> None:
         ('Like this:\n```json\n{"name": "count", "arguments": {"items": "none"}}', '"none"', False),
         ('```\n{"name": "count", "arguments": {"items": [1]}}', "", False),
         ('```\n{"name": "count", "arguments": {"items": [1]}}\n```\nDone', "", True),
+        ('```json\n{\n  "name": "count",\n  "arguments": {\n    "items": "none"\n  }\n}\n```', '"none"', False),
+        ('{\n "name": "count",\n "arguments": {"items": []}\n}\n{"name": "ring"', "ring", False),
         # and all else is free text.
         ('{"name": "Ann", "arguments": 3} is it', "", True),
         ('I write {"name": "paint", "arguments": {"size": "huge"}}', "", True),
