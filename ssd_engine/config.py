@@ -16,7 +16,7 @@ OnRisk = RiskAction | Callable[[Any], RiskAction | None]
 REFUSAL_TEXT = "I can't help with that."
 
 
-class _Settings(BaseModel):
+class Settings(BaseModel):
     """Immutable settings whose mistakes are reported as `InvalidRequestError`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
@@ -32,7 +32,7 @@ class _Settings(BaseModel):
             raise InvalidRequestError(f"{type(self).__name__}: {'; '.join(problems)}") from error
 
 
-class SSDConfig(_Settings):
+class SSDConfig(Settings):
     """Settings of Speculative Safety-Aware Decoding (arXiv 2508.17739, sections 3 and 4).
 
     The defaults are the paper's settings for Llama-2 chat. An unusable value raises `InvalidRequestError`.
@@ -62,7 +62,7 @@ class SSDConfig(_Settings):
         raise ValueError("give a number from 1 to 64, or 'auto'")
 
 
-class Grammar(_Settings):
+class Grammar(Settings):
     """What an answer has to be; give one of the three. What is wrong with it shows when a request uses it."""
 
     json_schema: dict[str, Any] | None = Field(None, description="JSON Schema, or a pydantic model in its place.")
@@ -83,7 +83,7 @@ class Grammar(_Settings):
         return self
 
 
-class GenerationParams(_Settings):
+class GenerationParams(Settings):
     """Settings of one request. An unusable value raises `InvalidRequestError`."""
 
     max_new_tokens: int = Field(512, ge=1, description="Most tokens to generate.")

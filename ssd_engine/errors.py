@@ -20,6 +20,10 @@ class ContextLengthError(InvalidRequestError):
     """The prompt, or the prompt with the tokens asked for, is past a model's context window."""
 
 
+class InvalidDataError(SSDError, ValueError):
+    """A set of prompts that cannot be read, or lacks what is needed of it."""
+
+
 class ModelLoadError(SSDError):
     """A model, tokenizer or adapter that could not be found, fetched, checked or loaded."""
 

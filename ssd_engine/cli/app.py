@@ -9,9 +9,11 @@ import typer
 from typer.core import TyperGroup
 
 from ssd_engine.cli import models
+from ssd_engine.cli.align import align
 from ssd_engine.cli.bench import bench
 from ssd_engine.cli.chat import chat
 from ssd_engine.cli.console import print_error
+from ssd_engine.cli.eval import evaluate
 from ssd_engine.cli.run import run
 
 
@@ -40,6 +42,8 @@ app = typer.Typer(
 app.command()(chat)
 app.command()(run)
 app.command()(bench)
+app.command()(align)
+app.command("eval")(evaluate)
 app.add_typer(models.app, name="models")
 
 

@@ -7,7 +7,17 @@ from contextlib import contextmanager
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from ssd_engine.errors import SSDError
@@ -105,6 +115,38 @@ class Stages:
             yield lambda count: self._bars.advance(bar, count)
         finally:
             self._bars.remove_task(bar)
+
+
+class WorkProgress:
+    """A bar on stderr for the step of long work that is under way, as `ssd_engine.work.Reporter` describes it.
+
+    Where stderr is no terminal, a line at every tenth of a step.
+    """
+
+    def __init__(self) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bars = Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal)
+        self._task = self._bars.add_task("", total=None)
+        self._told = (-1, -1)
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def step(self, name: str, done: int, total: int) -> None:
+        if done == 0:
+            self._bars.reset(self._task)
+        self._bars.update(self._task, description=name, completed=done, total=total)
+        tenth = (total, 10 * done // total if total else 10)
+        if not stderr.is_terminal and tenth != self._told:
+            self._told = tenth
+            stderr.print(Text(f"{name}: {done}/{total}"), soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        stderr.print(Text(text), soft_wrap=True)
 
 
 class _SizeColumn(DownloadColumn):

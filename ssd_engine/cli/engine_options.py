@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from ssd_engine.cli.console import Stages, stderr
 from ssd_engine.config import SSDConfig
-from ssd_engine.models.presets import DEFAULT_PRESET, PRESETS, default_preset, get_preset
+from ssd_engine.models.presets import DEFAULT_PRESET, PRESETS, default_preset, get_preset, model_id
 
 if TYPE_CHECKING:
+    from ssd_engine.alignment.align import PairSource
     from ssd_engine.engine import SSDEngine
+    from ssd_engine.evaluation.answering import PairOptions
     from ssd_engine.evaluation.contenders import Pair
 
 Quantization = Literal["int8"]
@@ -90,6 +93,29 @@ class EngineOptions:
         with Stages() as stages:
             target, draft = resolve_pair(preset, stages)
         return Pair(target, draft, self._config(preset.config), self.compile)
+
+    def pair_source(self, quantization: Quantization | None) -> PairSource:
+        """The pair as an alignment takes it: its folders or ids, and what its models are called."""
+        from ssd_engine.alignment.align import PairSource
+
+        pair = self.resolve()
+        return PairSource(pair.target, pair.draft, *self._names(), quantization)
+
+    def evaluated_pair(self, quantization: Quantization | None) -> PairOptions:
+        """The pair as an evaluation takes it."""
+        from ssd_engine.evaluation.answering import PairOptions
+
+        pair = self.resolve()
+        name = " + ".join(name.rsplit("/", 1)[-1] for name in self._names())
+        return PairOptions(pair.target, pair.draft, name, self.draft_adapter, quantization, pair.config)
+
+    def _names(self) -> tuple[str, str]:
+        """What target and draft are called, wherever they lie."""
+        if self.target is not None and self.draft is not None:
+            target, draft = (Path(name).name if Path(name).exists() else name for name in (self.target, self.draft))
+            return target, draft
+        preset = get_preset(self.preset or default_preset())
+        return model_id(preset.target), model_id(preset.draft)
 
     def _config(self, base: SSDConfig) -> SSDConfig:
         if self.draft_system_prompt is None:

@@ -62,6 +62,11 @@ def title(source: ModelSource) -> str:
     return source.title if isinstance(source, GGUFSource) else source.rsplit("/", 1)[-1]
 
 
+def model_id(source: ModelSource) -> str:
+    """The model's id on the hub, whichever of its files is used."""
+    return source.repo.removesuffix("-GGUF") if isinstance(source, GGUFSource) else source
+
+
 DEFAULT_PRESET = "qwen2.5-coder-1.5b"
 
 _QWEN_EOS = (151645, 151643)  # <|im_end|>, <|endoftext|>

@@ -56,15 +56,21 @@ def load_model(source: str | Path, options: LoadOptions, adapter: str | Path | N
     Raises:
         ModelLoadError: the source cannot be found or reached, or holds pickled weights or remote code.
     """
+    model = load_unprepared(source, options, adapter)
+    model.requires_grad_(False)
+    _prepare_linears(model, options)
+    return model
+
+
+def load_unprepared(
+    source: str | Path, options: LoadOptions = LoadOptions(), adapter: str | Path | None = None
+) -> PreTrainedModel:
+    """`load_model` with transformers' own layers, which can be trained and saved; not quantized."""
     _refuse_pickled(Path(source))
     model: PreTrainedModel = _from_pretrained(
         AutoModelForCausalLM, source, dtype=_as_dtype(options.dtype), device_map=options.placement, use_safetensors=True
     )
-    if adapter is not None:
-        model = _merge_adapter(model, adapter)
-    model.requires_grad_(False)
-    _prepare_linears(model, options)
-    return model
+    return model if adapter is None else _merge_adapter(model, adapter)
 
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
@@ -136,10 +142,8 @@ def _refuse_pickled(folder: Path) -> None:
 
 
 def _merge_adapter(model: PreTrainedModel, adapter: str | Path) -> PreTrainedModel:
-    try:
-        from peft import PeftModel
-    except ImportError as error:
-        raise ModelLoadError('a draft adapter needs peft: pip install "ssd-integrations[peft]"') from error
+    from peft import PeftModel  # takes seconds to import
+
     folder = Path(adapter)
     if not folder.is_dir():
         folder = _download_adapter(str(adapter))

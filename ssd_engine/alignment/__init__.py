@@ -1,0 +1,1 @@
+"""Makes a safety-aligned draft out of any small instruct model."""

@@ -1,0 +1,82 @@
+"""`ssd align`: make a safe draft out of any small instruct model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ssd_engine.alignment.settings import AlignSettings
+from ssd_engine.cli import engine_options
+from ssd_engine.cli.console import WorkProgress, stdout
+from ssd_engine.cli.engine_options import EngineOptions
+from ssd_engine.errors import InvalidRequestError
+
+_DATA: Any = {"rich_help_panel": "Data: .json, .jsonl or .csv file, or dataset id of the hub; repeatable"}
+_TRAINING: Any = {"rich_help_panel": "Training"}
+
+
+def _default(name: str) -> Any:
+    return AlignSettings.model_fields[name].default
+
+
+def _setting(name: str) -> Any:
+    field = AlignSettings.model_fields[name]
+    return typer.Option(help=field.description, **_TRAINING)
+
+
+def align(
+    output: Annotated[Path, typer.Option(help="Folder for the adapter.")],
+    harmful: Annotated[
+        list[str] | None,
+        typer.Option(help="Requests to refuse: field goal, and target (an opening) if there.", **_DATA),
+    ] = None,
+    ordinary: Annotated[list[str] | None, typer.Option(help="Ordinary requests: field prompt.", **_DATA)] = None,
+    look_alikes: Annotated[
+        list[str] | None, typer.Option(help="Harmless requests that sound harmful.  [default: the package's]", **_DATA)
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from where it was killed.")] = False,
+    merged: Annotated[Path | None, typer.Option(help="Folder for the draft with the adapter merged into it.")] = None,
+    preset: engine_options.PresetOption = None,
+    target: engine_options.TargetOption = None,
+    draft: engine_options.DraftOption = None,
+    quantization: Annotated[
+        engine_options.Quantization | None,
+        typer.Option(
+            help="Of both models while the target answers; the training is in float32.", rich_help_panel="Models"
+        ),
+    ] = None,
+    seed: Annotated[int, _setting("seed")] = _default("seed"),
+    refusal: Annotated[str, _setting("refusal")] = _default("refusal"),
+    recoveries: Annotated[int, _setting("recoveries")] = _default("recoveries"),
+    framed_share: Annotated[float, _setting("framed_share")] = _default("framed_share"),
+    continued_tokens: Annotated[int, _setting("continued_tokens")] = _default("continued_tokens"),
+    answer_tokens: Annotated[int, _setting("answer_tokens")] = _default("answer_tokens"),
+    validation_share: Annotated[float, _setting("validation_share")] = _default("validation_share"),
+    epochs: Annotated[float, _setting("epochs")] = _default("epochs"),
+    batch_size: Annotated[int, _setting("batch_size")] = _default("batch_size"),
+    learning_rate: Annotated[float, _setting("learning_rate")] = _default("learning_rate"),
+    lora_rank: Annotated[int, _setting("lora_rank")] = _default("lora_rank"),
+    checkpoint_steps: Annotated[int, _setting("checkpoint_steps")] = _default("checkpoint_steps"),
+    patience: Annotated[int, _setting("patience")] = _default("patience"),
+) -> None:
+    """Train a safety adapter for the draft: deep refusals, and agreement with the target on all else."""
+    given = locals()
+    try:
+        settings = AlignSettings(**{name: given[name] for name in AlignSettings.model_fields})
+    except InvalidRequestError as error:
+        raise typer.BadParameter(str(error)) from error
+    from ssd_engine.alignment.align import Sources
+    from ssd_engine.alignment.align import align as run
+
+    sources = Sources(harmful or (), ordinary or (), look_alikes or ())
+    pair = EngineOptions(preset, target, draft).pair_source(quantization)
+    with WorkProgress() as report:
+        done = run(pair, sources, output, settings, report, resume=resume, merged=merged)
+    best = next(found for found in done.validations if found.step == done.best_step)
+    stdout.print(
+        f"{output}: adapter of step {done.best_step} of {done.steps}; validation loss {best.loss:.3f}, match rate "
+        f"{best.match_rate:.1%}, recovery rate {best.recovery_rate:.1%}.\n"
+        f"Measure the pair with: ssd eval --draft-adapter {output}"
+    )

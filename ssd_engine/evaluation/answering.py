@@ -1,0 +1,182 @@
+"""Answers to trials, by one decoding after another, into a journal that a kill cannot take back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ssd_engine.config import GenerationParams, SSDConfig
+from ssd_engine.engine import SSDEngine
+from ssd_engine.evaluation.settings import Contestant
+from ssd_engine.evaluation.trials import Trial
+from ssd_engine.journal import Journal
+from ssd_engine.scheme import Scheme
+from ssd_engine.work import Reporter, answered
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+AT_ONCE = 8
+"""Requests that are answered together."""
+
+
+@dataclass(frozen=True)
+class PairOptions:
+    """What is evaluated: hub ids or folders."""
+
+    target: str
+    draft: str
+    name: str
+    draft_adapter: str | None = None
+    quantization: str | None = None
+    config: SSDConfig = field(default_factory=SSDConfig)
+
+
+class Answering:
+    """Has trials answered, those alone that the journal has not."""
+
+    def __init__(self, pair: PairOptions, journal: Journal, report: Reporter) -> None:
+        self._pair = pair
+        self._journal = journal
+        self._report = report
+        self.rows: dict[str, dict[str, Any]] = {row["key"]: row for row in journal.read()}
+        self._beginnings: dict[str, str] = {}
+
+    def run(self, trials: Sequence[Trial], contestants: Iterable[Contestant], configs: Sequence[SSDConfig]) -> None:
+        """Answer all trials by all contestants; `ssd` once for each of `configs`, the others once."""
+        ways = [way for way in _ways(contestants, configs) if self._missing(trials, *way)]
+        prefilled = [trial for trial in trials if trial.prefill]
+        begin = any(self._missing(prefilled, *way) for way in ways)
+        if begin or any(contestant != "draft" for contestant, _ in ways):
+            with self._engine() as engine:
+                if begin:
+                    self._make_beginnings(engine, prefilled)
+                for contestant, config in ways:
+                    if contestant != "draft":
+                        self._answer(engine, trials, contestant, config)
+        if ("draft", None) in ways:
+            with self._draft_engine() as engine:
+                self._answer(engine, trials, "draft", None)
+
+    def measure_speed(self, trials: Sequence[Trial], contestants: Iterable[Contestant]) -> None:
+        """Answer each trial alone, the contestants in turn, so that what the machine does meanwhile hits all alike."""
+        ways = [way for way in _ways(contestants, [self._pair.config]) if way[0] != "draft"]
+        names = {(trial, way): f"speed/{key(trial, *way)}" for trial in trials for way in ways}
+        if all(name in self.rows for name in names.values()):
+            return
+        with self._engine(prefix_cache_bytes=0) as engine:
+            for done, trial in enumerate(trials):
+                self._report.step("Speed, one request at a time", done, len(trials))
+                for way in ways if done % 2 else reversed(ways):
+                    if (name := names[trial, way]) not in self.rows:
+                        self._keep(self._row(engine, trial, *way, name) | {"measure": "speed"})
+
+    def _missing(self, trials: Sequence[Trial], contestant: Contestant, config: SSDConfig | None) -> list[Trial]:
+        return [trial for trial in trials if key(trial, contestant, config) not in self.rows]
+
+    def _answer(
+        self, engine: SSDEngine, trials: Sequence[Trial], contestant: Contestant, config: SSDConfig | None
+    ) -> None:
+        def answer(trial: Trial) -> None:
+            self._keep(self._row(engine, trial, contestant, config, key(trial, contestant, config)))
+
+        missing = self._missing(trials, contestant, config)
+        for _ in answered(answer, missing, self._report, f"Answers of {contestant}", AT_ONCE):
+            pass
+
+    def _keep(self, row: dict[str, Any]) -> None:
+        self._journal.append(row)
+        self.rows[row["key"]] = row
+
+    def _row(
+        self, engine: SSDEngine, trial: Trial, contestant: Contestant, config: SSDConfig | None, name: str
+    ) -> dict[str, Any]:
+        messages = [{"role": "user", "content": trial.prompt}]
+        if trial.prefill:
+            messages.append({"role": "assistant", "content": self._beginnings[trial.name]})
+        params = GenerationParams(
+            max_new_tokens=trial.max_new_tokens,
+            decoding="target" if contestant == "draft" else contestant,
+            ssd=config,
+            continue_final_message=bool(trial.prefill),
+        )
+        result = engine.generate(messages, params)
+        trace = result.trace
+        return {
+            "key": name,
+            "trial": trial.name,
+            "measure": trial.measure,
+            "group": trial.group,
+            "prompt": trial.prompt,
+            "goal": trial.goal,
+            "contestant": contestant,
+            "config": None if config is None else config.model_dump(exclude={"draft_system_prompt"}),
+            "text": result.text,
+            "token_ids": result.token_ids,
+            "has_ended": result.finish_reason != "length",
+            "seconds": round(result.timings.total, 4),
+            "match_ratios": trace.match_ratios,
+            "thresholds": trace.thresholds,
+            "has_union": any(b.next_scheme is Scheme.UNION for b in trace.bins),
+        }
+
+    def _make_beginnings(self, engine: SSDEngine, trials: Sequence[Trial]) -> None:
+        """Beginnings of just the wanted lengths: the set's openings, carried on by the target where they are short."""
+        longest: dict[str, Trial] = {}
+        for trial in sorted(trials, key=lambda trial: trial.prefill):
+            longest[trial.goal] = trial
+
+        def begin(trial: Trial) -> list[int]:
+            token_ids: list[int] = engine.tokenizer(trial.opening, add_special_tokens=False).input_ids
+            missing = trial.prefill - len(token_ids)
+            if missing > 0:
+                params = GenerationParams(max_new_tokens=missing, decoding="speculative", continue_final_message=True)
+                messages = [{"role": "user", "content": trial.prompt}, {"role": "assistant", "content": trial.opening}]
+                token_ids += engine.generate(messages, params).token_ids
+            return token_ids
+
+        made = answered(begin, list(longest.values()), self._report, "Beginnings, in memory", AT_ONCE)
+        by_goal = {trial.goal: token_ids for trial, token_ids in made}
+        for trial in trials:
+            begun = by_goal[trial.goal][: trial.prefill]
+            self._beginnings[trial.name] = engine.tokenizer.decode(begun, skip_special_tokens=True)
+
+    @contextmanager
+    def _engine(self, **options: Any) -> Iterator[SSDEngine]:
+        pair = self._pair
+        with SSDEngine.from_pretrained(
+            pair.target,
+            pair.draft,
+            draft_adapter=pair.draft_adapter,
+            config=pair.config,
+            target_quantization=pair.quantization,
+            draft_quantization=pair.quantization,
+            name=pair.name,
+            **options,
+        ) as engine:
+            yield engine
+
+    @contextmanager
+    def _draft_engine(self) -> Iterator[SSDEngine]:
+        from ssd_engine.backends.transformers.loader import LoadOptions, load_model, load_tokenizer
+
+        options = LoadOptions(quantization=self._pair.quantization)
+        draft = load_model(self._pair.draft, options, self._pair.draft_adapter)
+        with SSDEngine(draft, draft, load_tokenizer(self._pair.draft)) as engine:
+            yield engine
+
+
+def key(trial: Trial, contestant: Contestant, config: SSDConfig | None) -> str:
+    """What tells one answer from all others of an evaluation."""
+    if contestant != "ssd" or config is None:
+        return f"{trial.name}/{contestant}"
+    return f"{trial.name}/ssd/{config.alpha_union}/{config.match_threshold}/{config.bin_size}"
+
+
+def _ways(contestants: Iterable[Contestant], configs: Sequence[SSDConfig]) -> list[tuple[Contestant, SSDConfig | None]]:
+    ways: list[tuple[Contestant, SSDConfig | None]] = []
+    for contestant in contestants:
+        ways += [(contestant, config) for config in configs] if contestant == "ssd" else [(contestant, None)]
+    return ways

@@ -1,0 +1,167 @@
+"""`evaluate`: what a pair withstands, and what that costs."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ssd_engine.errors import InvalidRequestError
+from ssd_engine.evaluation.answering import Answering, PairOptions, key
+from ssd_engine.evaluation.judges import Judge, PhraseJudge
+from ssd_engine.evaluation.safety_markdown import to_markdown
+from ssd_engine.evaluation.safety_report import SafetyReport, make_report
+from ssd_engine.evaluation.settings import EvalSettings, sweep_configs
+from ssd_engine.evaluation.speed import processor
+from ssd_engine.evaluation.sweep import SweepReport, make_sweep
+from ssd_engine.evaluation.trials import Trial, attack_trials, attacked_trials, prompt_trials
+from ssd_engine.journal import Journal
+from ssd_engine.work import Reporter
+
+
+@dataclass(frozen=True)
+class EvalSources:
+    """Where the prompts come from: files or datasets of the hub."""
+
+    harmful: Sequence[str] = ()
+    """`goal`, and `target` (the beginning of an answer that complies) if there."""
+    attacked: Sequence[str] = ()
+    """`goal` and `prompt`: prompts that an attack has made, each file an attack of its own."""
+    over_refusal: Sequence[str] = ()
+    """`prompt`: harmless, and looks harmful."""
+    utility: Sequence[str] = ()
+    """`prompt` and `goal`: a problem and its number."""
+    ordinary: Sequence[str] = ()
+    """`prompt`."""
+
+    def trials(self, settings: EvalSettings) -> list[Trial]:
+        """All that is to be asked; `InvalidRequestError` where that is nothing."""
+        limit, prompt = settings.limit, ("prompt", "question", "instruction")
+        trials = attack_trials(self.harmful, settings.prefills, settings.templates, limit, settings.attack_tokens)
+        trials += attacked_trials(self.attacked, limit, settings.attack_tokens)
+        trials += prompt_trials(
+            "over-refusal", self.over_refusal, {"prompt": prompt}, limit, settings.over_refusal_tokens
+        )
+        fields = {"prompt": prompt, "goal": ("goal", "answer")}
+        trials += prompt_trials("utility", self.utility, fields, limit, settings.utility_tokens)
+        trials += prompt_trials("ordinary", self.ordinary, {"prompt": prompt}, limit, settings.ordinary_tokens)
+        if not trials:
+            raise InvalidRequestError(
+                "there is nothing to ask: give a set with --harmful, --attacked, --over-refusal, --utility or "
+                "--ordinary"
+            )
+        return trials
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A report, the trade-off if it was asked for, and the files that were written."""
+
+    report: SafetyReport
+    sweep: SweepReport | None
+    files: list[Path]
+
+
+def evaluate(
+    pair: PairOptions,
+    sources: EvalSources,
+    output: Path,
+    settings: EvalSettings,
+    report: Reporter,
+    *,
+    judges: Sequence[Judge] = (),
+    sweep: bool = False,
+) -> Evaluation:
+    """Ask all trials of all contestants and write what comes of it to the folder `output`.
+
+    Answers are kept in `answers.jsonl` as they come, and judgements in `judgements.jsonl`; a call with the same pair
+    goes on from there.
+
+    Args:
+        judges: beside the one that looks for phrases.
+        sweep: ask `ssd` with other settings too, and recommend some.
+
+    Raises:
+        InvalidDataError, InvalidRequestError: a set or a setting cannot be used, or `output` holds another pair's.
+        ModelLoadError: a model cannot be loaded.
+    """
+    trials = sources.trials(settings)
+    if sweep and not ("ssd" in settings.contestants and any(trial.measure == "attack" for trial in trials)):
+        raise InvalidRequestError("a sweep needs attacks and the contestant ssd: give --harmful or --attacked")
+    _open(output, pair)
+    answering = Answering(pair, Journal(output / "answers.jsonl"), report)
+    configs = sweep_configs(pair.config) if sweep else [pair.config]
+    answering.run(trials, settings.contestants, configs)
+    ordinary = [trial for trial in trials if trial.measure == "ordinary"][: settings.speed_prompts]
+    answering.measure_speed(ordinary, settings.contestants)
+    asked = {key(trial, name, pair.config) for trial in trials for name in settings.contestants}
+    speed = {f"speed/{key(trial, name, pair.config)}" for trial in ordinary for name in settings.contestants}
+    rows = [row for name, row in answering.rows.items() if name in asked | speed]
+    every_judge = [PhraseJudge(), *judges]
+    verdicts = _judge(rows, every_judge, Journal(output / "judgements.jsonl"), report)
+    found = make_report(rows, pair.name, every_judge, verdicts, pair.config.match_threshold, _environment())
+    trade_off = make_sweep(answering.rows, trials, configs) if sweep else None
+    return Evaluation(found, trade_off, _write(output, found, trade_off))
+
+
+def _open(output: Path, pair: PairOptions) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    record, made_of = output / "made_of.json", json.loads(json.dumps(asdict(pair), default=lambda c: c.model_dump()))
+    if record.exists() and (earlier := json.loads(record.read_text(encoding="utf-8"))) != made_of:
+        changed = ", ".join(name for name in made_of if earlier.get(name) != made_of[name])
+        raise InvalidRequestError(
+            f"{output} holds the answers of another pair ({changed} differ); give another --output"
+        )
+    record.write_text(json.dumps(made_of, indent=2) + "\n", encoding="utf-8")
+
+
+def _judge(
+    rows: Sequence[dict[str, Any]], judges: Sequence[Judge], journal: Journal, report: Reporter
+) -> dict[tuple[str, str], bool]:
+    attacks = [row for row in rows if row["measure"] == "attack"]
+    known = {(row["judge"], row["key"]): row["is_safe"] for row in journal.read()}
+    verdicts = {}
+    for judge in judges:
+        for done, row in enumerate(attacks):
+            report.step(f"Judge {judge.name}", done, len(attacks))
+            name = (judge.name, row["key"])
+            if isinstance(judge, PhraseJudge):  # costs nothing, and may be another one after an update
+                verdicts[name] = judge.is_safe(row["goal"], row["text"])
+                continue
+            if name not in known:
+                known[name] = judge.is_safe(row["goal"], row["text"])
+                journal.append({"judge": judge.name, "key": row["key"], "is_safe": known[name]})
+            verdicts[name] = known[name]
+    return verdicts
+
+
+def _environment() -> dict[str, Any]:
+    return {
+        "processor": f"{os.cpu_count()} x {processor()}",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "torch": version("torch"),
+        "transformers": version("transformers"),
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def _write(output: Path, found: SafetyReport, sweep: SweepReport | None) -> list[Path]:
+    from ssd_engine.evaluation.safety_plots import draw
+
+    plots = draw(found, sweep, output)
+    markdown = to_markdown(found, [path.name for path in plots])
+    document = found.to_json()
+    if sweep is not None:
+        markdown += sweep.to_markdown()
+        document["sweep"] = sweep.to_json()
+    files = [output / "report.md", output / "report.json"]
+    files[0].write_text(markdown, encoding="utf-8")
+    files[1].write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return [*files, *plots]

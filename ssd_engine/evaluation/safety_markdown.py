@@ -1,0 +1,61 @@
+"""A safety report as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ssd_engine.evaluation.safety_report import Line, SafetyReport
+
+_ORDER = ("target", "speculative", "ssd", "draft")
+
+
+def to_markdown(report: SafetyReport, plots: Sequence[str] = ()) -> str:
+    """Tables, what the judges were asked, and the plots by file name."""
+    names = [name for name in _ORDER if any(name in line.rates for line in report.lines)]
+    sections = [f"# Safety of {report.pair}", _environment(report)]
+    for title, groups in _by_kind(report.lines).items():
+        if groups:
+            sections.append(f"## {title}\n\n{_table(groups, names)}")
+    if report.speeds:
+        rows = [
+            f"| {name} | {speed.tokens_per_second:.2f} | {speed.atgr:.2f} |" for name, speed in report.speeds.items()
+        ]
+        sections.append(
+            "## Speed\n\nOne request at a time, the contestants in turn. ATGR: seconds per token over the target's "
+            "own; below 1 is faster.\n\n| | tokens/s | ATGR |\n|---|---|---|\n" + "\n".join(rows)
+        )
+    if report.ordinary_with_union is not None:
+        sections.append(f"Ordinary answers of `ssd` with any bin under Union: {report.ordinary_with_union}.")
+    if report.judges:
+        asked = "\n\n".join(f"**{name}**\n\n```\n{prompt}\n```" for name, prompt in report.judges.items())
+        sections.append(
+            "## Judges\n\nPhrases are a low bar: they see whether an answer refuses in the usual words, and not what "
+            f"it says. The paper's measure looks for a phrase alone.\n\n{asked}"
+        )
+    sections += [f"![{name}]({name})" for name in plots]
+    return "\n\n".join(sections) + "\n"
+
+
+def _environment(report: SafetyReport) -> str:
+    return (
+        "Greedy. Rates in %, with Wilson intervals of 95%; differences from the target over the same prompts, in "
+        "points. " + ", ".join(f"{name} {value}" for name, value in report.environment.items()) + "."
+    )
+
+
+def _by_kind(lines: Sequence[Line]) -> dict[str, list[Line]]:
+    attacks = [line for line in lines if line.group not in ("over-refusal", "utility", "ordinary")]
+    others = [line for line in lines if line not in attacks]
+    return {"Attacks": attacks, "What it costs": others}
+
+
+def _table(lines: Sequence[Line], names: Sequence[str]) -> str:
+    differing = [name for name in names if name != "target"]
+    heads = ["", "measure", "judge", *names, *(f"{name} - target" for name in differing)]
+    rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for line in lines:
+        cells = [line.group, line.measure, line.judge]
+        cells += [str(line.rates.get(name, "")) for name in names]
+        cells += [str(line.differences.get(name, "")) for name in differing]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)

@@ -1,0 +1,108 @@
+"""Plots of a safety report: attack success by prefill, match ratios with the threshold, safety against its price."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ssd_engine.evaluation.safety_report import SafetyReport
+from ssd_engine.evaluation.sweep import SweepReport
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_COLOURS = {"target": "#7a7a7a", "speculative": "#b08bc9", "ssd": "#1f6fb4", "draft": "#c98a1f"}
+
+
+def draw(report: SafetyReport, sweep: SweepReport | None, folder: Path) -> list[Path]:
+    """Write the plots that the report has something for; none where matplotlib (extra `plot`) is not installed."""
+    if find_spec("matplotlib") is None:
+        return []
+    figures = {
+        "attacks.png": _attacks(report),
+        "match_ratios.png": _match_ratios(report),
+        "trade_off.png": _trade_off(report, sweep),
+    }
+    written = []
+    for name, figure in figures.items():
+        if figure is not None:
+            figure.savefig(folder / name, dpi=150)
+            written.append(folder / name)
+    return written
+
+
+def _figure() -> tuple[Figure, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _attacks(report: SafetyReport) -> Figure | None:
+    """Attack success by tokens of prefill."""
+    lines = [line for line in report.lines if line.measure == "attack succeeds" and line.judge == "phrases"]
+    lengths = {"plain": 0} | {line.group: int(line.group.split()[1]) for line in lines if line.group[:8] == "prefill "}
+    found = {lengths[line.group]: line.rates for line in lines if line.group in lengths}
+    if len(found) < 2:
+        return None
+    figure, axes = _figure()
+    for name, colour in _COLOURS.items():
+        points = sorted((length, rates[name]) for length, rates in found.items() if name in rates)
+        if points:
+            x, y = [length for length, _ in points], [100 * rate.value for _, rate in points]
+            low, high = zip(*(rate.interval for _, rate in points), strict=True)
+            axes.plot(x, y, marker="o", color=colour, label=name)
+            axes.fill_between(x, [100 * v for v in low], [100 * v for v in high], color=colour, alpha=0.12, lw=0)
+    axes.set(xlabel="tokens of a compliant answer that are given", ylabel="attacks that succeed, %", ylim=(-2, 102))
+    axes.set_xticks(sorted(found))
+    axes.legend(frameon=False)
+    return figure
+
+
+def _match_ratios(report: SafetyReport) -> Figure | None:
+    """Histograms of the bins' match ratios."""
+    found = {kind: ratios for kind, ratios in report.match_ratios.items() if ratios}
+    if not found:
+        return None
+    figure, axes = _figure()
+    colours = {"attacks": "#c0392b", "ordinary": "#2e7d4f"}
+    edges = [i / 10 - 0.05 for i in range(12)]
+    for kind, ratios in found.items():
+        weights = [100 / len(ratios)] * len(ratios)
+        axes.hist(
+            ratios, bins=edges, weights=weights, color=colours[kind], alpha=0.55, label=f"{kind}, {len(ratios)} bins"
+        )
+    axes.axvline(report.threshold, color="black", ls="--", lw=1, label=f"threshold {report.threshold}")
+    axes.set(xlabel="match ratio of a bin", ylabel="share of bins, %", xlim=(-0.05, 1.05))
+    axes.legend(frameon=False)
+    return figure
+
+
+def _trade_off(report: SafetyReport, sweep: SweepReport | None) -> Figure | None:
+    """Attacks withstood against harmless requests refused; each point a contestant or a setting."""
+    attacks = [line for line in report.lines if line.measure == "attack succeeds" and line.judge == "phrases"]
+    refusals = next((line.rates for line in report.lines if line.group == "over-refusal"), {})
+    if not attacks or not refusals:
+        return None
+    figure, axes = _figure()
+    for name, colour in _COLOURS.items():
+        counted = [line.rates[name] for line in attacks if name in line.rates]
+        if counted and name in refusals:
+            withstood = 1 - sum(rate.count for rate in counted) / sum(rate.total for rate in counted)
+            axes.scatter(100 * refusals[name].value, 100 * withstood, color=colour, label=name, zorder=3)
+    if sweep is not None:
+        for point in sweep.points:
+            if point.over_refusal is not None:
+                spot = (100 * point.over_refusal.value, 100 * (1 - point.attack_success.value))
+                axes.scatter(*spot, color=_COLOURS["ssd"], alpha=0.35, s=18)
+                axes.annotate(
+                    f"$\\alpha_U$ {point.alpha_union}, $\\beta_0$ {point.match_threshold}, b {point.bin_size}",
+                    spot, xytext=(4, -3), textcoords="offset points", fontsize=6,
+                )  # fmt: skip
+    axes.set(xlabel="harmless requests refused, %", ylabel="attacks withstood, %")
+    axes.margins(0.15)
+    axes.legend(frameon=False)
+    return figure

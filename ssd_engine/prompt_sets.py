@@ -1,0 +1,105 @@
+"""Sets of prompts, from JSON, JSONL or CSV files or from the dataset hub, for alignment and evaluation."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ssd_engine.errors import InvalidDataError
+
+Row = dict[str, Any]
+
+
+def read_prompt_set(source: str | Path, fields: Mapping[str, Sequence[str]]) -> list[Row]:
+    """Read a set of prompts.
+
+    Args:
+        source: file (.json, .jsonl or .csv), or dataset id on the hub, with `:split` behind it for another split than
+            "train".
+        fields: what each row needs, and under which names it may stand; the first one that a row has is taken.
+
+    Returns:
+        The rows, each with its needed fields under the names that `fields` gives them, and with all others.
+
+    Raises:
+        InvalidDataError: the source cannot be read, is empty, or a row lacks a field or has no text there.
+    """
+    rows = _read(str(source))
+    if not rows:
+        raise InvalidDataError(f"{source}: the set is empty; give one with at least one row")
+    return [_with_fields(row, number, str(source), fields) for number, row in enumerate(rows, 1)]
+
+
+def _with_fields(row: Any, number: int, source: str, fields: Mapping[str, Sequence[str]]) -> Row:
+    if not isinstance(row, Mapping):
+        raise InvalidDataError(f"{source}, row {number}: {row!r} is no object; rows need named fields")
+    found: Row = dict(row)
+    for field, names in fields.items():
+        name = next((name for name in names if name in row), None)
+        if name is None:
+            wanted = " or ".join(repr(name) for name in names)
+            raise InvalidDataError(
+                f"{source}, row {number}: there is no field {wanted}; it has {', '.join(map(repr, row)) or 'none'}"
+            )
+        if not isinstance(row[name], str) or not row[name].strip():
+            raise InvalidDataError(f"{source}, row {number}: field {name!r} is {row[name]!r}; it has to be text")
+        found[field] = row[name]
+    return found
+
+
+def _read(source: str) -> Sequence[Any]:
+    path = Path(source)
+    readers = {".json": _read_json, ".jsonl": _read_jsonl, ".csv": _read_csv}
+    if path.suffix in readers:
+        try:
+            return readers[path.suffix](path)
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise InvalidDataError(f"{source} cannot be read: {error}") from error
+    if path.exists():
+        raise InvalidDataError(f"{source} ends in {path.suffix!r}; give a file that ends in {', '.join(readers)}")
+    return _read_hub(source)
+
+
+def _read_json(path: Path) -> Sequence[Any]:
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise InvalidDataError(f"{path} is no JSON: {error}") from error
+    if not isinstance(rows, list):
+        raise InvalidDataError(f"{path} holds {type(rows).__name__}, not a list of rows")
+    return rows
+
+
+def _read_jsonl(path: Path) -> Sequence[Any]:
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if line.strip():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise InvalidDataError(f"{path}, line {number} is no JSON: {error}") from error
+    return rows
+
+
+def _read_csv(path: Path) -> Sequence[Any]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _read_hub(source: str) -> Sequence[Any]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise InvalidDataError(
+            f"{source!r} is no file here, so it would be a dataset of the hub, which needs the package datasets: "
+            'pip install "ssd-integrations[hub-data]", or give a .json, .jsonl or .csv file'
+        ) from error
+    name, _, split = source.partition(":")
+    try:
+        return list(datasets.load_dataset(name, split=split or "train"))
+    except Exception as error:  # the hub's client raises what its transport raises
+        reason = str(error).strip().split("\n", 1)[0]
+        raise InvalidDataError(f"{source!r} is no file here, and the dataset hub does not give it: {reason}") from error

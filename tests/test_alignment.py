@@ -1,0 +1,202 @@
+"""`ssd align` on small random pairs: what it learns, what it writes, and how it goes on after a kill."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_model, make_relative
+from safetensors.torch import load_file
+from transformers import PreTrainedTokenizerFast
+from typer.testing import CliRunner, Result
+
+from ssd_engine import GenerationParams, SSDEngine
+from ssd_engine.alignment.training import _Reports
+from ssd_engine.cli import app
+from ssd_engine.journal import Journal
+
+GOALS = [f"Describe how to break lock number {i}." for i in range(8)]
+PROMPTS = [f"What is {i} plus {i}?" for i in range(10)]
+REFUSAL = "No."
+SMALL = (
+    "--refusal", REFUSAL, "--recoveries", "3", "--continued-tokens", "6", "--answer-tokens", "12", "--lora-rank", "4",
+    "--learning-rate", "0.02", "--framed-share", "0", "--validation-share", "0.2", "--checkpoint-steps", "10",
+)  # fmt: skip
+
+
+def align(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["align", *arguments])
+
+
+def said(result: Result) -> str:
+    """Both streams in one line, so that no line end of the terminal stands between two words."""
+    return " ".join((result.stdout + result.stderr).split())
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    folder = tmp_path_factory.mktemp("pair")
+    target = make_model(1, len(tokenizer))
+    for name, model in (("target", target), ("draft", make_relative(target, 2, 0.15))):
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    return ["--target", str(folder / "target"), "--draft", str(folder / "draft")]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """One set in each format of files."""
+    folder = tmp_path_factory.mktemp("data")
+    harmful, ordinary, look_alikes = folder / "harmful.json", folder / "ordinary.jsonl", folder / "look_alikes.csv"
+    harmful.write_text(json.dumps([{"goal": goal, "target": "Sure, here is"} for goal in GOALS]))
+    ordinary.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in PROMPTS))
+    look_alikes.write_text('prompt,type\n"How do I kill a process?",homonym\n"How do I shoot a film?",homonym\n')
+    return ["--harmful", str(harmful), "--ordinary", str(ordinary), "--look-alikes", str(look_alikes)]
+
+
+@pytest.fixture(scope="module")
+def aligned(tmp_path_factory: pytest.TempPathFactory, pair: list[str], data: list[str]) -> tuple[Path, Result]:
+    output = tmp_path_factory.mktemp("aligned") / "adapter"
+    merged = str(output.parent / "merged")
+    result = align(
+        "--output", str(output), *pair, *data, *SMALL, "--epochs", "25", "--patience", "99", "--merged", merged
+    )
+    assert result.exit_code == 0, result.output
+    return output, result
+
+
+def test_the_draft_learns_to_refuse_at_once_and_in_the_midst_of_an_answer(
+    aligned: tuple[Path, Result], pair: list[str]
+) -> None:
+    """In 25 passes over six of the eight requests."""
+    draft = pair[3]
+    params = GenerationParams(max_new_tokens=8, decoding="target")
+    refused = {}
+    for name, model in (("before", draft), ("after", str(aligned[0].parent / "merged"))):
+        with SSDEngine.from_pretrained(model, draft) as engine:
+            at_once = [engine.generate([{"role": "user", "content": goal}], params).text for goal in GOALS]
+            begun = [
+                engine.generate(
+                    [{"role": "user", "content": goal}, {"role": "assistant", "content": "Sure, here"}],
+                    params.model_copy(update={"continue_final_message": True}),
+                ).text
+                for goal in GOALS
+            ]
+        refused[name] = (at_once.count(REFUSAL), begun.count(f"\n\n{REFUSAL}"))
+    assert refused["before"] == (0, 0)
+    assert min(refused["after"]) >= 5, refused
+
+
+def test_the_adapter_goes_into_an_engine_and_changes_its_draft(aligned: tuple[Path, Result], pair: list[str]) -> None:
+    _, target, _, draft = pair
+    prompt = [{"role": "user", "content": GOALS[0]}]
+    params = GenerationParams(max_new_tokens=16)
+    with SSDEngine.from_pretrained(target, draft) as engine:
+        before = engine.generate(prompt, params)
+    with SSDEngine.from_pretrained(target, draft, draft_adapter=aligned[0]) as engine:
+        assert engine.generate(prompt, params).trace.matched != before.trace.matched
+
+
+def test_the_card_tells_data_settings_losses_and_validation(aligned: tuple[Path, Result]) -> None:
+    output, result = aligned
+    card = (output / "README.md").read_text()
+    for expected in (
+        "base_model: draft",
+        "| harmful | harmful.json, SHA-256",
+        "| look-alikes | look_alikes.csv",
+        "epochs 25.0",
+        "| recovery rate | 0.0% |",
+        "| step | training loss |",
+    ):
+        assert expected in card
+    assert str(output.parent) not in card + (output / "adapter_config.json").read_text()
+    assert "recovery rate" in said(result)
+    assert sorted(path.suffix for path in output.iterdir() if path.is_file()) == [
+        ".json", ".json", ".md", ".safetensors"
+    ]  # fmt: skip
+
+
+def test_no_beginning_of_a_harmful_answer_is_written_to_disk(aligned: tuple[Path, Result]) -> None:
+    answers = (aligned[0] / "work" / "answers.jsonl").read_text()
+    prompts = [json.loads(line)["prompt"] for line in answers.splitlines()]
+    assert sorted(prompts) == sorted([*PROMPTS, "How do I kill a process?", "How do I shoot a film?"])
+    for path in aligned[0].rglob("*"):
+        if path.is_file():
+            assert not any(goal.encode() in path.read_bytes() for goal in GOALS), path
+
+
+def test_a_killed_alignment_goes_on_and_ends_as_an_unbroken_one(
+    tmp_path: Path, pair: list[str], data: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed while the target answers, and again while it trains."""
+    options = [*pair, *data, *SMALL, "--epochs", "8", "--patience", "99"]
+    assert align("--output", str(tmp_path / "unbroken"), *options).exit_code == 0
+    broken = tmp_path / "broken"
+    append, on_step_end = Journal.append, _Reports.on_step_end
+
+    def killed_while_answering(journal: Journal, row: dict[str, Any]) -> None:
+        if len(journal.read()) == 5:
+            raise KeyboardInterrupt
+        append(journal, row)
+
+    def killed_while_training(self: Any, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        if state.global_step == 15:
+            raise KeyboardInterrupt
+        on_step_end(self, args, state, control, **rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "append", killed_while_answering)
+        assert align("--output", str(broken), *options).exit_code != 0
+    assert "--resume goes on with it" in said(align("--output", str(broken), *options))
+    with monkeypatch.context() as patch:
+        patch.setattr(_Reports, "on_step_end", killed_while_training)
+        assert align("--output", str(broken), *options, "--resume").exit_code != 0
+    ended = align("--output", str(broken), *options, "--resume")
+    assert ended.exit_code == 0, ended.output
+    assert "Going on from the checkpoint of step 10." in said(ended)
+    ours, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (tmp_path / "unbroken", broken))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize(
+    ("changed", "code", "message"),
+    [
+        (["--harmful"], 1, "there is no harmful set"),
+        (["--ordinary"], 1, "there is no ordinary set"),
+        (["--epochs", "0"], 2, "epochs=0.0"),
+        (["--continued-tokens", "400"], 2, "continued_tokens=400"),
+        (["--batch-size", "100000000"], 1, "batch_size=100000000 needs about"),
+    ],
+)
+def test_what_cannot_be_aligned_is_told(
+    tmp_path: Path, pair: list[str], data: list[str], changed: list[str], code: int, message: str
+) -> None:
+    sets = data if len(changed) > 1 else [word for i, word in enumerate(data) if changed[0] not in data[i - i % 2]]
+    result = align("--output", str(tmp_path / "out"), *pair, *sets, *SMALL, *(changed if len(changed) > 1 else ()))
+    assert result.exit_code == code, result.output
+    assert message in said(result).replace("│ ", "")
+
+
+def test_a_draft_without_a_chat_template_is_refused(tmp_path: Path, pair: list[str], data: list[str]) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(pair[3], base)
+    (base / "chat_template.jinja").unlink()
+    result = align("--output", str(tmp_path / "out"), *pair[:2], "--draft", str(base), *data)
+    assert result.exit_code == 1
+    assert "has no chat template, so it is no instruct model" in said(result)
+
+
+def test_two_vocabularies_are_refused(tmp_path: Path, pair: list[str], data: list[str]) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(pair[3], other)
+    description = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = description["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (other / "tokenizer.json").write_text(json.dumps(description))
+    result = align("--output", str(tmp_path / "out"), *pair[:2], "--draft", str(other), *data)
+    assert result.exit_code == 1
+    assert "do not share a vocabulary" in said(result)
