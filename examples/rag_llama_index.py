@@ -90,5 +90,5 @@ def main(llm: SSDLLM) -> None:
 if __name__ == "__main__":
     ssd = SSDLLM(max_tokens=96)
     with console.status("Loading the models"):
-        ssd.engine  # noqa: B018 (loads them)
+        ssd.load()
     main(ssd)
