@@ -20,8 +20,8 @@ Tools = Sequence[Mapping[str, Any]]
 _JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """As `json.dumps` writes and models are used to; where no blanks are free, more tokens are forced."""
 
-_LOOSE_STYLE = {"whitespace_flexible": True}
-"""As models may write it that were not told to begin a call."""
+_LOOSE_STYLE = {"whitespace_flexible": True, "whitespace_pattern": r"[ \t\r\n]{0,32}"}
+"""As models may write it that were not told to begin a call; but no blanks without end."""
 
 _BETWEEN_BARE_CALLS = {ToolFormat.HERMES: r'"\n"', ToolFormat.LLAMA: '"; "'}
 """Formats whose calls are understood without any markup, and what stands between two of these."""
@@ -61,7 +61,7 @@ class AnswerGrammar:
         else:
             start = "text | opening calls"
             if self._has_bare_calls:
-                start += " | bare | fenced text" if params.parallel_tool_calls else " | bare | fenced"
+                start += " | bare | fenced+ text" if params.parallel_tool_calls else " | bare | fenced"
             rules += self._free_text(tools, params.parallel_tool_calls, lenient=not params.strict)
         grammars = [{"lark_grammar": "\n".join([f"start: {start}", *rules])}]
         if params.grammar is not None and params.grammar.lark is not None:
@@ -140,7 +140,7 @@ class AnswerGrammar:
         self, tools: Tools, heads: Sequence[str], lead: str, parallel: bool, lenient: bool
     ) -> list[str]:
         """Rules for `bare` calls, which are the whole answer, and `fenced` ones; `lead` is what ends with a mark."""
-        rules = [r"BLANKS: /[ \t\r\n]{1,64}/"]
+        rules = [r"BLANKS: /[ \t\r\n]{1,32}/"]
         for i, (tool, head) in enumerate(zip(tools, heads, strict=True)):
             rules += [f"head_{i}[lazy]: /{head}/", f"fenced_head_{i}[lazy]: /{_FENCED}{head}/"]
             rules.append(f"loose_{i}: %json {_json_rule(_parameters(tool), lenient, _LOOSE_STYLE)}")

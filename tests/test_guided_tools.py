@@ -31,6 +31,8 @@ NUMBER = {"type": "integer", "minimum": 0, "maximum": 99}
 TOOLS = [tool("paint", size=SIZE, coats=NUMBER), tool("count", items={"type": "array", "items": NUMBER, "maxItems": 3})]
 QUESTION = [{"role": "user", "content": "What is the weather?"}]
 
+FENCED = '```json\n{\n  "name": "count",\n  "arguments": {"items": [1]}\n}\n```'
+
 MISTRAL = "{% for m in messages %}{{ m.content }}{% endfor %}[TOOL_CALLS] marks a call"
 LLAMA = "{% for m in messages %}<|start_header_id|>{{ m.role }} {{ m.content }}{% endfor %}<|python_tag|>"
 
@@ -128,6 +130,10 @@ def test_auto_guides_a_call_from_its_marker_on(family: str) -> None:
         ('```\n{"name": "count", "arguments": {"items": [1]}}\n```\nDone', "", True),
         ('```json\n{\n  "name": "count",\n  "arguments": {\n    "items": "none"\n  }\n}\n```', '"none"', False),
         ('{\n "name": "count",\n "arguments": {"items": []}\n}\n{"name": "ring"', "ring", False),
+        (f"{FENCED}\nand\n{FENCED}\nDone", "", True),
+        (f"{FENCED}\nand\n{FENCED.replace('[1]', '"none"')}", '"none"', False),
+        # with no blanks without end,
+        ('{"name": "count", "arguments": {' + " " * 99, "  ", False),
         # and all else is free text.
         ('{"name": "Ann", "arguments": 3} is it', "", True),
         ('I write {"name": "paint", "arguments": {"size": "huge"}}', "", True),
