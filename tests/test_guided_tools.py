@@ -131,7 +131,7 @@ def test_auto_guides_a_call_from_its_marker_on(family: str) -> None:
         ('```json\n{\n  "name": "count",\n  "arguments": {\n    "items": "none"\n  }\n}\n```', '"none"', False),
         ('{\n "name": "count",\n "arguments": {"items": []}\n}\n{"name": "ring"', "ring", False),
         (f"{FENCED}\nand\n{FENCED}\nDone", "", True),
-        (f"{FENCED}\nand\n{FENCED.replace('[1]', '"none"')}", '"none"', False),
+        (f"{FENCED}\nand\n" + FENCED.replace("[1]", '"none"'), '"none"', False),
         # with no blanks without end,
         ('{"name": "count", "arguments": {' + " " * 99, "  ", False),
         # and all else is free text.
