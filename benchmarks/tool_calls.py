@@ -9,7 +9,7 @@ the right first call and its result, and the task is right when both are.
 
 Prints two tables: how many tasks are right with `tool_choice="auto"`, and, with `tool_choice="any"` on the tasks that
 need a call, how many answers hold one and what share of all calls validates against the JSON Schema of its tool. All
-is greedy, so a second run gives the same. Needs `jsonschema`; takes ten to twenty minutes on two cores.
+is greedy, so a second run gives the same. Needs `jsonschema`; takes half an hour on two cores.
 """
 
 from __future__ import annotations

@@ -128,6 +128,7 @@ class Answer:
         if action == "refuse":
             self._ended = "refused"
         elif action == "raise":
+            self._ended = None  # also where this was the last token: no result, and no calls
             ratios = ", ".join(f"{ratio:.2f}" for ratio in self.trace.match_ratios)
             self.error = JailbreakRiskError(
                 f"jailbreak risk: Union held for {self._bins_under_union} bins (match ratios so far: {ratios}); the "

@@ -50,11 +50,11 @@ class AnswerGrammar:
         calls = f"{self._begin} calls"
         if may_call:
             rules += self._calls(tools, params.parallel_tool_calls, lenient=not params.strict)
-            if self._has_bare_calls and (is_called or params.grammar is not None):
-                # Many models leave the markup out; where they may, they know better when to stop.
-                calls += f" | call {self._more_calls(params.parallel_tool_calls)}"
         if is_called:
             start = calls
+            if self._has_bare_calls:
+                # Many models leave the markup out; where they may, they know better when to stop.
+                start += f' | call {self._more_calls(params.parallel_tool_calls)} "\\n"?'
         elif params.grammar is not None:
             start = f"answer | {calls}" if may_call else "answer"
             rules.append(f"answer: {_answer(params.grammar)}")
@@ -67,6 +67,11 @@ class AnswerGrammar:
         if params.grammar is not None and params.grammar.lark is not None:
             grammars.append({"name": "given", "lark_grammar": params.grammar.lark})
         return json.dumps({"grammars": grammars})
+
+    def arguments_source(self, tool: Mapping[str, Any]) -> str:
+        """The grammar of a tool's arguments alone, as far as its schema can be enforced."""
+        rule = f"start: %json {_json_rule(_parameters(tool), lenient=True)}"
+        return json.dumps({"grammars": [{"lark_grammar": rule}]})
 
     @property
     def _begin(self) -> str:
@@ -115,26 +120,28 @@ class AnswerGrammar:
     def _free_text(self, tools: Tools, parallel: bool, lenient: bool) -> list[str]:
         """Rules for `text` without calls, and for the calls that may begin in the midst of an answer."""
         begin = MARKERS[self.format][0]
-        rules, unlike, text, lead = [], [], "WORDS?", ""
+        # Marks in a text, as those around a model's thoughts; but not the markers of calls. What ends words is a mark,
+        # never the beginning of a call.
+        marks = ",".join(
+            str(token_id)
+            for token, token_id in self.added_tokens.items()
+            if is_marker(token) and token_id not in self.control_ids and token not in MARKERS[self.format]
+        )
+        lead = f"(FIRST? <[{marks}]> (WORDS? <[{marks}]>)*)?" if marks else ""
+        text = f"FIRST? (<[{marks}]> WORDS?)*" if marks else "FIRST?"
+        rules, unlike = [f"text: {text}"], []
         if begin in self.added_tokens:
-            # Marks in a text, as those around a model's thoughts; but not the markers of calls.
-            marks = [
-                str(token_id)
-                for token, token_id in self.added_tokens.items()
-                if is_marker(token) and token_id not in self.control_ids and token not in MARKERS[self.format]
-            ]
-            if marks:  # what ends words is a mark, never the beginning of a call
-                lead = f"(WORDS? <[{','.join(marks)}]>)*"
-                text = f"{lead} {text}"
             rules.append(f"opening: text {self._begin}")
         else:
             unlike.append(rf"(.|\n)*{_literal(begin)}")
-            rules.append(f"opening[lazy]: /{unlike[0]}/")
+            rules += [f"opening: {lead} to_opening", f"to_opening[lazy]: /{unlike[0]}/"]
+        bare = []
         if self._has_bare_calls:
             heads = [self._loose_head(tool["function"]["name"]) for tool in tools]
-            unlike.append(f"({_FENCED})?({'|'.join(heads)})")
+            bare = [f"({'|'.join(heads)})"]
+            unlike.append(_FENCED + bare[0])
             rules += self._unmarked_calls(tools, heads, lead, parallel, lenient)
-        return [*rules, f"text: {text}", f"WORDS: /(.|\\n)+/ & ~/({'|'.join(unlike)})(.|\\n)*/"]
+        return [*rules, f"FIRST: {_words_unlike([*bare, *unlike])}", f"WORDS: {_words_unlike(unlike)}"]
 
     def _unmarked_calls(
         self, tools: Tools, heads: Sequence[str], lead: str, parallel: bool, lenient: bool
@@ -147,15 +154,20 @@ class AnswerGrammar:
         first = [f'head_{i} BLANKS? loose_{i} BLANKS? "}}"' for i in range(len(tools))]
         calls = f"({' | '.join(first)})"
         fenced = f"({' | '.join('fenced_' + call for call in first)})"
-        between = {ToolFormat.HERMES: "BLANKS", ToolFormat.LLAMA: 'BLANKS? ";" BLANKS?'}[self.format]
-        more = f"({between} {calls})*" if parallel else ""
-        return [*rules, f"bare: {lead} {calls} {more}", f'fenced: {lead} {fenced} {more} BLANKS? "```"']
+        between = 'BLANKS? ";" ' if self.format is ToolFormat.LLAMA else ""  # a head begins with blanks
+        more = f"({between}{calls})*" if parallel else ""
+        return [*rules, f"bare: {calls} {more} BLANKS?", f'fenced: {lead} {fenced} {more} BLANKS? "```"']
 
     def _loose_head(self, name: str) -> str:
         """A pattern of what a call in JSON begins with, blanks wherever a model likes them."""
         key = "parameters" if self.format is ToolFormat.LLAMA else "arguments"
-        parts = ["{", '"name"', ":", json.dumps(name), ",", json.dumps(key), ":"]
-        return r"[ \t\r\n]*".join(map(_literal, parts))
+        parts = ["", _literal("{"), '"name"', ":", _literal(json.dumps(name)), ",", json.dumps(key), ":"]
+        return r"[ \t\r\n]*".join(parts)
+
+
+def _words_unlike(patterns: Sequence[str]) -> str:
+    """A terminal of text that comes to none of `patterns`."""
+    return f"/(.|\\n)+/ & ~/({'|'.join(patterns)})(.|\\n)*/" if patterns else "/(.|\\n)+/"
 
 
 def _parameters(tool: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -185,9 +197,18 @@ def _regex(pattern: str) -> str:
 
 def _json_rule(schema: Mapping[str, Any], lenient: bool, style: Mapping[str, Any] = _JSON_STYLE) -> str:
     options = {**style, "lenient": lenient, **schema.get("x-guidance", {})}
-    # Where schemas are combined, what one does not name may be named by another.
-    closed = schema if "allOf" in json.dumps(schema) else _closed(schema)
+    closed = schema if _combines(schema) else _closed(schema)
     return json.dumps({**closed, "x-guidance": options})
+
+
+def _combines(schema: Any) -> bool:
+    """Whether some object is described in several places: what one of them does not name, another may."""
+    if isinstance(schema, list):
+        return any(map(_combines, schema))
+    if not isinstance(schema, Mapping):
+        return False
+    others = schema.keys() & {"anyOf", "oneOf", "if", "not", "$ref", "dependentSchemas"}
+    return "allOf" in schema or bool("properties" in schema and others) or any(map(_combines, schema.values()))
 
 
 def _closed(schema: Any) -> Any:

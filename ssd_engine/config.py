@@ -132,7 +132,10 @@ class GenerationParams(Settings):
 
     @field_serializer("on_risk", when_used="json")
     def _on_risk_name(self, on_risk: Any) -> str:
-        return on_risk if isinstance(on_risk, str) else f"{on_risk.__module__}.{on_risk.__qualname__}"
+        if isinstance(on_risk, str):
+            return on_risk
+        named = on_risk if hasattr(on_risk, "__qualname__") else type(on_risk)  # objects that can be called have none
+        return f"{named.__module__}.{named.__qualname__}"
 
     @field_validator("stop", mode="before")
     @classmethod

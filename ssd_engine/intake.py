@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Any
 
 from ssd_engine.answer import Answer, AnswerSettings
 from ssd_engine.answer_grammar import AnswerGrammar
 from ssd_engine.chat import ChatRenderer
 from ssd_engine.config import GenerationParams, SSDConfig
 from ssd_engine.detokenizer import Detokenizer
-from ssd_engine.errors import ContextLengthError
-from ssd_engine.grammar import GrammarCompiler
+from ssd_engine.errors import ContextLengthError, InvalidRequestError
+from ssd_engine.grammar import GrammarCompiler, Guide
 from ssd_engine.prompt import Prompt, PromptEncoder, Tools, offered_tools, parse_prompt, with_draft_system_prompt
 from ssd_engine.scheduler import Event, Request
 from ssd_engine.tool_calls import MARKERS, ToolCallParser, detect_format
@@ -86,9 +86,28 @@ class Intake:
                 f"{needed} positions; the key-value cache has {positions}: "
                 "raise kv_cache_bytes, shorten the prompt or lower max_new_tokens"
             )
-        source = self._grammar.source(params, tools)
-        guide = None if source is None else self._compiler.compile(source)
+        guide = self._guide(params, tools)
         return Request(target_ids, draft_ids, params, config, guide, self._answer(params, config, tools), deliver)
+
+    def _guide(self, params: GenerationParams, tools: Tools) -> Guide | None:
+        source = self._grammar.source(params, tools)
+        try:
+            return None if source is None else self._compiler.compile(source)
+        except InvalidRequestError:
+            if params.strict or not tools:
+                raise
+        # One tool with a schema that cannot be followed must not keep the others from being called.
+        source = self._grammar.source(params, [self._enforceable(tool) for tool in tools])
+        assert source is not None
+        return self._compiler.compile(source)
+
+    def _enforceable(self, tool: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The tool; with any object for its arguments where their schema cannot be compiled."""
+        try:
+            self._compiler.compile(self._grammar.arguments_source(tool))
+        except InvalidRequestError:
+            return {**tool, "function": {**tool["function"], "parameters": {"type": "object"}}}
+        return tool
 
     def _answer(self, params: GenerationParams, config: SSDConfig, tools: Tools) -> Answer:
         names = [tool["function"]["name"] for tool in tools]

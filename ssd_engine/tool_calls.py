@@ -35,7 +35,10 @@ MARKERS: Mapping[ToolFormat, tuple[str, ...]] = {
 _FENCE = "```"
 _PARTS_OF_FENCE = ("", "`", "``")
 _BLANKS = " \t\r\n"
-_HEAD = re.compile(r'[\[\s]*\{\s*"name"\s*:\s*"([^"\\]+)"\s*,\s*"(?:arguments|parameters)"\s*:')
+_BLANK = r"[ \t\r\n]*"
+_HEAD = re.compile(
+    _BLANK.join(["", r"(?:\[[ \t\r\n]*)*\{", '"name"', ":", r'"([^"\\]+)"', ",", '"(?:arguments|parameters)"', ":"])
+)
 """What a call without markup begins with."""
 _CERTAIN = 16
 """Characters behind an error in JSON that make it one for certain, not a literal or an escape still being written."""
@@ -249,7 +252,7 @@ class ToolCallParser:
                     return None, start
                 return self._read_broken_implicit(start, end, calls, error, closing, final)
             found = [self._implicit_call(item) for item in (value if isinstance(value, list) else [value])]
-            if not all(found):
+            if not found or not all(found):
                 return ParsedText(), start
             calls += tuple(call for call in found if call is not None)
             end = _skip(self._buffer, value_end, _BLANKS + ";")

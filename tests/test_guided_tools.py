@@ -132,7 +132,9 @@ def test_auto_guides_a_call_from_its_marker_on(family: str) -> None:
         ('{\n "name": "count",\n "arguments": {"items": []}\n}\n{"name": "ring"', "ring", False),
         (f"{FENCED}\nand\n{FENCED}\nDone", "", True),
         (f"{FENCED}\nand\n" + FENCED.replace("[1]", '"none"'), '"none"', False),
-        # with no blanks without end,
+        ('\n {"name": "paint", "arguments": {"size": "huge"}}', "huge", False),
+        # with no blanks without end and no second call that nobody wants,
+        ('{"name": "paint", "arguments": {"size": "small", "coats": 3}}\n', "", True),
         ('{"name": "count", "arguments": {' + " " * 99, "  ", False),
         # and all else is free text.
         ('{"name": "Ann", "arguments": 3} is it', "", True),
@@ -201,6 +203,39 @@ def test_strict_decides_what_becomes_of_a_schema_that_cannot_be_enforced(tiny_en
         tiny_engine.generate(QUESTION, GenerationParams(strict=True, **wanted), tools=tools)
     result = tiny_engine.generate(QUESTION, GenerationParams(**wanted), tools=tools)
     assert result.tool_calls[0].arguments["coats"] in (1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object", "properties": {"a": {"type": "string", "pattern": "^(?!x)y"}}, "required": ["a"]},
+        {"type": "object", "properties": {"a": {"$ref": "https://elsewhere.example/schema"}}, "required": ["a"]},
+    ],
+)
+@pytest.mark.parametrize("choice", ["auto", "any"])
+def test_a_schema_that_no_grammar_can_follow_keeps_no_other_tool_from_being_called(
+    tiny_engine: SSDEngine, schema: dict[str, Any], choice: str
+) -> None:
+    tools = [*TOOLS, {"type": "function", "function": {"name": "odd", "parameters": schema}}]
+    params = GenerationParams(max_new_tokens=300, tool_choice=choice, temperature=1.0, seed=2)
+    for call in tiny_engine.generate(QUESTION, params, tools=tools).tool_calls:
+        if call.name != "odd":
+            assert_valid(call.name, call.arguments)
+    with pytest.raises(InvalidRequestError, match="cannot be compiled"):
+        tiny_engine.generate(QUESTION, params.model_copy(update={"strict": True}), tools=tools)
+
+
+@pytest.mark.parametrize("word", ["anyOf", "oneOf"])
+def test_objects_that_are_described_in_several_places_can_be_called(tiny_engine: SSDEngine, word: str) -> None:
+    branches = [{"properties": {"kind": {"const": kind}}, "required": ["kind"]} for kind in ("circle", "square")]
+    shape = {"type": "object", "properties": {"width": NUMBER}, "required": ["width"], word: branches}
+    tools = [{"type": "function", "function": {"name": "draw", "parameters": shape}}]
+    params = GenerationParams(max_new_tokens=400, tool_choice="any", parallel_tool_calls=False, temperature=1.0, seed=0)
+    result = tiny_engine.generate(QUESTION, params, tools=tools)
+    assert result.finish_reason in ("tool_calls", "length")
+    for call in result.tool_calls:
+        assert call.arguments["kind"] in ("circle", "square")
+        assert call.arguments["width"] in range(100)
 
 
 def test_with_a_grammar_the_answer_is_a_call_or_follows_it(tiny_engine: SSDEngine) -> None:

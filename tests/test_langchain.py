@@ -27,7 +27,8 @@ from langchain_core.tools import tool
 
 from ssd_engine import SSDConfig, SSDEngine
 from ssd_engine.errors import InvalidRequestError, RequestTimeoutError
-from ssd_engine.result import InvalidToolCall, Piece, ToolCall
+from ssd_engine.result import Piece, ToolCall
+from ssd_engine.tool_calls import ToolCallParser, ToolFormat
 from ssd_integrations.langchain import ChatSSD
 from ssd_integrations.langchain.messages import to_engine_messages, to_message_chunk
 
@@ -216,10 +217,16 @@ def test_tool_calls_stream_as_chunks_that_add_up() -> None:
 
 
 def test_a_broken_call_is_invalid_streamed_or_not() -> None:
-    broken = InvalidToolCall("a", "population", '<tool_call>{"name": "population", "arguments": {"city', "cut off")
+    parser = ToolCallParser(ToolFormat.HERMES, ["population"])
+    parser.feed('{"name": "population", "arguments": {"city": "Lyo')
+    [broken] = parser.finish().invalid_tool_calls
     chunk = to_message_chunk(Piece(invalid_tool_calls=(broken,)), "tiny", 0)
-    assert chunk.tool_calls == []
-    assert chunk.invalid_tool_calls[0]["args"] == broken.text
+    for message in (chunk, chunk + AIMessageChunk("", chunk_position="last")):
+        assert message.tool_calls == []
+        [call] = message.invalid_tool_calls
+        assert call["name"] == "population"
+        assert call["args"].startswith("the answer ended within this call")
+        assert broken.text in call["args"]
 
 
 def test_tool_choice_decides_what_is_offered(model: ChatSSD) -> None:

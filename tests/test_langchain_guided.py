@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any, Literal
@@ -87,6 +88,20 @@ def test_an_answer_cut_within_its_structure_is_an_error_by_every_route(model: Ch
     assert answer["parsed"] is None
     assert isinstance(answer["parsing_error"], OutputParserException)
     assert answer["raw"].response_metadata["finish_reason"] == "length"
+    *_, last = raw.stream("How are you?")
+    assert isinstance(last["parsing_error"], OutputParserException)
+
+
+def test_an_answer_that_a_stop_string_cut_is_an_error_too(model: ChatSSD) -> None:
+    with pytest.raises(OutputParserException, match="a stop string ended it"):
+        model.with_structured_output(MoodDict, stop=["strength"]).invoke("How are you?")
+
+
+def test_a_cache_tells_engines_and_policies_apart(tiny_engine: SSDEngine, wary: SSDEngine) -> None:
+    models = [ChatSSD(engine=tiny_engine), ChatSSD(engine=wary), ChatSSD(engine=wary, on_risk=lambda trace: None)]
+    models += [ChatSSD(engine=wary, on_risk=functools.partial(lambda trace, word: word, word="refuse"))]
+    assert len({each._get_llm_string() for each in models}) == 4
+    assert models[3].invoke("Hello", max_tokens=4).text is not None
 
 
 def test_json_mode_gives_some_object(model: ChatSSD) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from ssd_engine import GenerationParams, SafetyTrace, Scheme, SSDConfig, SSDEngine
@@ -63,6 +65,13 @@ async def test_raise_carries_the_trace_and_the_text_so_far(wary: SSDEngine, free
         assert error.trace.bins == free.bins[:3]
         assert error.text == "".join(written)
     assert wary.is_idle
+
+
+@pytest.mark.parametrize("on_risk", ["raise", lambda trace: "raise" if len(trace.bins) == 3 else None])
+def test_raise_holds_on_the_last_token_too(wary: SSDEngine, free: SafetyTrace, on_risk: Any) -> None:
+    last = free.bin_ends[2]
+    with pytest.raises(JailbreakRiskError):
+        wary.generate(PROMPT, GenerationParams(max_new_tokens=last, on_risk=on_risk))
 
 
 def test_a_function_is_asked_at_each_bin(wary: SSDEngine) -> None:

@@ -143,6 +143,8 @@ def test_fenced_json_and_json_that_is_the_whole_answer_are_calls_in_every_format
         f'```json\n{{"calls": [{written(WEATHER)}]}}\n```',
         "```python\nprint({'name': 'multiply'})\n```\n```json5\n{}\n```",
         "```json\n[]\n```",
+        f"[]{written(WEATHER)}",
+        f"[\u00a0{written(WEATHER)[:-3]}",
         "````\n```json\n",
         "``` {broken json that goes on for long} ```",
     ],

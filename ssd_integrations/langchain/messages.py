@@ -81,7 +81,8 @@ def to_ai_message(result: GenerationResult, model_name: str) -> AIMessage:
 def to_message_chunk(piece: Piece, model_name: str, first_call: int) -> AIMessageChunk:
     """A piece of a streamed answer as a chunk; its tool calls are numbered from `first_call`."""
     calls: list[tuple[str | None, str, str]] = [(c.name, json.dumps(c.arguments), c.id) for c in piece.tool_calls]
-    calls += [(c.name, c.text, c.id) for c in piece.invalid_tool_calls]
+    # LangChain closes what is open in a chunk's arguments; behind the error it takes the text for no arguments at all.
+    calls += [(c.name, f"{c.error}: {c.text}", c.id) for c in piece.invalid_tool_calls]
     chunks = [
         tool_call_chunk(name=name, args=arguments, id=call_id, index=first_call + i)
         for i, (name, arguments, call_id) in enumerate(calls)

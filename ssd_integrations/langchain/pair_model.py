@@ -106,6 +106,11 @@ class PairModel(BaseChatModel):
         settings = self.model_dump(include=set(_LOAD_FIELDS), exclude_none=True)
         return {"model_name": self.model_name, **settings, **self._params(None, {}).model_dump(mode="json")}
 
+    def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
+        # A cache tells models apart by this; what is saved of a model names neither its engine nor its function.
+        held = [self.model_name, *(id(value) for value in (self.engine, self.on_risk) if not isinstance(value, str))]
+        return f"{super()._get_llm_string(stop, **kwargs)}---{held}"
+
     def load(self) -> SSDEngine:
         """The engine behind this model, loaded if it was not yet. Requests load it at their first need."""
         if self.engine is not None:

@@ -227,11 +227,9 @@ class SSDLLM(PairLLM):
     ) -> Generator[Any, None, None]:
         # LlamaIndex's own leaves the call to the model, and takes a broken one for an empty object.
         arguments = self._structured_request(output_cls, prompt, llm_kwargs, prompt_args)
-        for response in self.stream_chat_with_tools(**arguments):
-            if tool_selections(response.message):
-                yield self._structured_object(output_cls, response)
-                return
-        self.get_tool_calls_from_response(response)
+        # To its end, so that LlamaIndex's instrumentation sees the stream as ended.
+        *_, response = self.stream_chat_with_tools(**arguments)
+        yield self._structured_object(output_cls, response)
 
     async def _structured_astream_call(
         self,
@@ -243,11 +241,8 @@ class SSDLLM(PairLLM):
         arguments = self._structured_request(output_cls, prompt, llm_kwargs, prompt_args)
 
         async def objects() -> AsyncGenerator[Any, None]:
-            async for response in await self.astream_chat_with_tools(**arguments):
-                if tool_selections(response.message):
-                    yield self._structured_object(output_cls, response)
-                    return
-            self.get_tool_calls_from_response(response)
+            *_, response = [part async for part in await self.astream_chat_with_tools(**arguments)]
+            yield self._structured_object(output_cls, response)
 
         return objects()
 
