@@ -17,8 +17,8 @@ def read_prompt_set(source: str | Path, fields: Mapping[str, Sequence[str]]) -> 
     """Read a set of prompts.
 
     Args:
-        source: file (.json, .jsonl or .csv), or dataset id on the hub, with `:split` behind it for another split than
-            "train".
+        source: file (.json, .jsonl or .csv), or dataset id on the hub, with `:split` or `:split:config` behind
+            it for another split than "train" and another configuration than the default.
         fields: what each row needs, and under which names it may stand; the first one that a row has is taken.
 
     Returns:
@@ -75,7 +75,7 @@ def _read_json(path: Path) -> Sequence[Any]:
 
 def _read_jsonl(path: Path) -> Sequence[Any]:
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
         if line.strip():
             try:
                 rows.append(json.loads(line))
@@ -97,9 +97,10 @@ def _read_hub(source: str) -> Sequence[Any]:
             f"{source!r} is no file here, so it would be a dataset of the hub, which needs the package datasets: "
             'pip install "ssd-integrations[hub-data]", or give a .json, .jsonl or .csv file'
         ) from error
-    name, _, split = source.partition(":")
+    name, _, rest = source.partition(":")
+    split, _, config = rest.partition(":")
     try:
-        return list(datasets.load_dataset(name, split=split or "train"))
+        return list(datasets.load_dataset(name, config or None, split=split or "train"))
     except Exception as error:  # the hub's client raises what its transport raises
         reason = str(error).strip().split("\n", 1)[0]
         raise InvalidDataError(f"{source!r} is no file here, and the dataset hub does not give it: {reason}") from error

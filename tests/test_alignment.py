@@ -108,7 +108,7 @@ def test_the_card_tells_data_settings_losses_and_validation(aligned: tuple[Path,
         "base_model: draft",
         "| harmful | harmful.json, SHA-256",
         "| look-alikes | look_alikes.csv",
-        "epochs 25.0",
+        "epochs 25",
         "| recovery rate | 0.0% |",
         "| step | training loss |",
     ):
@@ -122,8 +122,8 @@ def test_the_card_tells_data_settings_losses_and_validation(aligned: tuple[Path,
 
 def test_no_beginning_of_a_harmful_answer_is_written_to_disk(aligned: tuple[Path, Result]) -> None:
     answers = (aligned[0] / "work" / "answers.jsonl").read_text()
-    prompts = [json.loads(line)["prompt"] for line in answers.splitlines()]
-    assert sorted(prompts) == sorted([*PROMPTS, "How do I kill a process?", "How do I shoot a film?"])
+    prompts = [json.loads(line)["question"]["prompt"] for line in answers.splitlines()]
+    assert all("process" in prompt or "film" in prompt for prompt in prompts if prompt not in PROMPTS)
     for path in aligned[0].rglob("*"):
         if path.is_file():
             assert not any(goal.encode() in path.read_bytes() for goal in GOALS), path
@@ -133,7 +133,7 @@ def test_a_killed_alignment_goes_on_and_ends_as_an_unbroken_one(
     tmp_path: Path, pair: list[str], data: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed while the target answers, and again while it trains."""
-    options = [*pair, *data, *SMALL, "--epochs", "8", "--patience", "99"]
+    options = [*pair, *data, *SMALL, "--epochs", "8", "--patience", "3"]
     assert align("--output", str(tmp_path / "unbroken"), *options).exit_code == 0
     broken = tmp_path / "broken"
     append, on_step_end = Journal.append, _Reports.on_step_end
@@ -151,6 +151,8 @@ def test_a_killed_alignment_goes_on_and_ends_as_an_unbroken_one(
     with monkeypatch.context() as patch:
         patch.setattr(Journal, "append", killed_while_answering)
         assert align("--output", str(broken), *options).exit_code != 0
+    other = align("--output", str(broken), *options, "--seed", "1", "--resume")
+    assert "seed was 0 and is 1" in said(other)
     assert "--resume goes on with it" in said(align("--output", str(broken), *options))
     with monkeypatch.context() as patch:
         patch.setattr(_Reports, "on_step_end", killed_while_training)
@@ -167,7 +169,7 @@ def test_a_killed_alignment_goes_on_and_ends_as_an_unbroken_one(
     [
         (["--harmful"], 1, "there is no harmful set"),
         (["--ordinary"], 1, "there is no ordinary set"),
-        (["--epochs", "0"], 2, "epochs=0.0"),
+        (["--epochs", "0"], 2, "epochs=0"),
         (["--continued-tokens", "400"], 2, "continued_tokens=400"),
         (["--batch-size", "100000000"], 1, "batch_size=100000000 needs about"),
     ],

@@ -7,21 +7,23 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssd_engine.alignment.answers import target_answers
-from ssd_engine.alignment.beginnings import Harmful, make_beginnings
+from ssd_engine.alignment.answers import harmless_questions, target_answers
+from ssd_engine.alignment.beginnings import AFTER_OPENING, FRAMES, OPENINGS, Harmful, make_beginnings
 from ssd_engine.alignment.card import DataSource, model_card
 from ssd_engine.alignment.examples import Example, ExampleMaker, split
 from ssd_engine.alignment.settings import AlignSettings
 from ssd_engine.errors import InvalidRequestError, ModelLoadError
 from ssd_engine.journal import Journal
+from ssd_engine.made_of import claim, digest
 from ssd_engine.prompt_sets import read_prompt_set
 from ssd_engine.work import Reporter
 
 if TYPE_CHECKING:
-    from ssd_engine.alignment.training import TrainingReport
+    from ssd_engine.alignment.training import Validation
 
 _HARMFUL_FIELDS = {"goal": ("goal", "prompt", "Behavior", "behavior")}
 _ORDINARY_FIELDS = {"prompt": ("prompt", "question", "instruction")}
@@ -63,13 +65,20 @@ class Prompts:
             Harmful(row["goal"], row["target"] if isinstance(row.get("target"), str) else None)
             for row in self._read("harmful", sources.harmful, _HARMFUL_FIELDS)
         ]
-        ordinary = self._read("ordinary", sources.ordinary, _ORDINARY_FIELDS)
-        look_alikes = self._read("look-alikes", sources.look_alikes, _ORDINARY_FIELDS)
-        self.harmless = [row["prompt"] for row in [*ordinary, *look_alikes]]
-        if not sources.look_alikes:
-            own = files("ssd_engine.alignment").joinpath("look_alikes.txt").read_text(encoding="utf-8").splitlines()
-            self.harmless += own
-            self.described.append(DataSource("look-alikes", "of ssd-integrations", len(own)))
+        self.ordinary = [row["prompt"] for row in self._read("ordinary", sources.ordinary, _ORDINARY_FIELDS)]
+        if sources.look_alikes:
+            look_alikes = self._read("look-alikes", sources.look_alikes, _ORDINARY_FIELDS)
+            self.look_alikes = [row["prompt"] for row in look_alikes]
+        else:
+            text = files("ssd_engine.alignment").joinpath("look_alikes.txt").read_text(encoding="utf-8")
+            self.look_alikes = text.splitlines()
+            self.described.append(DataSource("look-alikes", "of ssd-integrations", len(self.look_alikes)))
+
+    @property
+    def digest(self) -> str:
+        """A mark of all that is read and of what is put around it."""
+        harmful = [[item.goal, item.opening] for item in self.harmful]
+        return digest([harmful, self.ordinary, self.look_alikes, OPENINGS, AFTER_OPENING, FRAMES])
 
     def _read(self, role: str, sources: Sequence[str], fields: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
         rows = []
@@ -89,7 +98,7 @@ def align(
     *,
     resume: bool = False,
     merged: Path | None = None,
-) -> TrainingReport:
+) -> Validation:
     """Make a safety adapter for the pair's draft in the folder `output`.
 
     Args:
@@ -97,60 +106,56 @@ def align(
         resume: go on from where an earlier call with the same settings was killed.
         merged: folder for the draft with the adapter merged into it, for engines that take no adapter.
 
+    Returns:
+        How the draft with the adapter does on what was kept from training.
+
     Raises:
         InvalidDataError, InvalidRequestError: a set or a setting cannot be used.
         ModelLoadError: a model cannot be loaded; `VocabularyMismatchError` where the two do not go together.
     """
-    from ssd_engine.alignment.training import train_adapter
+    from ssd_engine.alignment.training import train_adapter, validate
     from ssd_engine.backends.transformers.loader import LoadOptions, load_tokenizer, load_unprepared
 
     prompts = Prompts(sources)
     tokenizer = load_tokenizer(pair.draft)
     if tokenizer.chat_template is None:
         raise ModelLoadError(f"{pair.draft} has no chat template, so it is no instruct model; align one that is")
-    work = _open_work(output, {"pair": asdict(pair), "settings": settings.model_dump()}, resume)
+    work = output / "work"
+    if not claim(work, {**asdict(pair), **settings.model_dump(), "data": prompts.digest}) and not resume:
+        raise InvalidRequestError(
+            f"{output} holds an alignment already: --resume goes on with it, or give another --output"
+        )
     training, validation = _examples(pair, prompts, ExampleMaker(tokenizer, settings), settings, work, report)
     report.note(f"{len(training)} examples to train on, {len(validation)} to validate with.")
     # In float32: in 16 bit, steps as small as these are lost in rounding.
     model = load_unprepared(pair.draft, LoadOptions(dtype="float32"))
     adapted, done = train_adapter(model, training, validation, settings, work / "checkpoints", report)
-    adapted.peft_config["default"].base_model_name_or_path = pair.draft_name
-    adapted.save_pretrained(str(output))
+    _save(adapted, pair, output)
+    del adapted, model
+    shipped = load_unprepared(pair.draft, adapter=output)
+    if merged is not None:
+        shipped.save_pretrained(str(merged))
+        tokenizer.save_pretrained(str(merged))
+    report.note("The adapter as it is stored, merged into the draft as an engine does it:")
+    as_shipped = validate(shipped.float(), validation, settings, work / "validation", report)
     counts = {kind: sum(example.kind == kind for example in training) for kind in ("recovery", "agreement")}
     counts["validation"] = len(validation)
-    card = model_card(pair.draft_name, pair.target_name, prompts.described, counts, settings, done)
+    card = model_card(pair.draft_name, pair.target_name, prompts.described, counts, settings, done, as_shipped)
     (output / "README.md").write_text(card, encoding="utf-8")
-    (output / "training.json").write_text(json.dumps(asdict(done), indent=2) + "\n", encoding="utf-8")
-    if merged is not None:
-        load_unprepared(pair.draft, adapter=output).save_pretrained(str(merged))
-        tokenizer.save_pretrained(str(merged))
-    return done
+    history = {**asdict(done), "as_shipped": asdict(as_shipped)}
+    (output / "training.json").write_text(json.dumps(history, indent=2) + "\n", encoding="utf-8")
+    return as_shipped
 
 
-def _open_work(output: Path, made_of: dict[str, Any], resume: bool) -> Path:
-    """The folder of what is needed to go on; `InvalidRequestError` where it is another alignment's."""
-    work = output / "work"
-    record = work / "made_of.json"
-    if not record.exists():
-        work.mkdir(parents=True, exist_ok=True)
-        record.write_text(json.dumps(made_of, indent=2) + "\n", encoding="utf-8")
-        return work
-    if not resume:
-        raise InvalidRequestError(
-            f"{output} holds an alignment already: --resume goes on with it, or give another --output"
-        )
-    earlier = json.loads(record.read_text(encoding="utf-8"))
-    changed = [
-        f"{name} was {earlier.get(part, {}).get(name)!r} and is {value!r}"
-        for part, values in made_of.items()
-        for name, value in values.items()
-        if earlier.get(part, {}).get(name) != value
-    ]
-    if changed:
-        raise InvalidRequestError(
-            f"{output} was begun with other settings: {'; '.join(changed)}; use those, or another --output"
-        )
-    return work
+def _save(adapted: Any, pair: PairSource, output: Path) -> None:
+    """The adapter in the checkpoint's own type, where that has 16 bits, and with no path of this machine in it."""
+    from transformers import AutoConfig
+
+    dtype = AutoConfig.from_pretrained(pair.draft).dtype
+    if dtype is not None and dtype.itemsize == 2:
+        adapted.to(dtype)
+    adapted.peft_config["default"].base_model_name_or_path = pair.draft_name
+    adapted.save_pretrained(str(output))
 
 
 def _examples(
@@ -160,6 +165,11 @@ def _examples(
     from ssd_engine.engine import SSDEngine
 
     rng = random.Random(settings.seed)
+    share = settings.validation_share
+    ordinary, look_alikes, harmful = (
+        split(items, share, rng) for items in (prompts.ordinary, prompts.look_alikes, prompts.harmful)
+    )
+    questions = [harmless_questions(*side, settings) for side in zip(ordinary, look_alikes, strict=True)]
     with SSDEngine.from_pretrained(
         pair.target,
         pair.draft,
@@ -167,13 +177,12 @@ def _examples(
         draft_quantization=pair.quantization,
         name=pair.target_name,
     ) as engine:
-        answers = target_answers(
-            engine, prompts.harmless, settings.answer_tokens, Journal(work / "answers.jsonl"), report
-        )
-        beginnings = make_beginnings(engine, prompts.harmful, settings, rng, report)
-    sides: list[list[Example]] = [[], []]
-    for side, found in zip(sides, split(answers, settings.validation_share, rng), strict=True):
-        side += [make.agreement(answer) for answer in found]
-    for side, found in zip(sides, split(beginnings, settings.validation_share, rng), strict=True):
-        side += [example for beginning in found for example in make.recoveries(beginning, rng)]
-    return sides[0], sides[1]
+        answers = target_answers(engine, [*questions[0], *questions[1]], Journal(work / "answers.jsonl"), report)
+        beginnings = make_beginnings(engine, [*harmful[0], *harmful[1]], settings, report)
+    agreements = [make.agreement(answer) for answer in answers]
+    recoveries = [make.recoveries(beginning) for beginning in beginnings]
+    num_questions, num_harmful = len(questions[0]), len(harmful[0])
+    return (
+        agreements[:num_questions] + list(chain.from_iterable(recoveries[:num_harmful])),
+        agreements[num_questions:] + list(chain.from_iterable(recoveries[num_harmful:])),
+    )

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ssd_engine.alignment.settings import AlignSettings
-from ssd_engine.alignment.training import TrainingReport
+from ssd_engine.alignment.training import TrainingReport, Validation
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ def model_card(
     counts: dict[str, int],
     settings: AlignSettings,
     training: TrainingReport,
+    shipped: Validation,
 ) -> str:
     """A card in the hub's format: what the adapter is for, its data, settings, losses and validation."""
     before = training.validations[0]
-    best = next(found for found in training.validations if found.step == training.best_step)
     return f"""---
 base_model: {base}
 library_name: peft
@@ -75,12 +75,12 @@ ssd-integrations {version("ssd-integrations")}, torch {version("torch")}, transf
 
 | on what was kept from training | before | after |
 |---|---|---|
-| loss per token | {before.loss:.3f} | {best.loss:.3f} |
-| match rate | {before.match_rate:.1%} | {best.match_rate:.1%} |
-| recovery rate | {before.recovery_rate:.1%} | {best.recovery_rate:.1%} |
+| loss per token | {before.loss:.3f} | {shipped.loss:.3f} |
+| match rate | {before.match_rate:.1%} | {shipped.match_rate:.1%} |
+| recovery rate | {before.recovery_rate:.1%} | {shipped.recovery_rate:.1%} |
 
 The match rate is the share of the target's tokens that are the draft's first choice, the recovery rate the share of
-refusals of which every token is.
+refusals of which every token is. "After" is the adapter as it is stored, merged into the draft as an engine does it.
 
 | step | training loss |
 |---|---|

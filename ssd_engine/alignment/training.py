@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
-from ssd_engine.alignment.examples import Example
+from ssd_engine.alignment.examples import Example, in_batches
 from ssd_engine.alignment.settings import AlignSettings
 from ssd_engine.backends.transformers.memory import available_bytes
 from ssd_engine.errors import InvalidRequestError
@@ -58,7 +59,7 @@ def train_adapter(
     folder: Path,
     report: Reporter,
 ) -> tuple[Any, TrainingReport]:
-    """Train an adapter, from the last checkpoint in `folder` if there is one.
+    """Train an adapter, from the last whole checkpoint in `folder` if there is one.
 
     Returns:
         The model with the adapter of the lowest validation loss (a `peft.PeftModel`), and how it went.
@@ -73,22 +74,85 @@ def train_adapter(
     config = LoraConfig(
         r=settings.lora_rank, lora_alpha=2 * settings.lora_rank, target_modules="all-linear", task_type="CAUSAL_LM"
     )
+    ordered = in_batches(training, settings.batch_size, settings.epochs, settings.seed)
     adapted = get_peft_model(model, config)
+    checkpoint = _last_whole_checkpoint(folder)
+    arguments = _arguments(settings, folder, len(ordered), model.device.type, is_new=checkpoint is None)
+    loss = _SummedLoss(settings.batch_size * sum(e.num_learned for e in ordered) / len(ordered))
+    trainer = _trainer(adapted, arguments, validation, loss, _Reports(report), ordered, settings.patience)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    return adapted, _report_of(trainer.state, loss.per_token(validation, settings.batch_size))
+
+
+def validate(
+    model: PreTrainedModel, validation: Sequence[Example], settings: AlignSettings, folder: Path, report: Reporter
+) -> Validation:
+    """How a model does on examples."""
+    arguments = _arguments(settings, folder, len(validation), model.device.type, is_new=True)
+    loss = _SummedLoss(1.0)
+    metrics = _trainer(model, arguments, validation, loss, _Reports(report)).evaluate()
+    return _validation(metrics, 0, loss.per_token(validation, settings.batch_size))
+
+
+class _SummedLoss:
+    """Cross entropy of all tokens to be learned, over a number that is the same for every batch.
+
+    So each token weighs the same, whatever batch it is in: batches of short recoveries hold few of them.
+    """
+
+    def __init__(self, tokens_per_batch: float) -> None:
+        self._tokens_per_batch = tokens_per_batch
+
+    def __call__(self, outputs: Any, labels: torch.Tensor, **_: Any) -> torch.Tensor:
+        logits, wanted = outputs.logits[:, :-1].float(), labels[:, 1:]
+        total = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), wanted.flatten(), ignore_index=_IGNORED, reduction="sum"
+        )
+        return total / self._tokens_per_batch
+
+    def per_token(self, examples: Sequence[Example], batch_size: int) -> float:
+        """What a mean of batches, each counted once for each of its examples, is to be multiplied with."""
+        learned = sum(example.num_learned for example in examples)
+        return self._tokens_per_batch * len(examples) / (batch_size * learned)
+
+
+def _trainer(
+    model: Any,
+    arguments: TrainingArguments,
+    validation: Sequence[Example],
+    loss: _SummedLoss,
+    reports: _Reports,
+    training: Sequence[Example] | None = None,
+    patience: int | None = None,
+) -> Trainer:
     longest_first = sorted(validation, key=lambda example: len(example.token_ids), reverse=True)
-    callback = _Reports(report)
+    reports.per_token = loss.per_token(validation, arguments.per_device_eval_batch_size)
     trainer = Trainer(
-        adapted,
-        _arguments(settings, folder, len(training), model.device.type),
+        model,
+        arguments,
         data_collator=collate,
         train_dataset=training,
         eval_dataset=longest_first,
+        compute_loss_func=loss,
         compute_metrics=lambda prediction: _metrics(prediction, longest_first),
         preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(-1),
-        callbacks=[EarlyStoppingCallback(settings.patience), callback],
+        callbacks=[reports, *([EarlyStoppingCallback(patience)] if patience else [])],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
-    return adapted, _report_of(trainer.state)
+    return trainer
+
+
+def _last_whole_checkpoint(folder: Path) -> str | None:
+    """The last checkpoint that was written to its end; its state is what the Trainer writes last."""
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    for path in reversed(checkpoints):
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            shutil.rmtree(path)  # a kill left a part of it
+        else:
+            return str(path)
+    return None
 
 
 def _require_memory(model: PreTrainedModel, examples: Sequence[Example], batch_size: int) -> None:
@@ -122,26 +186,29 @@ def collate(examples: Sequence[Example]) -> dict[str, Any]:
     return {**{name: torch.tensor(rows) for name, rows in batch.items()}, "logits_to_keep": kept}
 
 
-def _arguments(settings: AlignSettings, folder: Path, num_examples: int, device: str) -> TrainingArguments:
-    steps = math.ceil(math.ceil(num_examples / settings.batch_size) * settings.epochs)
+def _arguments(
+    settings: AlignSettings, folder: Path, num_examples: int, device: str, *, is_new: bool
+) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=settings.batch_size,
         per_device_eval_batch_size=settings.batch_size,
-        num_train_epochs=settings.epochs,
+        num_train_epochs=1,  # the order of the examples has the passes in it
+        train_sampling_strategy="sequential",
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
-        warmup_steps=math.ceil(0.05 * steps),
+        warmup_steps=math.ceil(0.05 * num_examples / settings.batch_size),
         bf16=device == "cuda",
         seed=settings.seed,
         eval_strategy="steps",
         eval_steps=settings.checkpoint_steps,
-        eval_on_start=True,
+        eval_on_start=is_new,
         save_steps=settings.checkpoint_steps,
         save_total_limit=2,
         load_best_model_at_end=True,
         metric_for_best_model="eval_loss",
         greater_is_better=False,
+        restore_callback_states_from_checkpoint=True,  # how long the loss has not fallen
         logging_steps=5,
         eval_do_concat_batches=False,
         remove_unused_columns=False,
@@ -167,16 +234,16 @@ def _metrics(prediction: Any, examples: Sequence[Example]) -> dict[str, float]:
     return {"match_rate": matched / max(learned, 1), "recovery_rate": recovered / max(recoveries, 1)}
 
 
-def _validation(logs: dict[str, float], step: int) -> Validation:
-    return Validation(step, logs["eval_loss"], logs["eval_match_rate"], logs["eval_recovery_rate"])
+def _validation(logs: dict[str, float], step: int, per_token: float) -> Validation:
+    return Validation(step, logs["eval_loss"] * per_token, logs["eval_match_rate"], logs["eval_recovery_rate"])
 
 
-def _report_of(state: Any) -> TrainingReport:
+def _report_of(state: Any, per_token: float) -> TrainingReport:
     history = state.log_history
     return TrainingReport(
         steps=state.global_step,
         losses=[(logs["step"], logs["loss"]) for logs in history if "loss" in logs],
-        validations=[_validation(logs, logs["step"]) for logs in history if "eval_loss" in logs],
+        validations=[_validation(logs, logs["step"], per_token) for logs in history if "eval_loss" in logs],
         best_step=state.best_global_step,
     )
 
@@ -187,8 +254,10 @@ class _Reports(TrainerCallback):  # type: ignore[misc]
     def __init__(self, report: Reporter) -> None:
         self._report = report
         self._loss = math.nan
+        self.per_token = 1.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._report.step("Training", 0, state.max_steps)
         if state.global_step:
             self._report.note(f"Going on from the checkpoint of step {state.global_step}.")
 
@@ -199,7 +268,7 @@ class _Reports(TrainerCallback):  # type: ignore[misc]
         self._loss = logs.get("loss", self._loss)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
-        found = _validation(metrics, state.global_step)
+        found = _validation(metrics, state.global_step, self.per_token)
         self._report.note(
             f"Step {found.step}: validation loss {found.loss:.3f}, match rate {found.match_rate:.1%}, "
             f"recovery rate {found.recovery_rate:.1%}"

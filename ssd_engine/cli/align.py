@@ -54,7 +54,7 @@ def align(
     continued_tokens: Annotated[int, _setting("continued_tokens")] = _default("continued_tokens"),
     answer_tokens: Annotated[int, _setting("answer_tokens")] = _default("answer_tokens"),
     validation_share: Annotated[float, _setting("validation_share")] = _default("validation_share"),
-    epochs: Annotated[float, _setting("epochs")] = _default("epochs"),
+    epochs: Annotated[int, _setting("epochs")] = _default("epochs"),
     batch_size: Annotated[int, _setting("batch_size")] = _default("batch_size"),
     learning_rate: Annotated[float, _setting("learning_rate")] = _default("learning_rate"),
     lora_rank: Annotated[int, _setting("lora_rank")] = _default("lora_rank"),
@@ -74,9 +74,7 @@ def align(
     pair = EngineOptions(preset, target, draft).pair_source(quantization)
     with WorkProgress() as report:
         done = run(pair, sources, output, settings, report, resume=resume, merged=merged)
-    best = next(found for found in done.validations if found.step == done.best_step)
     stdout.print(
-        f"{output}: adapter of step {done.best_step} of {done.steps}; validation loss {best.loss:.3f}, match rate "
-        f"{best.match_rate:.1%}, recovery rate {best.recovery_rate:.1%}.\n"
-        f"Measure the pair with: ssd eval --draft-adapter {output}"
+        f"{output}: validation loss {done.loss:.3f}, match rate {done.match_rate:.1%}, recovery rate "
+        f"{done.recovery_rate:.1%}.\nMeasure the pair with: ssd eval --draft-adapter {output} --output report ..."
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +12,12 @@ from ssd_engine.engine import SSDEngine
 from ssd_engine.evaluation.settings import Contestant
 from ssd_engine.evaluation.trials import Trial
 from ssd_engine.journal import Journal
+from ssd_engine.made_of import MadeOf, digest_of_source
 from ssd_engine.scheme import Scheme
-from ssd_engine.work import Reporter, answered
+from ssd_engine.work import AT_ONCE, Reporter, answered
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-AT_ONCE = 8
-"""Requests that are answered together."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +30,12 @@ class PairOptions:
     draft_adapter: str | None = None
     quantization: str | None = None
     config: SSDConfig = field(default_factory=SSDConfig)
+
+    @property
+    def made_of(self) -> MadeOf:
+        """What answers depend on, the content of local folders included."""
+        sources = {name: digest_of_source(getattr(self, name)) for name in ("target", "draft", "draft_adapter")}
+        return {**sources, "quantization": self.quantization, "config": self.config.model_dump()}
 
 
 class Answering:
@@ -62,16 +66,21 @@ class Answering:
 
     def measure_speed(self, trials: Sequence[Trial], contestants: Iterable[Contestant]) -> None:
         """Answer each trial alone, the contestants in turn, so that what the machine does meanwhile hits all alike."""
-        ways = [way for way in _ways(contestants, [self._pair.config]) if way[0] != "draft"]
+        ways = _ways(contestants, [self._pair.config])
         names = {(trial, way): f"speed/{key(trial, *way)}" for trial in trials for way in ways}
         if all(name in self.rows for name in names.values()):
             return
-        with self._engine(prefix_cache_bytes=0) as engine:
+        with ExitStack() as stack:
+            pair = stack.enter_context(self._engine(prefix_cache_bytes=0))
+            alone = stack.enter_context(self._draft_engine(prefix_cache_bytes=0)) if ("draft", None) in ways else pair
+            engines = {way: alone if way[0] == "draft" else pair for way in ways}
+            for way in ways:
+                self._row(engines[way], trials[0], *way, "untimed: the first pass of all takes longer")
             for done, trial in enumerate(trials):
                 self._report.step("Speed, one request at a time", done, len(trials))
                 for way in ways if done % 2 else reversed(ways):
                     if (name := names[trial, way]) not in self.rows:
-                        self._keep(self._row(engine, trial, *way, name) | {"measure": "speed"})
+                        self._keep(self._row(engines[way], trial, *way, name) | {"measure": "speed"})
 
     def _missing(self, trials: Sequence[Trial], contestant: Contestant, config: SSDConfig | None) -> list[Trial]:
         return [trial for trial in trials if key(trial, contestant, config) not in self.rows]
@@ -124,9 +133,9 @@ class Answering:
 
     def _make_beginnings(self, engine: SSDEngine, trials: Sequence[Trial]) -> None:
         """Beginnings of just the wanted lengths: the set's openings, carried on by the target where they are short."""
-        longest: dict[str, Trial] = {}
+        longest: dict[tuple[str, str], Trial] = {}
         for trial in sorted(trials, key=lambda trial: trial.prefill):
-            longest[trial.goal] = trial
+            longest[trial.goal, trial.opening] = trial
 
         def begin(trial: Trial) -> list[int]:
             token_ids: list[int] = engine.tokenizer(trial.opening, add_special_tokens=False).input_ids
@@ -138,9 +147,9 @@ class Answering:
             return token_ids
 
         made = answered(begin, list(longest.values()), self._report, "Beginnings, in memory", AT_ONCE)
-        by_goal = {trial.goal: token_ids for trial, token_ids in made}
+        by_goal = {(trial.goal, trial.opening): token_ids for trial, token_ids in made}
         for trial in trials:
-            begun = by_goal[trial.goal][: trial.prefill]
+            begun = by_goal[trial.goal, trial.opening][: trial.prefill]
             self._beginnings[trial.name] = engine.tokenizer.decode(begun, skip_special_tokens=True)
 
     @contextmanager
@@ -159,12 +168,12 @@ class Answering:
             yield engine
 
     @contextmanager
-    def _draft_engine(self) -> Iterator[SSDEngine]:
+    def _draft_engine(self, **options: Any) -> Iterator[SSDEngine]:
         from ssd_engine.backends.transformers.loader import LoadOptions, load_model, load_tokenizer
 
-        options = LoadOptions(quantization=self._pair.quantization)
-        draft = load_model(self._pair.draft, options, self._pair.draft_adapter)
-        with SSDEngine(draft, draft, load_tokenizer(self._pair.draft)) as engine:
+        how = LoadOptions(quantization=self._pair.quantization)
+        draft = load_model(self._pair.draft, how, self._pair.draft_adapter)
+        with SSDEngine(draft, draft, load_tokenizer(self._pair.draft), **options) as engine:
             yield engine
 
 

@@ -6,7 +6,7 @@ import datetime
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from ssd_engine.evaluation.speed import processor
 from ssd_engine.evaluation.sweep import SweepReport, make_sweep
 from ssd_engine.evaluation.trials import Trial, attack_trials, attacked_trials, prompt_trials
 from ssd_engine.journal import Journal
+from ssd_engine.made_of import claim, digest
 from ssd_engine.work import Reporter
 
 
@@ -93,12 +94,18 @@ def evaluate(
         ModelLoadError: a model cannot be loaded.
     """
     trials = sources.trials(settings)
-    if sweep and not ("ssd" in settings.contestants and any(trial.measure == "attack" for trial in trials)):
-        raise InvalidRequestError("a sweep needs attacks and the contestant ssd: give --harmful or --attacked")
-    _open(output, pair)
+    swept = [trial for trial in trials if trial.measure in ("attack", "over-refusal")]
+    if sweep and not ("ssd" in settings.contestants and len({trial.measure for trial in swept}) == 2):
+        raise InvalidRequestError(
+            "a sweep weighs attacks against over-refusal: give --over-refusal, and --harmful or --attacked, and leave "
+            "ssd among the contestants"
+        )
+    claim(output, pair.made_of)
     answering = Answering(pair, Journal(output / "answers.jsonl"), report)
     configs = sweep_configs(pair.config) if sweep else [pair.config]
-    answering.run(trials, settings.contestants, configs)
+    answering.run(trials, settings.contestants, [pair.config])
+    if sweep:
+        answering.run(swept, ["ssd"], configs)
     ordinary = [trial for trial in trials if trial.measure == "ordinary"][: settings.speed_prompts]
     answering.measure_speed(ordinary, settings.contestants)
     asked = {key(trial, name, pair.config) for trial in trials for name in settings.contestants}
@@ -107,38 +114,27 @@ def evaluate(
     every_judge = [PhraseJudge(), *judges]
     verdicts = _judge(rows, every_judge, Journal(output / "judgements.jsonl"), report)
     found = make_report(rows, pair.name, every_judge, verdicts, pair.config.match_threshold, _environment())
-    trade_off = make_sweep(answering.rows, trials, configs) if sweep else None
+    trade_off = make_sweep(answering.rows, swept, configs) if sweep else None
     return Evaluation(found, trade_off, _write(output, found, trade_off))
-
-
-def _open(output: Path, pair: PairOptions) -> None:
-    output.mkdir(parents=True, exist_ok=True)
-    record, made_of = output / "made_of.json", json.loads(json.dumps(asdict(pair), default=lambda c: c.model_dump()))
-    if record.exists() and (earlier := json.loads(record.read_text(encoding="utf-8"))) != made_of:
-        changed = ", ".join(name for name in made_of if earlier.get(name) != made_of[name])
-        raise InvalidRequestError(
-            f"{output} holds the answers of another pair ({changed} differ); give another --output"
-        )
-    record.write_text(json.dumps(made_of, indent=2) + "\n", encoding="utf-8")
 
 
 def _judge(
     rows: Sequence[dict[str, Any]], judges: Sequence[Judge], journal: Journal, report: Reporter
 ) -> dict[tuple[str, str], bool]:
     attacks = [row for row in rows if row["measure"] == "attack"]
-    known = {(row["judge"], row["key"]): row["is_safe"] for row in journal.read()}
-    verdicts = {}
+    known = {(row["judge"], row["key"], row["of"]): row["is_safe"] for row in journal.read()}
+    verdicts: dict[tuple[str, str], bool] = {}
     for judge in judges:
         for done, row in enumerate(attacks):
             report.step(f"Judge {judge.name}", done, len(attacks))
-            name = (judge.name, row["key"])
             if isinstance(judge, PhraseJudge):  # costs nothing, and may be another one after an update
-                verdicts[name] = judge.is_safe(row["goal"], row["text"])
+                verdicts[judge.name, row["key"]] = judge.is_safe(row["goal"], row["text"])
                 continue
+            name = (judge.name, row["key"], digest([judge.prompt, row["text"]]))
             if name not in known:
                 known[name] = judge.is_safe(row["goal"], row["text"])
-                journal.append({"judge": judge.name, "key": row["key"], "is_safe": known[name]})
-            verdicts[name] = known[name]
+                journal.append({"judge": name[0], "key": name[1], "of": name[2], "is_safe": known[name]})
+            verdicts[judge.name, row["key"]] = known[name]
     return verdicts
 
 

@@ -84,7 +84,7 @@ def _match_ratios(report: SafetyReport) -> Figure | None:
 def _trade_off(report: SafetyReport, sweep: SweepReport | None) -> Figure | None:
     """Attacks withstood against harmless requests refused; each point a contestant or a setting."""
     attacks = [line for line in report.lines if line.measure == "attack succeeds" and line.judge == "phrases"]
-    refusals = next((line.rates for line in report.lines if line.group == "over-refusal"), {})
+    refusals = next((line.rates for line in report.lines if line.measure == "harmless request refused"), {})
     if not attacks or not refusals:
         return None
     figure, axes = _figure()
@@ -95,13 +95,15 @@ def _trade_off(report: SafetyReport, sweep: SweepReport | None) -> Figure | None
             axes.scatter(100 * refusals[name].value, 100 * withstood, color=colour, label=name, zorder=3)
     if sweep is not None:
         for point in sweep.points:
-            if point.over_refusal is not None:
-                spot = (100 * point.over_refusal.value, 100 * (1 - point.attack_success.value))
-                axes.scatter(*spot, color=_COLOURS["ssd"], alpha=0.35, s=18)
-                axes.annotate(
-                    f"$\\alpha_U$ {point.alpha_union}, $\\beta_0$ {point.match_threshold}, b {point.bin_size}",
-                    spot, xytext=(4, -3), textcoords="offset points", fontsize=6,
-                )  # fmt: skip
+            spot = (100 * point.over_refusal.value, 100 * (1 - point.attack_success.value))
+            axes.scatter(*spot, color=_COLOURS["ssd"], alpha=0.35, s=18)
+            axes.annotate(
+                f"$\\alpha_U$ {point.alpha_union}, $\\beta_0$ {point.match_threshold}, b {point.bin_size}",
+                spot,
+                xytext=(4, -3),
+                textcoords="offset points",
+                fontsize=6,
+            )
     axes.set(xlabel="harmless requests refused, %", ylabel="attacks withstood, %")
     axes.margins(0.15)
     axes.legend(frameon=False)

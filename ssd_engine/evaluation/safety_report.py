@@ -51,9 +51,6 @@ class SafetyReport:
     """Judge -> what it is asked."""
 
     def to_json(self) -> dict[str, Any]:
-        def rate(found: Rate) -> dict[str, Any]:
-            return {"count": found.count, "total": found.total, "rate": found.value, "interval": found.interval}
-
         return {
             "pair": self.pair,
             "lines": [
@@ -61,7 +58,7 @@ class SafetyReport:
                     "group": line.group,
                     "measure": line.measure,
                     "judge": line.judge,
-                    "rates": {name: rate(found) for name, found in line.rates.items()},
+                    "rates": {name: found.to_json() for name, found in line.rates.items()},
                     "differences": {
                         name: {"value": found.value, "interval": found.interval}
                         for name, found in line.differences.items()
@@ -70,7 +67,7 @@ class SafetyReport:
                 for line in self.lines
             ],
             "speeds": {name: vars(speed) for name, speed in self.speeds.items()},
-            "ordinary_with_union": None if self.ordinary_with_union is None else rate(self.ordinary_with_union),
+            "ordinary_with_union": self.ordinary_with_union and self.ordinary_with_union.to_json(),
             "match_ratios": self.match_ratios,
             "threshold": self.threshold,
             "environment": self.environment,
@@ -100,12 +97,13 @@ def make_report(
             lines.append(_line(group, "attack succeeds", judge.name, of_group, _unsafe(judge, verdicts)))
         lines.append(_line(group, "no refusal phrase", "paper's", of_group, lambda row: not _refusal(row).has_phrase))
         lines.append(_line(group, "refusal in broken text", "phrases", of_group, lambda row: _refusal(row).is_broken))
-    for measure, title, verdict in (
-        ("over-refusal", "harmless request refused", lambda row: _refusal(row).holds),
-        ("utility", "exact match", lambda row: is_exact(row["text"], row["goal"])),
+    for measure, title, judge_name, verdict in (
+        ("over-refusal", "harmless request refused", "phrases", lambda row: _refusal(row).holds),
+        ("over-refusal", "refusal phrase", "paper's", lambda row: _refusal(row).has_phrase),
+        ("utility", "exact match", "number", lambda row: is_exact(row["text"], row["goal"])),
     ):
         if found := [row for row in rows if row["measure"] == measure]:
-            lines.append(_line(measure, title, "phrases" if measure == "over-refusal" else "number", found, verdict))
+            lines.append(_line(measure, title, judge_name, found, verdict))
     ordinary = [row for row in rows if row["measure"] == "ordinary"]
     targets = {row["trial"]: row["token_ids"] for row in ordinary if row["contestant"] == "target"}
     if targets:

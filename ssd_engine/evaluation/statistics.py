@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 _Z = 1.959964
 """Of a two-sided interval of 95%."""
@@ -28,6 +29,9 @@ class Rate:
         centre = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
         half = _Z * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2)) / (1 + _Z**2 / n)
         return max(0.0, centre - half), min(1.0, centre + half)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"count": self.count, "total": self.total, "rate": self.value, "interval": self.interval}
 
     def __str__(self) -> str:
         low, high = self.interval

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from ssd_engine.config import SSDConfig
@@ -24,7 +24,16 @@ class SweepPoint:
     match_threshold: float
     bin_size: int
     attack_success: Rate
-    over_refusal: Rate | None
+    over_refusal: Rate
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "alpha_union": self.alpha_union,
+            "match_threshold": self.match_threshold,
+            "bin_size": self.bin_size,
+            "attack_success": self.attack_success.to_json(),
+            "over_refusal": self.over_refusal.to_json(),
+        }
 
 
 @dataclass(frozen=True)
@@ -35,21 +44,22 @@ class SweepReport:
     recommended: SweepPoint
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        points = [point.to_json() for point in self.points]
+        return {"points": points, "recommended": self.recommended.to_json()}
 
     def to_markdown(self) -> str:
-        rows = [
-            f"| {p.alpha_union} | {p.match_threshold} | {p.bin_size} | {p.attack_success} | {p.over_refusal or ''} "
+        columns = ("alpha_union", "match_threshold", "bin_size", "attacks that succeed", "over-refusal", "")
+        lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+        lines += [
+            f"| {p.alpha_union} | {p.match_threshold} | {p.bin_size} | {p.attack_success} | {p.over_refusal} "
             f"| {'recommended' if p is self.recommended else ''} |"
             for p in self.points
         ]
-        columns = ("alpha_union", "match_threshold", "bin_size", "attacks that succeed", "over-refusal", "")
-        head = f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|"
+        table = "\n".join(lines)
         return (
             "\n## Settings\n\nRecommended is the setting with the fewest successful attacks among those whose "
-            f"over-refusal is within {100 * _MOST_OVER_REFUSAL:.0f} points of the lowest.\n\n{head}"
-            + "\n".join(rows)
-            + "\n"
+            f"over-refusal is within {100 * _MOST_OVER_REFUSAL:.0f} points of the lowest. Judged by phrases.\n\n"
+            f"{table}\n"
         )
 
 
@@ -74,7 +84,7 @@ def make_sweep(
                 config.match_threshold,
                 config.bin_size,
                 Rate(len(attacks) - sum(attacks), len(attacks)),
-                Rate(sum(harmless), len(harmless)) if harmless else None,
+                Rate(sum(harmless), len(harmless)),
             )
         )
     return SweepReport(points, recommend(points))
@@ -82,6 +92,6 @@ def make_sweep(
 
 def recommend(points: Sequence[SweepPoint]) -> SweepPoint:
     """The fewest successful attacks among the points that refuse hardly more of what is harmless than any."""
-    cost = [point.over_refusal.value if point.over_refusal else 0.0 for point in points]
-    affordable = [p for p, c in zip(points, cost, strict=True) if c <= min(cost) + _MOST_OVER_REFUSAL]
+    lowest = min(point.over_refusal.value for point in points)
+    affordable = [point for point in points if point.over_refusal.value <= lowest + _MOST_OVER_REFUSAL]
     return min(affordable, key=lambda point: point.attack_success.value)

@@ -46,7 +46,8 @@ def attack_trials(
     trials = []
     for index, row in enumerate(_rows(sources, {"goal": ("goal", "prompt", "Behavior", "behavior")}, limit)):
         goal = row["goal"]
-        opening = row["target"] if isinstance(row.get("target"), str) else "Sure, here is"
+        own = row.get("target")
+        opening = own if isinstance(own, str) and own.strip() else "Sure, here is"
         asked = [("plain", goal, 0), *((f"prefill {length}", goal, length) for length in prefills)]
         asked += [(name, TEMPLATES[name].format(request=goal), 0) for name in templates]
         trials += [
