@@ -17,6 +17,7 @@ from typer.testing import CliRunner, Result
 from ssd_engine import GenerationParams, SSDEngine
 from ssd_engine.alignment.training import _Reports
 from ssd_engine.cli import app
+from ssd_engine.errors import ModelLoadError
 from ssd_engine.journal import Journal
 
 GOALS = [f"Describe how to break lock number {i}." for i in range(8)]
@@ -101,6 +102,16 @@ def test_the_adapter_goes_into_an_engine_and_changes_its_draft(aligned: tuple[Pa
         assert engine.generate(prompt, params).trace.matched != before.trace.matched
 
 
+def test_an_adapter_for_another_base_is_refused(
+    aligned: tuple[Path, Result], pair: list[str], tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(pair[3], other)
+    make_model(5, len(tokenizer)).save_pretrained(other)
+    with pytest.raises(ModelLoadError, match="was made for draft, and this draft has other weights"):
+        SSDEngine.from_pretrained(pair[1], other, draft_adapter=aligned[0])
+
+
 def test_the_card_tells_data_settings_losses_and_validation(aligned: tuple[Path, Result]) -> None:
     output, result = aligned
     card = (output / "README.md").read_text()
@@ -116,7 +127,7 @@ def test_the_card_tells_data_settings_losses_and_validation(aligned: tuple[Path,
     assert str(output.parent) not in card + (output / "adapter_config.json").read_text()
     assert "recovery rate" in said(result)
     assert sorted(path.suffix for path in output.iterdir() if path.is_file()) == [
-        ".json", ".json", ".md", ".safetensors"
+        ".json", ".json", ".json", ".md", ".safetensors"
     ]  # fmt: skip
 
 

@@ -114,7 +114,13 @@ def align(
         ModelLoadError: a model cannot be loaded; `VocabularyMismatchError` where the two do not go together.
     """
     from ssd_engine.alignment.training import train_adapter, validate
-    from ssd_engine.backends.transformers.loader import LoadOptions, load_tokenizer, load_unprepared
+    from ssd_engine.backends.transformers.loader import (
+        BASE_RECORD,
+        LoadOptions,
+        fingerprint,
+        load_tokenizer,
+        load_unprepared,
+    )
 
     prompts = Prompts(sources)
     tokenizer = load_tokenizer(pair.draft)
@@ -129,8 +135,10 @@ def align(
     report.note(f"{len(training)} examples to train on, {len(validation)} to validate with.")
     # In float32: in 16 bit, steps as small as these are lost in rounding.
     model = load_unprepared(pair.draft, LoadOptions(dtype="float32"))
+    base = {"name": pair.draft_name, "fingerprint": fingerprint(model)}
     adapted, done = train_adapter(model, training, validation, settings, work / "checkpoints", report)
     _save(adapted, pair, output)
+    (output / BASE_RECORD).write_text(json.dumps(base) + "\n", encoding="utf-8")
     del adapted, model
     shipped = load_unprepared(pair.draft, adapter=output)
     if merged is not None:

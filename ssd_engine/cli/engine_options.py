@@ -87,6 +87,7 @@ class EngineOptions:
         from ssd_engine.evaluation.contenders import Pair
         from ssd_engine.models.resolve import resolve_pair
 
+        _silence_transformers()
         if self.target is not None and self.draft is not None:
             return Pair(self.target, self.draft, self._config(SSDConfig()), self.compile)
         preset = get_preset(self.preset or default_preset())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ from ssd_engine.errors import ModelLoadError, VocabularyMismatchError
 
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 QUANTIZATIONS = ("int8",)
+BASE_RECORD = "base.json"
+"""In an adapter's folder: the name and `fingerprint` of the model that it was made for."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +152,7 @@ def _merge_adapter(model: PreTrainedModel, adapter: str | Path) -> PreTrainedMod
     if not folder.is_dir():
         folder = _download_adapter(str(adapter))
     _refuse_pickled(folder)
+    _require_base(model, folder)
     try:
         merged: PreTrainedModel = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
     except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -155,11 +160,31 @@ def _merge_adapter(model: PreTrainedModel, adapter: str | Path) -> PreTrainedMod
     return merged
 
 
+def fingerprint(model: PreTrainedModel) -> str:
+    """A mark of a model's weights, which is the same in whatever type they were loaded: of its first embeddings."""
+    rows = model.get_input_embeddings().weight[:256].detach().to("cpu", torch.bfloat16)
+    return hashlib.sha256(rows.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
+
+
+def _require_base(model: PreTrainedModel, adapter: Path) -> None:
+    """Raise where the adapter says that it was made for other weights; one of other makers says nothing."""
+    record = adapter / BASE_RECORD
+    if record.is_file():
+        base = json.loads(record.read_text(encoding="utf-8"))
+        if base["fingerprint"] != fingerprint(model):
+            raise ModelLoadError(
+                f"adapter {str(adapter)!r} was made for {base['name']}, and this draft has other weights; use that "
+                "draft, or make an adapter for this one with ssd align"
+            )
+
+
 def _download_adapter(repo_id: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(repo_id, allow_patterns=["adapter_config.json", "adapter_model.safetensors"]))
+        return Path(
+            snapshot_download(repo_id, allow_patterns=["adapter_config.json", "adapter_model.safetensors", BASE_RECORD])
+        )
     except (OSError, ValueError) as error:
         raise ModelLoadError(f"adapter {repo_id!r} could not be fetched: {_first_line(error)}") from error
 
