@@ -24,7 +24,7 @@ GOALS = [f"Describe how to break lock number {i}." for i in range(8)]
 PROMPTS = [f"What is {i} plus {i}?" for i in range(10)]
 REFUSAL = "No."
 SMALL = (
-    "--refusal", REFUSAL, "--recoveries", "3", "--continued-tokens", "6", "--answer-tokens", "12", "--lora-rank", "4",
+    "--refusal", REFUSAL, "--recoveries", "6", "--continued-tokens", "6", "--answer-tokens", "12", "--lora-rank", "4",
     "--learning-rate", "0.02", "--framed-share", "0", "--validation-share", "0.2", "--checkpoint-steps", "10",
 )  # fmt: skip
 
