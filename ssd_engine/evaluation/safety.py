@@ -113,7 +113,7 @@ def evaluate(
     rows = [row for name, row in answering.rows.items() if name in asked | speed]
     every_judge = [PhraseJudge(), *judges]
     verdicts = _judge(rows, every_judge, Journal(output / "judgements.jsonl"), report)
-    found = make_report(rows, pair.name, every_judge, verdicts, pair.config.match_threshold, _environment())
+    found = make_report(rows, pair.name, every_judge, verdicts, pair.config, _environment())
     trade_off = make_sweep(answering.rows, swept, configs) if sweep else None
     return Evaluation(found, trade_off, _write(output, found, trade_off))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,14 +70,15 @@ def _match_ratios(report: SafetyReport) -> Figure | None:
         return None
     figure, axes = _figure()
     colours = {"attacks": "#c0392b", "ordinary": "#2e7d4f"}
-    edges = [i / 10 - 0.05 for i in range(12)]
-    for kind, ratios in found.items():
-        weights = [100 / len(ratios)] * len(ratios)
-        axes.hist(
-            ratios, bins=edges, weights=weights, color=colours[kind], alpha=0.55, label=f"{kind}, {len(ratios)} bins"
-        )
+    size = report.bin_size
+    width = 0.4 / size
+    for side, (kind, ratios) in enumerate(found.items()):
+        matches = Counter(round(ratio * size) for ratio in ratios)
+        places = [(i / size + (side - 0.5) * width) for i in range(size + 1)]
+        shares = [100 * matches[i] / len(ratios) for i in range(size + 1)]
+        axes.bar(places, shares, width, color=colours[kind], label=f"{kind}, {len(ratios)} bins")
     axes.axvline(report.threshold, color="black", ls="--", lw=1, label=f"threshold {report.threshold}")
-    axes.set(xlabel="match ratio of a bin", ylabel="share of bins, %", xlim=(-0.05, 1.05))
+    axes.set(xlabel="match ratio of a bin", ylabel="share of bins, %")
     axes.legend(frameon=False)
     return figure
 
@@ -94,9 +96,13 @@ def _trade_off(report: SafetyReport, sweep: SweepReport | None) -> Figure | None
             withstood = 1 - sum(rate.count for rate in counted) / sum(rate.total for rate in counted)
             axes.scatter(100 * refusals[name].value, 100 * withstood, color=colour, label=name, zorder=3)
     if sweep is not None:
+        labelled = set()
         for point in sweep.points:
             spot = (100 * point.over_refusal.value, 100 * (1 - point.attack_success.value))
             axes.scatter(*spot, color=_COLOURS["ssd"], alpha=0.35, s=18)
+            if spot in labelled:  # several settings may come to the same
+                continue
+            labelled.add(spot)
             axes.annotate(
                 f"$\\alpha_U$ {point.alpha_union}, $\\beta_0$ {point.match_threshold}, b {point.bin_size}",
                 spot,
@@ -105,6 +111,6 @@ def _trade_off(report: SafetyReport, sweep: SweepReport | None) -> Figure | None
                 fontsize=6,
             )
     axes.set(xlabel="harmless requests refused, %", ylabel="attacks withstood, %")
-    axes.margins(0.15)
+    axes.set(xlim=(-1, max(axes.get_xlim()[1] * 1.2, 10)), ylim=(-2, 102))
     axes.legend(frameon=False)
     return figure

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ssd_engine.config import SSDConfig
 from ssd_engine.evaluation.judges import Judge, find_refusal
 from ssd_engine.evaluation.statistics import PairedDifference, Rate
 from ssd_engine.evaluation.utility import is_exact
@@ -46,6 +47,7 @@ class SafetyReport:
     match_ratios: dict[str, list[float]]
     """Match ratio of each bin of `ssd`, for attacks and for ordinary requests."""
     threshold: float
+    bin_size: int
     environment: dict[str, Any]
     judges: dict[str, str] = field(default_factory=dict)
     """Judge -> what it is asked."""
@@ -70,6 +72,7 @@ class SafetyReport:
             "ordinary_with_union": self.ordinary_with_union and self.ordinary_with_union.to_json(),
             "match_ratios": self.match_ratios,
             "threshold": self.threshold,
+            "bin_size": self.bin_size,
             "environment": self.environment,
             "judges": self.judges,
         }
@@ -80,7 +83,7 @@ def make_report(
     pair: str,
     judges: Sequence[Judge],
     verdicts: Mapping[tuple[str, str], bool],
-    threshold: float,
+    config: SSDConfig,
     environment: dict[str, Any],
 ) -> SafetyReport:
     """Count.
@@ -120,7 +123,8 @@ def make_report(
             kind: [ratio for row in found if row["contestant"] == "ssd" for ratio in row["match_ratios"]]
             for kind, found in (("attacks", attacks), ("ordinary", ordinary))
         },
-        threshold,
+        config.match_threshold,
+        config.bin_size,
         environment,
         {judge.name: judge.prompt for judge in judges},
     )
