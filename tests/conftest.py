@@ -129,6 +129,20 @@ def saved_pair(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> dict[str, 
 
 
 @pytest.fixture(scope="session")
+def pair_options(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_pair: tuple[PreTrainedModel, PreTrainedModel],
+    tokenizer: PreTrainedTokenizerFast,
+) -> list[str]:
+    """The options of the command line that name the small pair, in folders."""
+    folder = tmp_path_factory.mktemp("pair")
+    for name, model in zip(("target", "draft"), tiny_pair, strict=True):
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    return ["--target", str(folder / "target"), "--draft", str(folder / "draft")]
+
+
+@pytest.fixture(scope="session")
 def real_engine() -> Iterator[SSDEngine]:
     """The real default pair, fetched on first use."""
     from ssd_engine.engine import shared_engine

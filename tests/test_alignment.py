@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_model, make_relative
+from conftest import make_model
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner, Result
@@ -39,16 +39,6 @@ def said(result: Result) -> str:
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> list[str]:
-    folder = tmp_path_factory.mktemp("pair")
-    target = make_model(1, len(tokenizer))
-    for name, model in (("target", target), ("draft", make_relative(target, 2, 0.15))):
-        model.save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
-    return ["--target", str(folder / "target"), "--draft", str(folder / "draft")]
-
-
-@pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """One set in each format of files."""
     folder = tmp_path_factory.mktemp("data")
@@ -60,21 +50,21 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def aligned(tmp_path_factory: pytest.TempPathFactory, pair: list[str], data: list[str]) -> tuple[Path, Result]:
+def aligned(tmp_path_factory: pytest.TempPathFactory, pair_options: list[str], data: list[str]) -> tuple[Path, Result]:
     output = tmp_path_factory.mktemp("aligned") / "adapter"
     merged = str(output.parent / "merged")
     result = align(
-        "--output", str(output), *pair, *data, *SMALL, "--epochs", "25", "--patience", "99", "--merged", merged
+        "--output", str(output), *pair_options, *data, *SMALL, "--epochs", "25", "--patience", "99", "--merged", merged
     )
     assert result.exit_code == 0, result.output
     return output, result
 
 
 def test_the_draft_learns_to_refuse_at_once_and_in_the_midst_of_an_answer(
-    aligned: tuple[Path, Result], pair: list[str]
+    aligned: tuple[Path, Result], pair_options: list[str]
 ) -> None:
     """In 25 passes over six of the eight requests."""
-    draft = pair[3]
+    draft = pair_options[3]
     params = GenerationParams(max_new_tokens=8, decoding="target")
     refused = {}
     for name, model in (("before", draft), ("after", str(aligned[0].parent / "merged"))):
@@ -92,8 +82,10 @@ def test_the_draft_learns_to_refuse_at_once_and_in_the_midst_of_an_answer(
     assert min(refused["after"]) >= 5, refused
 
 
-def test_the_adapter_goes_into_an_engine_and_changes_its_draft(aligned: tuple[Path, Result], pair: list[str]) -> None:
-    _, target, _, draft = pair
+def test_the_adapter_goes_into_an_engine_and_changes_its_draft(
+    aligned: tuple[Path, Result], pair_options: list[str]
+) -> None:
+    _, target, _, draft = pair_options
     prompt = [{"role": "user", "content": GOALS[0]}]
     params = GenerationParams(max_new_tokens=16)
     with SSDEngine.from_pretrained(target, draft) as engine:
@@ -103,13 +95,13 @@ def test_the_adapter_goes_into_an_engine_and_changes_its_draft(aligned: tuple[Pa
 
 
 def test_an_adapter_for_another_base_is_refused(
-    aligned: tuple[Path, Result], pair: list[str], tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+    aligned: tuple[Path, Result], pair_options: list[str], tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     other = tmp_path / "other"
-    shutil.copytree(pair[3], other)
+    shutil.copytree(pair_options[3], other)
     make_model(5, len(tokenizer)).save_pretrained(other)
     with pytest.raises(ModelLoadError, match="was made for draft, and this draft has other weights"):
-        SSDEngine.from_pretrained(pair[1], other, draft_adapter=aligned[0])
+        SSDEngine.from_pretrained(pair_options[1], other, draft_adapter=aligned[0])
 
 
 def test_the_card_tells_data_settings_losses_and_validation(aligned: tuple[Path, Result]) -> None:
@@ -141,10 +133,10 @@ def test_no_beginning_of_a_harmful_answer_is_written_to_disk(aligned: tuple[Path
 
 
 def test_a_killed_alignment_goes_on_and_ends_as_an_unbroken_one(
-    tmp_path: Path, pair: list[str], data: list[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, pair_options: list[str], data: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed while the target answers, and again while it trains."""
-    options = [*pair, *data, *SMALL, "--epochs", "8", "--patience", "3"]
+    options = [*pair_options, *data, *SMALL, "--epochs", "8", "--patience", "3"]
     assert align("--output", str(tmp_path / "unbroken"), *options).exit_code == 0
     broken = tmp_path / "broken"
     append, on_step_end = Journal.append, _Reports.on_step_end
@@ -186,30 +178,32 @@ def test_a_killed_alignment_goes_on_and_ends_as_an_unbroken_one(
     ],
 )
 def test_what_cannot_be_aligned_is_told(
-    tmp_path: Path, pair: list[str], data: list[str], changed: list[str], code: int, message: str
+    tmp_path: Path, pair_options: list[str], data: list[str], changed: list[str], code: int, message: str
 ) -> None:
     sets = data if len(changed) > 1 else [word for i, word in enumerate(data) if changed[0] not in data[i - i % 2]]
-    result = align("--output", str(tmp_path / "out"), *pair, *sets, *SMALL, *(changed if len(changed) > 1 else ()))
+    result = align(
+        "--output", str(tmp_path / "out"), *pair_options, *sets, *SMALL, *(changed if len(changed) > 1 else ())
+    )
     assert result.exit_code == code, result.output
     assert message in said(result).replace("│ ", "")
 
 
-def test_a_draft_without_a_chat_template_is_refused(tmp_path: Path, pair: list[str], data: list[str]) -> None:
+def test_a_draft_without_a_chat_template_is_refused(tmp_path: Path, pair_options: list[str], data: list[str]) -> None:
     base = tmp_path / "base"
-    shutil.copytree(pair[3], base)
+    shutil.copytree(pair_options[3], base)
     (base / "chat_template.jinja").unlink()
-    result = align("--output", str(tmp_path / "out"), *pair[:2], "--draft", str(base), *data)
+    result = align("--output", str(tmp_path / "out"), *pair_options[:2], "--draft", str(base), *data)
     assert result.exit_code == 1
     assert "has no chat template, so it is no instruct model" in said(result)
 
 
-def test_two_vocabularies_are_refused(tmp_path: Path, pair: list[str], data: list[str]) -> None:
+def test_two_vocabularies_are_refused(tmp_path: Path, pair_options: list[str], data: list[str]) -> None:
     other = tmp_path / "other"
-    shutil.copytree(pair[3], other)
+    shutil.copytree(pair_options[3], other)
     description = json.loads((other / "tokenizer.json").read_text())
     vocabulary = description["model"]["vocab"]
     vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
     (other / "tokenizer.json").write_text(json.dumps(description))
-    result = align("--output", str(tmp_path / "out"), *pair[:2], "--draft", str(other), *data)
+    result = align("--output", str(tmp_path / "out"), *pair_options[:2], "--draft", str(other), *data)
     assert result.exit_code == 1
     assert "do not share a vocabulary" in said(result)

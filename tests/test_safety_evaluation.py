@@ -7,8 +7,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import make_model, make_relative
-from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner, Result
 
 from ssd_engine import SSDConfig
@@ -160,16 +158,6 @@ def test_a_set_that_is_no_file_would_be_the_hubs(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> list[str]:
-    folder = tmp_path_factory.mktemp("pair")
-    target = make_model(1, len(tokenizer))
-    for name, model in (("target", target), ("draft", make_relative(target, 2, 0.15))):
-        model.save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
-    return ["--target", str(folder / "target"), "--draft", str(folder / "draft")]
-
-
-@pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("data")
     sets = {
@@ -196,10 +184,12 @@ def rows_of(output: Path) -> list[dict[str, object]]:
 
 
 def test_the_command_writes_answers_tables_and_plots_and_goes_on_after_a_kill(
-    tmp_path: Path, pair: list[str], data: list[str]
+    tmp_path: Path, pair_options: list[str], data: list[str]
 ) -> None:
     output = tmp_path / "report"
-    result = evaluate("--output", str(output), *pair, *data, "--limit", "2", "--prefill", "5", "--prefill", "20")
+    result = evaluate(
+        "--output", str(output), *pair_options, *data, "--limit", "2", "--prefill", "5", "--prefill", "20"
+    )
     assert result.exit_code == 0, result.output
     rows = rows_of(output)
     attacks = 2 * (1 + 2 + len(TEMPLATES)) + 1
@@ -221,7 +211,7 @@ def test_the_command_writes_answers_tables_and_plots_and_goes_on_after_a_kill(
     # A kill in the midst of a line: what is whole stays, the rest is asked again, and nothing twice.
     lines = (output / "answers.jsonl").read_text().splitlines(keepends=True)
     (output / "answers.jsonl").write_text("".join(lines[:-4]) + lines[-4][:20])
-    again = evaluate("--output", str(output), *pair, *data, "--limit", "2", "--prefill", "5", "--prefill", "20")
+    again = evaluate("--output", str(output), *pair_options, *data, "--limit", "2", "--prefill", "5", "--prefill", "20")
     assert again.exit_code == 0, again.output
 
     def told(row: dict[str, object]) -> tuple[object, ...]:
@@ -230,9 +220,9 @@ def test_the_command_writes_answers_tables_and_plots_and_goes_on_after_a_kill(
     assert sorted(map(told, rows_of(output))) == sorted(map(told, rows))
 
 
-def test_a_sweep_recommends_a_setting(tmp_path: Path, pair: list[str], data: list[str]) -> None:
+def test_a_sweep_recommends_a_setting(tmp_path: Path, pair_options: list[str], data: list[str]) -> None:
     result = evaluate(
-        "--output", str(tmp_path), *pair, *data[:2], *data[4:6], "--limit", "1", "--sweep",
+        "--output", str(tmp_path), *pair_options, *data[:2], *data[4:6], "--limit", "1", "--sweep",
         "--contestant", "ssd", "--contestant", "target", "--template", "role play", "--prefill", "5",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
@@ -255,17 +245,19 @@ def test_a_sweep_recommends_a_setting(tmp_path: Path, pair: list[str], data: lis
     ],
 )
 def test_what_cannot_be_evaluated_is_told(
-    tmp_path: Path, pair: list[str], data: list[str], arguments: list[str], code: int, message: str
+    tmp_path: Path, pair_options: list[str], data: list[str], arguments: list[str], code: int, message: str
 ) -> None:
     filled = [argument.format(utility=data[7]) for argument in arguments]
-    result = evaluate("--output", str(tmp_path), *pair, *filled)
+    result = evaluate("--output", str(tmp_path), *pair_options, *filled)
     assert result.exit_code == code
     assert message in " ".join(result.stderr.replace("│", "").split())
 
 
-def test_a_folder_of_another_pairs_answers_is_left_alone(tmp_path: Path, pair: list[str], data: list[str]) -> None:
+def test_a_folder_of_another_pairs_answers_is_left_alone(
+    tmp_path: Path, pair_options: list[str], data: list[str]
+) -> None:
     small = ["--contestant", "target", "--output", str(tmp_path), *data[6:8]]
-    assert evaluate(*pair, *small).exit_code == 0
-    other = evaluate("--target", pair[3], "--draft", pair[3], *small)
+    assert evaluate(*pair_options, *small).exit_code == 0
+    other = evaluate("--target", pair_options[3], "--draft", pair_options[3], *small)
     assert other.exit_code == 1
     assert "was begun with something else: target was" in " ".join(other.stderr.split())
