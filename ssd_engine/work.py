@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Protocol, TypeVar
 
-AT_ONCE = 8
+AT_ONCE = 16
 """Requests that are answered together."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")

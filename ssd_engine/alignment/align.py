@@ -11,16 +11,18 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssd_engine.alignment.answers import harmless_questions, target_answers
-from ssd_engine.alignment.beginnings import AFTER_OPENING, FRAMES, OPENINGS, Harmful, make_beginnings
+from ssd_engine.alignment.agent_requests import agent_requests
+from ssd_engine.alignment.answers import Question, harmless_questions, target_answers
+from ssd_engine.alignment.beginnings import AFTER_OPENING, OPENINGS, Harmful, make_beginnings
 from ssd_engine.alignment.card import DataSource, model_card
+from ssd_engine.alignment.disguises import FRAMES, NOISE
 from ssd_engine.alignment.examples import Example, ExampleMaker, split
 from ssd_engine.alignment.settings import AlignSettings
-from ssd_engine.errors import InvalidRequestError, ModelLoadError
+from ssd_engine.errors import InvalidDataError, InvalidRequestError, ModelLoadError
 from ssd_engine.journal import Journal
 from ssd_engine.made_of import claim, digest
 from ssd_engine.prompt_sets import read_prompt_set
-from ssd_engine.work import Reporter
+from ssd_engine.work import AT_ONCE, Reporter
 
 if TYPE_CHECKING:
     from ssd_engine.alignment.training import Validation
@@ -65,7 +67,14 @@ class Prompts:
             Harmful(row["goal"], row["target"] if isinstance(row.get("target"), str) else None)
             for row in self._read("harmful", sources.harmful, _HARMFUL_FIELDS)
         ]
-        self.ordinary = [row["prompt"] for row in self._read("ordinary", sources.ordinary, _ORDINARY_FIELDS)]
+        self.ordinary = [
+            _question(source, number, row)
+            for source in sources.ordinary
+            for number, row in enumerate(self._read("ordinary", [source], _ORDINARY_FIELDS), 1)
+        ]
+        agents = agent_requests()
+        self.ordinary += [_question("", number, row) for number, row in enumerate(agents, 1)]
+        self.described.append(DataSource("ordinary", "agents, of ssd-integrations", len(agents)))
         if sources.look_alikes:
             look_alikes = self._read("look-alikes", sources.look_alikes, _ORDINARY_FIELDS)
             self.look_alikes = [row["prompt"] for row in look_alikes]
@@ -78,7 +87,8 @@ class Prompts:
     def digest(self) -> str:
         """A mark of all that is read and of what is put around it."""
         harmful = [[item.goal, item.opening] for item in self.harmful]
-        return digest([harmful, self.ordinary, self.look_alikes, OPENINGS, AFTER_OPENING, FRAMES])
+        ordinary = [asdict(question) for question in self.ordinary]
+        return digest([harmful, ordinary, self.look_alikes, OPENINGS, AFTER_OPENING, FRAMES, NOISE])
 
     def _read(self, role: str, sources: Sequence[str], fields: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
         rows = []
@@ -87,6 +97,18 @@ class Prompts:
             self.described.append(DataSource(role, source, len(found)))
             rows += found
         return rows
+
+
+def _question(source: str, number: int, row: Mapping[str, Any]) -> Question:
+    """A row of an ordinary set, with its instructions and tools, if it has some."""
+    system, tools = row.get("system") or "", row.get("tools") or []
+    if not isinstance(system, str):
+        raise InvalidDataError(f"{source}, row {number}: field 'system' is {system!r}; it has to be text")
+    if not isinstance(tools, list) or not all(isinstance(tool, Mapping) and "function" in tool for tool in tools):
+        raise InvalidDataError(
+            f"{source}, row {number}: field 'tools' is {tools!r}; it has to be a list of OpenAI-style specifications"
+        )
+    return Question(row["prompt"], system=system, tools=json.dumps(tools) if tools else "")
 
 
 def align(
@@ -184,6 +206,7 @@ def _examples(
         target_quantization=pair.quantization,
         draft_quantization=pair.quantization,
         name=pair.target_name,
+        max_batch_size=AT_ONCE,
     ) as engine:
         answers = target_answers(engine, [*questions[0], *questions[1]], Journal(work / "answers.jsonl"), report)
         beginnings = make_beginnings(engine, [*harmful[0], *harmful[1]], settings, report)

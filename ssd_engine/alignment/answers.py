@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
-from ssd_engine.alignment.beginnings import OPENINGS, framed
+from ssd_engine.alignment.beginnings import OPENINGS
+from ssd_engine.alignment.disguises import framed
 from ssd_engine.alignment.settings import AlignSettings
+from ssd_engine.chat import Conversation
 from ssd_engine.config import GenerationParams
 from ssd_engine.engine import SSDEngine
 from ssd_engine.journal import Journal
@@ -16,11 +20,21 @@ from ssd_engine.work import AT_ONCE, Reporter, answered
 
 @dataclass(frozen=True)
 class Question:
-    """A harmless prompt, and how its answer is made to begin."""
+    """A harmless prompt with all that stands around it, and how its answer is made to begin."""
 
     prompt: str
     opening: str = ""
     max_new_tokens: int = 512
+    system: str = ""
+    tools: str = ""
+    """The tools on offer: their specifications as JSON."""
+
+    @property
+    def conversation(self) -> Conversation:
+        """What the target and the draft read, without the opening."""
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        tools: list[dict[str, Any]] = json.loads(self.tools) if self.tools else []
+        return Conversation.parse([*system, {"role": "user", "content": self.prompt}], tools)
 
 
 @dataclass(frozen=True)
@@ -31,18 +45,22 @@ class Answer:
     token_ids: tuple[int, ...]
 
 
-def harmless_questions(ordinary: Sequence[str], look_alikes: Sequence[str], settings: AlignSettings) -> list[Question]:
-    """All prompts as they are, and look-alikes also in a disguise and with an opening.
+def harmless_questions(
+    ordinary: Sequence[Question], look_alikes: Sequence[str], settings: AlignSettings
+) -> list[Question]:
+    """All prompts as they are, and look-alikes also in a disguise, and every other one with an opening.
 
     Else the draft would learn that a disguise, or an answer that begins with "Sure", is harmful in itself.
     """
-    questions = [Question(prompt, max_new_tokens=settings.answer_tokens) for prompt in [*ordinary, *look_alikes]]
+    questions = [
+        replace(question, max_new_tokens=settings.answer_tokens)
+        for question in [*ordinary, *(Question(prompt) for prompt in look_alikes)]
+    ]
     short = min(settings.answer_tokens, 64)
     for index, prompt in enumerate(look_alikes):
         rng = random.Random(f"{settings.seed} look-alike {index}")
+        questions.append(Question(framed(prompt, rng), max_new_tokens=short))
         if index % 2:
-            questions.append(Question(framed(prompt, rng), max_new_tokens=short))
-        else:
             questions.append(Question(prompt, rng.choice(OPENINGS), short))
     return list(dict.fromkeys(questions))
 
@@ -56,16 +74,13 @@ def target_answers(
     }
 
     def answer(question: Question) -> tuple[int, ...]:
-        messages = [{"role": "user", "content": question.prompt}]
-        if question.opening:
-            messages.append({"role": "assistant", "content": question.opening})
-        # The lossless rule: the target's tokens, with the draft for speed.
+        conversation = question.conversation
+        opening = [{"role": "assistant", "content": question.opening}] if question.opening else []
+        # Without the draft: in batches, the target is busy enough by itself.
         params = GenerationParams(
-            max_new_tokens=question.max_new_tokens,
-            decoding="speculative",
-            continue_final_message=bool(question.opening),
+            max_new_tokens=question.max_new_tokens, decoding="target", continue_final_message=bool(opening)
         )
-        result = engine.generate(messages, params)
+        result = engine.generate([*conversation.messages, *opening], params, tools=conversation.tools)
         row = {"question": asdict(question), "target": engine.name, "text": result.text, "token_ids": result.token_ids}
         journal.append(row)
         return tuple(result.token_ids)

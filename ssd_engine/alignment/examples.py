@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from ssd_engine.alignment.agent_requests import SYSTEM_PROMPTS, TOOL_SETS
 from ssd_engine.alignment.answers import Answer
-from ssd_engine.alignment.beginnings import Beginning, framed
+from ssd_engine.alignment.beginnings import Beginning
+from ssd_engine.alignment.disguises import framed
 from ssd_engine.alignment.settings import AlignSettings
 from ssd_engine.chat import ChatRenderer, Conversation
 
@@ -18,15 +20,43 @@ if TYPE_CHECKING:
 Kind = Literal["recovery", "agreement"]
 _DEEPEST = 0.2
 """Share of a beginning, its end, in which one recovery more is cut than elsewhere: attackers give that much."""
+_INSTRUCTED_SHARE = 0.25
+"""Share of harmful requests with an application's instructions or tools around them."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Tokens to be learned, and how much of the context comes before them."""
+
+    place: int
+    token_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Example:
-    """A conversation of which the last `num_learned` tokens are to be learned."""
+    """A conversation, and one or more ways in which it has to go on from places in it, each as if it was the only one.
+
+    So the request and the beginning of an answer are computed once for all refusals that follow its parts.
+    """
 
     kind: Kind
-    token_ids: tuple[int, ...]
-    num_learned: int
+    context: tuple[int, ...]
+    endings: tuple[Ending, ...]
+
+    @property
+    def num_learned(self) -> int:
+        """Tokens that are learned."""
+        return sum(len(ending.token_ids) for ending in self.endings)
+
+    @property
+    def shared(self) -> tuple[int, ...]:
+        """The context, up to where the deepest ending's own tokens begin: with the last token before it."""
+        return self.context[: max(ending.place for ending in self.endings) - 1]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that are read for it."""
+        return len(self.shared) + self.num_learned
 
 
 class ExampleMaker:
@@ -40,30 +70,40 @@ class ExampleMaker:
 
     def agreement(self, answer: Answer) -> Example:
         """The target's answer to a harmless prompt."""
-        begun = self._encode(answer.question.opening)
-        prompt_ids = self._request(answer.question.prompt)
-        return Example("agreement", (*prompt_ids, *begun, *answer.token_ids), len(answer.token_ids))
+        question = answer.question
+        context = (*self._renderer.encode(question.conversation), *self._encode(question.opening))
+        return Example("agreement", context, (Ending(len(context), answer.token_ids),))
 
     def recoveries(self, beginning: Beginning) -> list[Example]:
-        """Refusals of one request: at once, and after beginnings of all lengths, cut anywhere."""
+        """Refusals of one request: at once and after beginnings of all lengths, cut anywhere; and in a disguise."""
         rng = random.Random(f"{self._settings.seed} {beginning.goal}")
-        request = framed(beginning.goal, rng) if rng.random() < self._settings.framed_share else beginning.goal
+        request = self._request(beginning.request, rng)
         strata = self._settings.recoveries - 2
         bounds = [(i / strata, (i + 1) / strata) for i in range(strata)] + [(1 - _DEEPEST, 1.0)]
-        cuts = [round(rng.uniform(first, last) * len(beginning.token_ids)) for first, last in bounds]
-        return [
-            self._recovery(request, ()),
-            *(self._recovery(beginning.request, beginning.token_ids[: max(cut, 1)]) for cut in cuts),
-        ]
+        cuts = [max(1, round(rng.uniform(first, last) * len(beginning.token_ids))) for first, last in bounds]
+        at_all_depths = Example(
+            "recovery",
+            (*request, *beginning.token_ids),
+            (
+                Ending(len(request), self._refusal(())),
+                *(Ending(len(request) + cut, self._refusal(beginning.token_ids[:cut])) for cut in cuts),
+            ),
+        )
+        disguised = self._request(framed(beginning.goal, rng), rng)
+        return [at_all_depths, Example("recovery", disguised, (Ending(len(disguised), self._refusal(())),))]
 
-    def _recovery(self, request: str, beginning: Sequence[int]) -> Example:
+    def _refusal(self, beginning: Sequence[int]) -> tuple[int, ...]:
         begun = self._tokenizer.decode(beginning)
         joint = "" if not begun or begun.endswith("\n") else "\n\n"
-        learned = [*self._encode(joint + self._settings.refusal), self._end_id]
-        return Example("recovery", (*self._request(request), *beginning, *learned), len(learned))
+        return (*self._encode(joint + self._settings.refusal), self._end_id)
 
-    def _request(self, request: str) -> list[int]:
-        return self._renderer.encode(Conversation.parse([{"role": "user", "content": request}]))
+    def _request(self, request: str, rng: random.Random) -> tuple[int, ...]:
+        messages = [{"role": "user", "content": request}]
+        around: Any = rng.choice((*SYSTEM_PROMPTS, *TOOL_SETS)) if rng.random() < _INSTRUCTED_SHARE else ""
+        if isinstance(around, str):
+            instructions = [{"role": "system", "content": around}] if around else []
+            return tuple(self._renderer.encode(Conversation.parse([*instructions, *messages])))
+        return tuple(self._renderer.encode(Conversation.parse(messages, around)))
 
     def _encode(self, text: str) -> list[int]:
         token_ids: list[int] = self._tokenizer(text, add_special_tokens=False).input_ids
@@ -84,17 +124,3 @@ def split(items: Sequence[Any], share: float, rng: random.Random) -> tuple[list[
     rng.shuffle(shuffled)
     held_out = max(1, round(len(shuffled) * share))
     return shuffled[held_out:], shuffled[:held_out]
-
-
-def in_batches(examples: Sequence[Example], batch_size: int, epochs: int, seed: int) -> list[Example]:
-    """The examples of all epochs, in an order of batches whose examples are of like length, for little padding."""
-    ordered: list[Example] = []
-    for epoch in range(epochs):
-        rng = random.Random(f"{seed} epoch {epoch}")
-        # Full batches only: by length, a rest would always hold the longest.
-        chosen = rng.sample(examples, len(examples) - len(examples) % batch_size or len(examples))
-        chosen.sort(key=lambda example: len(example.token_ids))
-        batches = [chosen[start : start + batch_size] for start in range(0, len(chosen), batch_size)]
-        rng.shuffle(batches)
-        ordered += [example for batch in batches for example in batch]
-    return ordered

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from ssd_engine.alignment.examples import Example, in_batches
+from ssd_engine.alignment.batches import IGNORED, collate, in_batches
+from ssd_engine.alignment.examples import Example
 from ssd_engine.alignment.settings import AlignSettings
 from ssd_engine.backends.transformers.memory import available_bytes
 from ssd_engine.errors import InvalidRequestError
@@ -21,9 +22,6 @@ from ssd_engine.work import Reporter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-_IGNORED = -100
-"""Label of a token that is not to be learned; PyTorch's."""
 
 
 @dataclass(frozen=True)
@@ -104,10 +102,8 @@ class _SummedLoss:
         self._tokens_per_batch = tokens_per_batch
 
     def __call__(self, outputs: Any, labels: torch.Tensor, **_: Any) -> torch.Tensor:
-        logits, wanted = outputs.logits[:, :-1].float(), labels[:, 1:]
-        total = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1), wanted.flatten(), ignore_index=_IGNORED, reduction="sum"
-        )
+        logits = outputs.logits.float().flatten(0, 1)
+        total = torch.nn.functional.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED, reduction="sum")
         return total / self._tokens_per_batch
 
     def per_token(self, examples: Sequence[Example], batch_size: int) -> float:
@@ -125,7 +121,7 @@ def _trainer(
     training: Sequence[Example] | None = None,
     patience: int | None = None,
 ) -> Trainer:
-    longest_first = sorted(validation, key=lambda example: len(example.token_ids), reverse=True)
+    longest_first = sorted(validation, key=lambda example: example.num_tokens, reverse=True)
     reports.per_token = loss.per_token(validation, arguments.per_device_eval_batch_size)
     trainer = Trainer(
         model,
@@ -159,7 +155,7 @@ def _require_memory(model: PreTrainedModel, examples: Sequence[Example], batch_s
     """An estimate in time, instead of a process that is killed an hour later."""
     config = model.config.get_text_config()
     hidden, inner = config.hidden_size, getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    tokens = batch_size * max(len(example.token_ids) for example in examples)
+    tokens = batch_size * max(example.num_tokens for example in examples)
     learned = batch_size * max(example.num_learned for example in examples)
     # What each layer keeps for the way back, and the logits with their softmax and gradient, in float32.
     needed = 4 * (tokens * config.num_hidden_layers * (14 * hidden + 4 * inner) + 3 * learned * config.vocab_size)
@@ -169,21 +165,6 @@ def _require_memory(model: PreTrainedModel, examples: Sequence[Example], batch_s
             f"batch_size={batch_size} needs about {needed / 1e9:.1f} GB beside the model, and {available / 1e9:.1f} GB "
             "are available; lower batch_size or answer_tokens"
         )
-
-
-def collate(examples: Sequence[Example]) -> dict[str, Any]:
-    """A batch, padded on the left, with logits and labels for the learned ends alone: [B, T] and [B, L + 1]."""
-    longest = max(len(example.token_ids) for example in examples)
-    kept = 1 + max(example.num_learned for example in examples)
-    batch: dict[str, list[list[int]]] = {"input_ids": [], "attention_mask": [], "position_ids": [], "labels": []}
-    for example in examples:
-        length, token_ids = len(example.token_ids), list(example.token_ids)
-        padding = longest - length
-        batch["input_ids"].append([0] * padding + token_ids)
-        batch["attention_mask"].append([0] * padding + [1] * length)
-        batch["position_ids"].append([0] * padding + list(range(length)))
-        batch["labels"].append([_IGNORED] * (kept - example.num_learned) + token_ids[length - example.num_learned :])
-    return {**{name: torch.tensor(rows) for name, rows in batch.items()}, "logits_to_keep": kept}
 
 
 def _arguments(
@@ -223,15 +204,18 @@ def _metrics(prediction: Any, examples: Sequence[Example]) -> dict[str, float]:
     matched = learned = recovered = recoveries = 0
     index = 0
     for choices, labels in zip(prediction.predictions, prediction.label_ids, strict=True):
-        right = (choices[:, :-1] == labels[:, 1:]) & (labels[:, 1:] != _IGNORED)
-        for row in right.sum(axis=1).tolist():
+        for right in choices == labels:
             example = examples[index]
             index += 1
-            if example.kind == "agreement":
-                matched, learned = matched + row, learned + example.num_learned
-            else:
-                recovered, recoveries = recovered + (row == example.num_learned), recoveries + 1
-    return {"match_rate": matched / max(learned, 1), "recovery_rate": recovered / max(recoveries, 1)}
+            place = len(right) - example.num_learned
+            for ending in example.endings:
+                rights = right[place : place + len(ending.token_ids)]
+                place += len(ending.token_ids)
+                if example.kind == "agreement":
+                    matched, learned = matched + rights.sum(), learned + len(rights)
+                else:
+                    recovered, recoveries = recovered + rights.all(), recoveries + 1
+    return {"match_rate": float(matched / max(learned, 1)), "recovery_rate": float(recovered / max(recoveries, 1))}
 
 
 def _validation(logs: dict[str, float], step: int, per_token: float) -> Validation:
