@@ -16,7 +16,7 @@ from ssd_engine.alignment.answers import Question, harmless_questions, target_an
 from ssd_engine.alignment.beginnings import AFTER_OPENING, OPENINGS, Harmful, make_beginnings
 from ssd_engine.alignment.card import DataSource, model_card
 from ssd_engine.alignment.disguises import FRAMES, NOISE
-from ssd_engine.alignment.examples import Example, ExampleMaker, split
+from ssd_engine.alignment.examples import Example, ExampleMaker, Kind, split
 from ssd_engine.alignment.settings import AlignSettings
 from ssd_engine.errors import InvalidDataError, InvalidRequestError, ModelLoadError
 from ssd_engine.journal import Journal
@@ -168,13 +168,17 @@ def align(
         tokenizer.save_pretrained(str(merged))
     report.note("The adapter as it is stored, merged into the draft as an engine does it:")
     as_shipped = validate(shipped.float(), validation, settings, work / "validation", report)
-    counts = {kind: sum(example.kind == kind for example in training) for kind in ("recovery", "agreement")}
-    counts["validation"] = len(validation)
+    counts = {kind: _num_endings(training, kind) for kind in ("recovery", "agreement")}
+    counts["validation"] = sum(len(example.endings) for example in validation)
     card = model_card(pair.draft_name, pair.target_name, prompts.described, counts, settings, done, as_shipped)
     (output / "README.md").write_text(card, encoding="utf-8")
     history = {**asdict(done), "as_shipped": asdict(as_shipped)}
     (output / "training.json").write_text(json.dumps(history, indent=2) + "\n", encoding="utf-8")
     return as_shipped
+
+
+def _num_endings(examples: Sequence[Example], kind: Kind) -> int:
+    return sum(len(example.endings) for example in examples if example.kind == kind)
 
 
 def _save(adapted: Any, pair: PairSource, output: Path) -> None:

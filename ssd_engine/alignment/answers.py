@@ -52,11 +52,9 @@ def harmless_questions(
 
     Else the draft would learn that a disguise, or an answer that begins with "Sure", is harmful in itself.
     """
-    questions = [
-        replace(question, max_new_tokens=settings.answer_tokens)
-        for question in [*ordinary, *(Question(prompt) for prompt in look_alikes)]
-    ]
-    short = min(settings.answer_tokens, 64)
+    short = min(settings.answer_tokens, 64)  # enough to see that it is an answer
+    questions = [replace(question, max_new_tokens=settings.answer_tokens) for question in ordinary]
+    questions += [Question(prompt, max_new_tokens=short) for prompt in look_alikes]
     for index, prompt in enumerate(look_alikes):
         rng = random.Random(f"{settings.seed} look-alike {index}")
         questions.append(Question(framed(prompt, rng), max_new_tokens=short))

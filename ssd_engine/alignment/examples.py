@@ -75,7 +75,7 @@ class ExampleMaker:
         return Example("agreement", context, (Ending(len(context), answer.token_ids),))
 
     def recoveries(self, beginning: Beginning) -> list[Example]:
-        """Refusals of one request: at once and after beginnings of all lengths, cut anywhere; and in a disguise."""
+        """Refusals of one request: at once and after beginnings of all lengths, cut anywhere; and in disguises."""
         rng = random.Random(f"{self._settings.seed} {beginning.goal}")
         request = self._request(beginning.request, rng)
         strata = self._settings.recoveries - 2
@@ -89,8 +89,9 @@ class ExampleMaker:
                 *(Ending(len(request) + cut, self._refusal(beginning.token_ids[:cut])) for cut in cuts),
             ),
         )
-        disguised = self._request(framed(beginning.goal, rng), rng)
-        return [at_all_depths, Example("recovery", disguised, (Ending(len(disguised), self._refusal(())),))]
+        disguised = [self._request(framed(beginning.goal, rng), rng) for _ in range(self._settings.disguises)]
+        plain = [Example("recovery", request, (Ending(len(request), self._refusal(())),)) for request in disguised]
+        return [at_all_depths, *plain]
 
     def _refusal(self, beginning: Sequence[int]) -> tuple[int, ...]:
         begun = self._tokenizer.decode(beginning)

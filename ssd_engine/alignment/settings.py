@@ -16,16 +16,19 @@ class AlignSettings(Settings):
         min_length=1,
         description="What the draft learns to say; best the words in which the target itself refuses.",
     )
-    recoveries: int = Field(6, ge=3, description="Recovery examples for each harmful request, a plain one among them.")
-    framed_share: float = Field(0.3, ge=0, le=1, description="Share of recoveries whose request is in some disguise.")
+    recoveries: int = Field(
+        10, ge=3, description="Depths at which the answer to each harmful request is turned back, its start among them."
+    )
+    disguises: int = Field(2, ge=0, description="Disguises in which each harmful request is refused besides.")
+    framed_share: float = Field(0.3, ge=0, le=1, description="Share of answers begun for a request in a disguise.")
     continued_tokens: int = Field(
         40, ge=0, le=40, description="Most tokens that the target adds to a beginning; they are never written to disk."
     )
-    answer_tokens: int = Field(160, ge=1, description="Most tokens of the target's answers to ordinary prompts.")
-    validation_share: float = Field(0.08, gt=0, lt=1, description="Share of each set that is kept from training.")
-    epochs: int = Field(2, ge=1, description="Passes over the examples.")
-    batch_size: int = Field(8, ge=1, description="Examples in one step.")
+    answer_tokens: int = Field(112, ge=1, description="Most tokens of the target's answers to ordinary prompts.")
+    validation_share: float = Field(0.05, gt=0, lt=1, description="Share of each set that is kept from training.")
+    epochs: int = Field(1, ge=1, description="Passes over the examples.")
+    batch_size: int = Field(4, ge=1, description="Examples in one step.")
     learning_rate: float = Field(2e-4, gt=0, description="Highest learning rate; it falls along a cosine.")
     lora_rank: int = Field(8, ge=1, description="Rank of the adapter's matrices.")
-    checkpoint_steps: int = Field(50, ge=1, description="Steps between two checkpoints and validations.")
+    checkpoint_steps: int = Field(75, ge=1, description="Steps between two checkpoints and validations.")
     patience: int = Field(4, ge=1, description="Validations without a lower loss after which training stops.")

@@ -50,6 +50,7 @@ def align(
     seed: Annotated[int, _setting("seed")] = _default("seed"),
     refusal: Annotated[str, _setting("refusal")] = _default("refusal"),
     recoveries: Annotated[int, _setting("recoveries")] = _default("recoveries"),
+    disguises: Annotated[int, _setting("disguises")] = _default("disguises"),
     framed_share: Annotated[float, _setting("framed_share")] = _default("framed_share"),
     continued_tokens: Annotated[int, _setting("continued_tokens")] = _default("continued_tokens"),
     answer_tokens: Annotated[int, _setting("answer_tokens")] = _default("answer_tokens"),
