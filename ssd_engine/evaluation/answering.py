@@ -163,6 +163,7 @@ class Answering:
             target_quantization=pair.quantization,
             draft_quantization=pair.quantization,
             name=pair.name,
+            max_batch_size=AT_ONCE,
             **options,
         ) as engine:
             yield engine
@@ -173,7 +174,7 @@ class Answering:
 
         how = LoadOptions(quantization=self._pair.quantization)
         draft = load_model(self._pair.draft, how, self._pair.draft_adapter)
-        with SSDEngine(draft, draft, load_tokenizer(self._pair.draft), **options) as engine:
+        with SSDEngine(draft, draft, load_tokenizer(self._pair.draft), max_batch_size=AT_ONCE, **options) as engine:
             yield engine
 
 
