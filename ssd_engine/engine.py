@@ -121,7 +121,7 @@ class SSDEngine:
 
         Args:
             target, draft: model hub id, folder with safetensors weights, or GGUF file.
-            draft_adapter: PEFT adapter (hub id or folder) to merge into the draft.
+            draft_adapter: PEFT adapter (hub id or folder) to merge into the draft; "none" is as good as None.
             config: settings of the algorithm.
             dtype: "auto" (the checkpoint's own), "float32", "bfloat16", "float16" or a torch dtype.
             device: "auto" (an accelerator where there is one), "cpu", "cuda", "cuda:1", ...
@@ -162,12 +162,14 @@ class SSDEngine:
         Args:
             name: the pair; None: the one that the environment variable SSD_PRESET names, or the default.
             config: settings of the algorithm; None: the preset's.
-            options: `from_pretrained`'s.
+            options: `from_pretrained`'s. Without `draft_adapter` the draft gets the preset's safety adapter, if it has
+                one; "none" leaves the draft as its makers published it.
         """
         from ssd_engine.models.resolve import resolve_pair
 
         preset = get_preset(name or default_preset())
         options.setdefault("name", f"{title(preset.target)} + {title(preset.draft)}")
+        options["draft_adapter"] = options.get("draft_adapter") or preset.draft_adapter
         target, draft = resolve_pair(preset)
         return cls.from_pretrained(target, draft, config=config or preset.config, **options)
 

@@ -23,6 +23,7 @@ def bench(
     preset: engine_options.PresetOption = None,
     target: engine_options.TargetOption = None,
     draft: engine_options.DraftOption = None,
+    draft_adapter: engine_options.DraftAdapterOption = None,
     compile: engine_options.CompileOption = False,
     max_tokens: Annotated[int, typer.Option(min=2, help="Tokens in each answer.")] = 96,
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first prompts; for a quick look.")] = None,
@@ -36,7 +37,7 @@ def bench(
     """Measure the pair against transformers' generate and assisted generation, and vLLM where it is installed."""
     from ssd_engine.evaluation import speed
 
-    pair = EngineOptions(preset, target, draft, compile=compile).resolve()
+    pair = EngineOptions(preset, target, draft, draft_adapter, compile=compile).resolve()
     with _progress() as progress:
         task = progress.add_task("")
 

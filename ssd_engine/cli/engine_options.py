@@ -32,7 +32,8 @@ _PRESET_HELP = f"A named pair (ssd models list).  [default: SSD_PRESET, or {DEFA
 PresetOption = Annotated[str | None, typer.Option(help=_PRESET_HELP, callback=_known_preset, **_PANEL)]
 TargetOption = Annotated[str | None, typer.Option(help="Large model: hub id, folder or GGUF file.", **_PANEL)]
 DraftOption = Annotated[str | None, typer.Option(help="Small safe model of the same vocabulary.", **_PANEL)]
-DraftAdapterOption = Annotated[str | None, typer.Option(help="PEFT adapter to merge into the draft.", **_PANEL)]
+_ADAPTER_HELP = "PEFT adapter to merge into the draft; 'none' for none.  [default: the preset's, if it has one]"
+DraftAdapterOption = Annotated[str | None, typer.Option(help=_ADAPTER_HELP, **_PANEL)]
 TargetQuantizationOption = Annotated[Quantization | None, typer.Option(help="Quantize the target.", **_PANEL)]
 DraftQuantizationOption = Annotated[Quantization | None, typer.Option(help="Quantize the draft.", **_PANEL)]
 CompileOption = Annotated[
@@ -89,11 +90,12 @@ class EngineOptions:
 
         _silence_transformers()
         if self.target is not None and self.draft is not None:
-            return Pair(self.target, self.draft, self._config(SSDConfig()), self.compile)
+            return Pair(self.target, self.draft, self.draft_adapter, self._config(SSDConfig()), self.compile)
         preset = get_preset(self.preset or default_preset())
         with Stages() as stages:
             target, draft = resolve_pair(preset, stages)
-        return Pair(target, draft, self._config(preset.config), self.compile)
+        adapter = self.draft_adapter or preset.draft_adapter
+        return Pair(target, draft, adapter, self._config(preset.config), self.compile)
 
     def pair_source(self, quantization: Quantization | None) -> PairSource:
         """The pair as an alignment takes it: its folders or ids, and what its models are called."""
@@ -108,7 +110,7 @@ class EngineOptions:
 
         pair = self.resolve()
         name = " + ".join(name.rsplit("/", 1)[-1] for name in self._names())
-        return PairOptions(pair.target, pair.draft, name, self.draft_adapter, quantization, pair.config)
+        return PairOptions(pair.target, pair.draft, name, pair.draft_adapter, quantization, pair.config)
 
     def _names(self) -> tuple[str, str]:
         """What target and draft are called, wherever they lie."""

@@ -54,6 +54,8 @@ class Pair:
 
     target: str
     draft: str
+    draft_adapter: str | None = None
+    """For this engine; transformers and vLLM take the draft as it was published."""
     config: SSDConfig = field(default_factory=SSDConfig)
     compile: bool = False
     """For this engine; transformers and vLLM run as they do by default."""
@@ -98,7 +100,8 @@ class EngineAnswerer:
         self._engine = SSDEngine.from_pretrained(
             pair.target,
             pair.draft,
-            config=pair.config,
+            pair.draft_adapter,
+            pair.config,
             target_quantization=host.target_quantization,
             draft_quantization=host.draft_quantization,
             max_batch_size=MOST_REQUESTS,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ssd_engine.config import SSDConfig
 from ssd_engine.errors import ModelLoadError
@@ -55,6 +56,13 @@ class Preset:
     draft: ModelSource
     licence: str
     config: SSDConfig = field(default_factory=SSDConfig)
+    has_adapter: bool = False
+    """Whether the package has a safety adapter for the draft."""
+
+    @property
+    def draft_adapter(self) -> str | None:
+        """Folder of the draft's safety adapter, if the package has one."""
+        return str(_ADAPTERS / self.name) if self.has_adapter else None
 
 
 def title(source: ModelSource) -> str:
@@ -68,13 +76,14 @@ def model_id(source: ModelSource) -> str:
 
 
 DEFAULT_PRESET = "qwen2.5-coder-1.5b"
+_ADAPTERS = Path(__file__).with_name("adapters")
 
 _QWEN_EOS = (151645, 151643)  # <|im_end|>, <|endoftext|>
 
 _PAIRS = (
     Preset(
         name=DEFAULT_PRESET,
-        description="Small enough for two CPU cores; trained for instructions and tool calls.",
+        description="Small enough for two CPU cores; trained for tool calls. The draft has a safety adapter.",
         target=GGUFSource(
             title="Qwen2.5-Coder-1.5B-Instruct",
             repo="Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF",
@@ -94,6 +103,7 @@ _PAIRS = (
             eos_token_ids=_QWEN_EOS,
         ),
         licence="Apache-2.0",
+        has_adapter=True,
     ),
     Preset(
         name="qwen2.5-7b",

@@ -31,7 +31,9 @@ class PairModel(BaseChatModel):
 
     model: str | None = Field(None, description="Target model: hub id, folder or GGUF file; None: a preset's.")
     draft: str | None = Field(None, description="Small safe draft model of the same vocabulary; goes with `model`.")
-    draft_adapter: str | None = Field(None, description="PEFT adapter to merge into the draft.")
+    draft_adapter: str | None = Field(
+        None, description="PEFT adapter to merge into the draft; None: the preset's, if it has one; 'none' for none."
+    )
     preset: str | None = Field(None, description="Named pair; None: the one that SSD_PRESET names, or the default.")
     engine: SSDEngine | None = Field(None, exclude=True, description="A loaded engine, instead of naming a pair.")
     dtype: str | None = Field(None, description="Weights' dtype; None: the checkpoint's own.")

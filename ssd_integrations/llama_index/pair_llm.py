@@ -50,7 +50,10 @@ class PairLLM(FunctionCallingLLM):
     preset: str | None = Field(default=None, description="A named pair, instead of model and draft.")
     model: str | None = Field(default=None, description="Target: hub id, folder or GGUF file.")
     draft: str | None = Field(default=None, description="Draft: hub id, folder or GGUF file.")
-    draft_adapter: str | None = Field(default=None, description="PEFT adapter that is merged into the draft.")
+    draft_adapter: str | None = Field(
+        default=None,
+        description="PEFT adapter to merge into the draft; None: the preset's, if it has one; 'none' for none.",
+    )
     dtype: str | None = Field(default=None, description="Type of the weights; None: the checkpoint's own.")
     device: str | None = Field(
         default=None, description="Where the models run, such as 'cpu'; None: an accelerator if there is one."

@@ -23,6 +23,8 @@ from ssd_engine.errors import ModelLoadError, VocabularyMismatchError
 
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 QUANTIZATIONS = ("int8",)
+NO_ADAPTER = "none"
+"""In an adapter's place: the model as it is, even where it would get one by default."""
 BASE_RECORD = "base.json"
 """In an adapter's folder: the name and `fingerprint` of the model that it was made for."""
 
@@ -55,7 +57,7 @@ class LoadOptions:
 
 
 def load_model(source: str | Path, options: LoadOptions, adapter: str | Path | None = None) -> PreTrainedModel:
-    """Load a causal language model, with a PEFT adapter merged into it if one is given.
+    """Load a causal language model, with a PEFT adapter merged into it if one is given (`NO_ADAPTER` is none).
 
     Raises:
         ModelLoadError: the source cannot be found or reached, or holds pickled weights or remote code.
@@ -74,7 +76,7 @@ def load_unprepared(
     model: PreTrainedModel = _from_pretrained(
         AutoModelForCausalLM, source, dtype=_as_dtype(options.dtype), device_map=options.placement, use_safetensors=True
     )
-    return model if adapter is None else _merge_adapter(model, adapter)
+    return model if adapter in (None, NO_ADAPTER) else _merge_adapter(model, adapter)
 
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
