@@ -57,7 +57,7 @@ class PairSource:
 class Prompts:
     """The prompts of all sets, read and checked."""
 
-    def __init__(self, sources: Sources) -> None:
+    def __init__(self, sources: Sources, *, with_agents: bool) -> None:
         if not sources.harmful:
             raise InvalidRequestError("there is no harmful set: give one or more files or dataset ids with --harmful")
         if not sources.ordinary:
@@ -72,9 +72,8 @@ class Prompts:
             for source in sources.ordinary
             for number, row in enumerate(self._read("ordinary", [source], _ORDINARY_FIELDS), 1)
         ]
-        agents = agent_requests()
-        self.ordinary += [_question("", number, row) for number, row in enumerate(agents, 1)]
-        self.described.append(DataSource("ordinary", "agents, of ssd-integrations", len(agents)))
+        if with_agents:
+            self._add_agents()
         if sources.look_alikes:
             look_alikes = self._read("look-alikes", sources.look_alikes, _ORDINARY_FIELDS)
             self.look_alikes = [row["prompt"] for row in look_alikes]
@@ -89,6 +88,11 @@ class Prompts:
         harmful = [[item.goal, item.opening] for item in self.harmful]
         ordinary = [asdict(question) for question in self.ordinary]
         return digest([harmful, ordinary, self.look_alikes, OPENINGS, AFTER_OPENING, FRAMES, NOISE])
+
+    def _add_agents(self) -> None:
+        agents = agent_requests()
+        self.ordinary += [_question("", number, row) for number, row in enumerate(agents, 1)]
+        self.described.append(DataSource("ordinary", "agents, of ssd-integrations", len(agents)))
 
     def _read(self, role: str, sources: Sequence[str], fields: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
         rows = []
@@ -144,7 +148,7 @@ def align(
         load_unprepared,
     )
 
-    prompts = Prompts(sources)
+    prompts = Prompts(sources, with_agents=settings.agents)
     tokenizer = load_tokenizer(pair.draft)
     if tokenizer.chat_template is None:
         raise ModelLoadError(f"{pair.draft} has no chat template, so it is no instruct model; align one that is")
@@ -189,7 +193,7 @@ def _save(adapted: Any, pair: PairSource, output: Path) -> None:
     if dtype is not None and dtype.itemsize == 2:
         adapted.to(dtype)
     adapted.peft_config["default"].base_model_name_or_path = pair.draft_name
-    adapted.save_pretrained(str(output))
+    adapted.save_pretrained(str(output), save_embedding_layers=False)  # nothing else is trained
 
 
 def _examples(

@@ -100,7 +100,11 @@ class ExampleMaker:
 
     def _request(self, request: str, rng: random.Random) -> tuple[int, ...]:
         messages = [{"role": "user", "content": request}]
-        around: Any = rng.choice((*SYSTEM_PROMPTS, *TOOL_SETS)) if rng.random() < _INSTRUCTED_SHARE else ""
+        around: Any = (
+            rng.choice((*SYSTEM_PROMPTS, *TOOL_SETS))
+            if self._settings.agents and rng.random() < _INSTRUCTED_SHARE
+            else ""
+        )
         if isinstance(around, str):
             instructions = [{"role": "system", "content": around}] if around else []
             return tuple(self._renderer.encode(Conversation.parse([*instructions, *messages])))

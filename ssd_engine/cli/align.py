@@ -52,6 +52,7 @@ def align(
     recoveries: Annotated[int, _setting("recoveries")] = _default("recoveries"),
     disguises: Annotated[int, _setting("disguises")] = _default("disguises"),
     framed_share: Annotated[float, _setting("framed_share")] = _default("framed_share"),
+    agents: Annotated[bool, _setting("agents")] = _default("agents"),
     continued_tokens: Annotated[int, _setting("continued_tokens")] = _default("continued_tokens"),
     answer_tokens: Annotated[int, _setting("answer_tokens")] = _default("answer_tokens"),
     validation_share: Annotated[float, _setting("validation_share")] = _default("validation_share"),

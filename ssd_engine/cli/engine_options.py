@@ -128,7 +128,10 @@ class EngineOptions:
 
 def _silence_transformers() -> None:
     """transformers' own bars and warnings would run into the answer."""
+    import warnings
+
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
