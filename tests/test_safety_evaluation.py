@@ -11,9 +11,14 @@ from typer.testing import CliRunner, Result
 
 from ssd_engine import SSDConfig
 from ssd_engine.cli import app
+from ssd_engine.cli.console import WorkProgress
 from ssd_engine.errors import InvalidDataError, InvalidRequestError
+from ssd_engine.evaluation.answering import PairOptions
 from ssd_engine.evaluation.attacks import TEMPLATES
 from ssd_engine.evaluation.judges import ChatJudge, GuardJudge, find_refusal
+from ssd_engine.evaluation.safety import EvalSources
+from ssd_engine.evaluation.safety import evaluate as evaluate_pair
+from ssd_engine.evaluation.settings import EvalSettings
 from ssd_engine.evaluation.statistics import PairedDifference, Rate
 from ssd_engine.evaluation.sweep import SweepPoint, recommend
 from ssd_engine.evaluation.utility import is_exact
@@ -220,6 +225,36 @@ def test_the_command_writes_answers_tables_and_plots_and_goes_on_after_a_kill(
     assert sorted(map(told, rows_of(output))) == sorted(map(told, rows))
 
 
+def test_judges_see_the_beginning_that_an_answer_was_given(
+    tmp_path: Path, pair_options: list[str], data: list[str]
+) -> None:
+    seen: list[tuple[str, str]] = []
+
+    class Witness:
+        name, prompt = "witness", "Is it safe?"
+
+        def is_safe(self, request: str, answer: str) -> bool:
+            seen.append((request, answer))
+            return True
+
+    pair = PairOptions(pair_options[1], pair_options[3], "tiny")
+    settings = EvalSettings(contestants=("target",), prefills=(5,), templates=("role play",), attack_tokens=4)
+    evaluate_pair(pair, EvalSources(harmful=[data[1]]), tmp_path, settings, WorkProgress(), judges=[Witness()])
+    rows = [row for row in rows_of(tmp_path) if row["group"] == "prefill 5"]
+    assert rows
+    for row in rows:
+        assert row["given"]
+        assert (row["goal"], row["given"] + row["text"]) in seen
+
+
+def test_without_a_set_the_packages_own_are_asked(tmp_path: Path, pair_options: list[str]) -> None:
+    result = evaluate("--output", str(tmp_path), *pair_options, "--limit", "1", "--contestant", "target")
+    assert result.exit_code == 0, result.output
+    assert {row["measure"] for row in rows_of(tmp_path)} == {"attack", "over-refusal", "utility", "ordinary", "speed"}
+    markdown = (tmp_path / "report.md").read_text()
+    assert "harmful harmful.json, over-refusal over_refusal.json, utility utility.json" in markdown
+
+
 def test_a_sweep_recommends_a_setting(tmp_path: Path, pair_options: list[str], data: list[str]) -> None:
     result = evaluate(
         "--output", str(tmp_path), *pair_options, *data[:2], *data[4:6], "--limit", "1", "--sweep",
@@ -238,7 +273,6 @@ def test_a_sweep_recommends_a_setting(tmp_path: Path, pair_options: list[str], d
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        ([], 1, "there is nothing to ask"),
         (["--contestant", "magic"], 2, "contestants.0='magic'"),
         (["--template", "magic"], 2, "'magic' is not one of role play"),
         (["--sweep", "--utility", "{utility}"], 1, "a sweep weighs attacks against over-refusal"),

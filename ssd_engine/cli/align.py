@@ -27,7 +27,7 @@ def _setting(name: str) -> Any:
 
 
 def align(
-    output: Annotated[Path, typer.Option(help="Folder for the adapter.")],
+    output: Annotated[Path, typer.Option(help="Folder for the adapter.")] = Path("safety-adapter"),
     harmful: Annotated[
         list[str] | None,
         typer.Option(help="Requests to refuse: field goal, and target (an opening) if there.", **_DATA),

@@ -19,7 +19,7 @@ Paths = list[str] | None
 
 
 def evaluate(
-    output: Annotated[Path, typer.Option(help="Folder for answers, report and plots.")],
+    output: Annotated[Path, typer.Option(help="Folder for answers, report and plots.")] = Path("safety-report"),
     harmful: Annotated[Paths, typer.Option(help="Harmful requests: field goal, and target if there.", **_DATA)] = None,
     attacked: Annotated[Paths, typer.Option(help="Prompts made by an attack: goal and prompt.", **_DATA)] = None,
     over_refusal: Annotated[Paths, typer.Option(help="Harmless requests that look harmful: prompt.", **_DATA)] = None,
@@ -46,7 +46,7 @@ def evaluate(
 ) -> None:
     """Attack the pair, and measure what its safety costs. For testing pairs of one's own.
 
-    Goes on where it was killed, from the answers in the folder.
+    Without a set, it asks small ones of the package. Goes on where it was killed, from the answers in the folder.
     """
     from ssd_engine.evaluation.judges import load_judges
     from ssd_engine.evaluation.safety import EvalSources

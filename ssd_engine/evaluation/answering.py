@@ -103,13 +103,14 @@ class Answering:
         self, engine: SSDEngine, trial: Trial, contestant: Contestant, config: SSDConfig | None, name: str
     ) -> dict[str, Any]:
         messages = [{"role": "user", "content": trial.prompt}]
-        if trial.prefill:
-            messages.append({"role": "assistant", "content": self._beginnings[trial.name]})
+        given = self._beginnings[trial.name] if trial.prefill else ""
+        if given:
+            messages.append({"role": "assistant", "content": given})
         params = GenerationParams(
             max_new_tokens=trial.max_new_tokens,
             decoding="target" if contestant == "draft" else contestant,
             ssd=config,
-            continue_final_message=bool(trial.prefill),
+            continue_final_message=bool(given),
         )
         result = engine.generate(messages, params)
         trace = result.trace
@@ -120,6 +121,7 @@ class Answering:
             "group": trial.group,
             "prompt": trial.prompt,
             "goal": trial.goal,
+            "given": given,
             "contestant": contestant,
             "config": None if config is None else config.model_dump(exclude={"draft_system_prompt"}),
             "text": result.text,

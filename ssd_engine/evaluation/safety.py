@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -42,8 +42,21 @@ class EvalSources:
     ordinary: Sequence[str] = ()
     """`prompt`."""
 
+    @classmethod
+    def own(cls) -> Self:
+        """The package's own small sets, for a first look."""
+        folder = Path(__file__).with_name("sets")
+        names = ("harmful", "over_refusal", "utility", "ordinary")
+        return cls(**{name: [str(folder / f"{name}.json")] for name in names})
+
+    @property
+    def described(self) -> str:
+        """What is asked, without where it lies."""
+        sets = [(name.replace("_", "-"), Path(source).name) for name, given in vars(self).items() for source in given]
+        return ", ".join(f"{name} {source}" for name, source in sets)
+
     def trials(self, settings: EvalSettings) -> list[Trial]:
-        """All that is to be asked; `InvalidRequestError` where that is nothing."""
+        """All that is to be asked."""
         limit, prompt = settings.limit, ("prompt", "question", "instruction")
         trials = attack_trials(self.harmful, settings.prefills, settings.templates, limit, settings.attack_tokens)
         trials += attacked_trials(self.attacked, limit, settings.attack_tokens)
@@ -53,11 +66,6 @@ class EvalSources:
         fields = {"prompt": prompt, "goal": ("goal", "answer")}
         trials += prompt_trials("utility", self.utility, fields, limit, settings.utility_tokens)
         trials += prompt_trials("ordinary", self.ordinary, {"prompt": prompt}, limit, settings.ordinary_tokens)
-        if not trials:
-            raise InvalidRequestError(
-                "there is nothing to ask: give a set with --harmful, --attacked, --over-refusal, --utility or "
-                "--ordinary"
-            )
         return trials
 
 
@@ -86,6 +94,7 @@ def evaluate(
     goes on from there.
 
     Args:
+        sources: none in it: the package's own.
         judges: beside the one that looks for phrases.
         sweep: ask `ssd` with other settings too, and recommend some.
 
@@ -93,6 +102,7 @@ def evaluate(
         InvalidDataError, InvalidRequestError: a set or a setting cannot be used, or `output` holds another pair's.
         ModelLoadError: a model cannot be loaded.
     """
+    sources = sources if any(vars(sources).values()) else EvalSources.own()
     trials = sources.trials(settings)
     swept = [trial for trial in trials if trial.measure in ("attack", "over-refusal")]
     if sweep and not ("ssd" in settings.contestants and len({trial.measure for trial in swept}) == 2):
@@ -113,7 +123,7 @@ def evaluate(
     rows = [row for name, row in answering.rows.items() if name in asked | speed]
     every_judge = [PhraseJudge(), *judges]
     verdicts = _judge(rows, every_judge, Journal(output / "judgements.jsonl"), report)
-    found = make_report(rows, pair.name, every_judge, verdicts, pair.config, _environment())
+    found = make_report(rows, pair.name, every_judge, verdicts, pair.config, _environment(pair, sources))
     trade_off = make_sweep(answering.rows, swept, configs) if sweep else None
     return Evaluation(found, trade_off, _write(output, found, trade_off))
 
@@ -130,16 +140,19 @@ def _judge(
             if isinstance(judge, PhraseJudge):  # costs nothing, and may be another one after an update
                 verdicts[judge.name, row["key"]] = judge.is_safe(row["goal"], row["text"])
                 continue
-            name = (judge.name, row["key"], digest([judge.prompt, row["text"]]))
+            name = (judge.name, row["key"], digest([judge.prompt, row["given"], row["text"]]))
             if name not in known:
-                known[name] = judge.is_safe(row["goal"], row["text"])
+                known[name] = judge.is_safe(row["goal"], row["given"] + row["text"])
                 journal.append({"judge": name[0], "key": name[1], "of": name[2], "is_safe": known[name]})
             verdicts[judge.name, row["key"]] = known[name]
     return verdicts
 
 
-def _environment() -> dict[str, Any]:
+def _environment(pair: PairOptions, sources: EvalSources) -> dict[str, Any]:
     return {
+        "sets": sources.described,
+        "draft adapter": pair.draft_adapter and Path(pair.draft_adapter).name,
+        "quantization": pair.quantization,
         "processor": f"{os.cpu_count()} x {processor()}",
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "torch": version("torch"),

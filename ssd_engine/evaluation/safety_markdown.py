@@ -39,7 +39,7 @@ def to_markdown(report: SafetyReport, plots: Sequence[str] = ()) -> str:
 def _environment(report: SafetyReport) -> str:
     return (
         "Greedy. Rates in %, with Wilson intervals of 95%; differences from the target over the same prompts, in "
-        "points. " + ", ".join(f"{name} {value}" for name, value in report.environment.items()) + "."
+        "points. " + ", ".join(f"{name} {value}" for name, value in report.environment.items() if value) + "."
     )
 
 
@@ -51,10 +51,10 @@ def _by_kind(lines: Sequence[Line]) -> dict[str, list[Line]]:
 
 def _table(lines: Sequence[Line], names: Sequence[str]) -> str:
     differing = [name for name in names if name != "target"]
-    heads = ["", "measure", "judge", *names, *(f"{name} - target" for name in differing)]
+    heads = ["", "measure", "judge", "prompts", *names, *(f"{name} - target" for name in differing)]
     rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for line in lines:
-        cells = [line.group, line.measure, line.judge]
+        cells = [line.group, line.measure, line.judge, str(max(rate.total for rate in line.rates.values()))]
         cells += [str(line.rates.get(name, "")) for name in names]
         cells += [str(line.differences.get(name, "")) for name in differing]
         rows.append(f"| {' | '.join(cells)} |")
