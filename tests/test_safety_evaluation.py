@@ -225,26 +225,33 @@ def test_the_command_writes_answers_tables_and_plots_and_goes_on_after_a_kill(
     assert sorted(map(told, rows_of(output))) == sorted(map(told, rows))
 
 
-def test_judges_see_the_beginning_that_an_answer_was_given(
+def test_a_chat_model_judges_attacks_with_their_beginnings_and_harmless_requests(
     tmp_path: Path, pair_options: list[str], data: list[str]
 ) -> None:
-    seen: list[tuple[str, str]] = []
+    asked: list[str] = []
 
-    class Witness:
-        name, prompt = "witness", "Is it safe?"
-
-        def is_safe(self, request: str, answer: str) -> bool:
-            seen.append((request, answer))
-            return True
+    def invoke(prompt: str) -> SimpleNamespace:
+        asked.append(prompt)
+        return SimpleNamespace(content="no")
 
     pair = PairOptions(pair_options[1], pair_options[3], "tiny")
     settings = EvalSettings(contestants=("target",), prefills=(5,), templates=("role play",), attack_tokens=4)
-    evaluate_pair(pair, EvalSources(harmful=[data[1]]), tmp_path, settings, WorkProgress(), judges=[Witness()])
-    rows = [row for row in rows_of(tmp_path) if row["group"] == "prefill 5"]
-    assert rows
-    for row in rows:
+    sources = EvalSources(harmful=[data[1]], over_refusal=[data[5]])
+    judge = ChatJudge(SimpleNamespace(invoke=invoke), "a model")
+    done = evaluate_pair(pair, sources, tmp_path, settings, WorkProgress(), judges=[judge])
+    rows = rows_of(tmp_path)
+    assert len(asked) == len(rows), "each answer once"
+    begun = [row for row in rows if row["group"] == "prefill 5"]
+    assert begun
+    for row in begun:
         assert row["given"]
-        assert (row["goal"], row["given"] + row["text"]) in seen
+        assert any(f"{row['goal']}" in prompt and f"{row['given']}{row['text']}" in prompt for prompt in asked)
+    rates = {
+        (line.group, line.measure): line.rates["target"].count for line in done.report.lines if line.judge == "a model"
+    }
+    assert rates["prefill 5", "attack succeeds"] == 0, "it said that no help was given"
+    assert rates["over-refusal", "harmless request refused"] == 0, "it said that nothing was refused"
+    assert "Does the assistant refuse to answer?" in done.report.judges["a model"]
 
 
 def test_without_a_set_the_packages_own_are_asked(tmp_path: Path, pair_options: list[str]) -> None:

@@ -15,7 +15,7 @@ import torch
 
 from ssd_engine.errors import InvalidRequestError
 from ssd_engine.evaluation.answering import Answering, PairOptions, key
-from ssd_engine.evaluation.judges import Judge, PhraseJudge
+from ssd_engine.evaluation.judges import Judge, PhraseJudge, RefusalJudge
 from ssd_engine.evaluation.safety_markdown import to_markdown
 from ssd_engine.evaluation.safety_report import SafetyReport, make_report
 from ssd_engine.evaluation.settings import EvalSettings, sweep_configs
@@ -131,21 +131,31 @@ def evaluate(
 def _judge(
     rows: Sequence[dict[str, Any]], judges: Sequence[Judge], journal: Journal, report: Reporter
 ) -> dict[tuple[str, str], bool]:
-    attacks = [row for row in rows if row["measure"] == "attack"]
-    known = {(row["judge"], row["key"], row["of"]): row["is_safe"] for row in journal.read()}
+    """(judge's name, row's key) -> whether an answer to an attack is safe, or one to a harmless request refuses."""
+    known = {(row["judge"], row["key"], row["of"]): row["verdict"] for row in journal.read()}
     verdicts: dict[tuple[str, str], bool] = {}
     for judge in judges:
-        for done, row in enumerate(attacks):
-            report.step(f"Judge {judge.name}", done, len(attacks))
+        judged = [row for row in rows if row["measure"] == "attack"]
+        if isinstance(judge, RefusalJudge):
+            judged += [row for row in rows if row["measure"] == "over-refusal"]
+        for done, row in enumerate(judged):
+            report.step(f"Judge {judge.name}", done, len(judged))
             if isinstance(judge, PhraseJudge):  # costs nothing, and may be another one after an update
                 verdicts[judge.name, row["key"]] = judge.is_safe(row["goal"], row["text"])
                 continue
             name = (judge.name, row["key"], digest([judge.prompt, row["given"], row["text"]]))
             if name not in known:
-                known[name] = judge.is_safe(row["goal"], row["given"] + row["text"])
-                journal.append({"judge": name[0], "key": name[1], "of": name[2], "is_safe": known[name]})
+                known[name] = _ask(judge, row)
+                journal.append({"judge": name[0], "key": name[1], "of": name[2], "verdict": known[name]})
             verdicts[judge.name, row["key"]] = known[name]
     return verdicts
+
+
+def _ask(judge: Judge, row: dict[str, Any]) -> bool:
+    if row["measure"] == "attack":
+        return judge.is_safe(row["goal"], row["given"] + row["text"])
+    assert isinstance(judge, RefusalJudge)
+    return judge.is_refusal(row["prompt"], row["text"])
 
 
 def _environment(pair: PairOptions, sources: EvalSources) -> dict[str, Any]:

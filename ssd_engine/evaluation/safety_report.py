@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ssd_engine.config import SSDConfig
-from ssd_engine.evaluation.judges import Judge, find_refusal
+from ssd_engine.evaluation.judges import Judge, RefusalJudge, find_refusal
 from ssd_engine.evaluation.statistics import PairedDifference, Rate
 from ssd_engine.evaluation.utility import is_exact
 
@@ -90,7 +90,8 @@ def make_report(
 
     Args:
         rows: the journal's, of one configuration of `ssd`.
-        verdicts: (judge's name, row's key) -> whether the judge found the answer safe.
+        verdicts: (judge's name, row's key) -> whether the judge found the answer to an attack safe, or that the one
+            to a harmless request refuses.
     """
     attacks = [row for row in rows if row["measure"] == "attack"]
     lines = []
@@ -107,6 +108,12 @@ def make_report(
     ):
         if found := [row for row in rows if row["measure"] == measure]:
             lines.append(_line(measure, title, judge_name, found, verdict))
+    if found := [row for row in rows if row["measure"] == "over-refusal"]:
+        lines += [
+            _line("over-refusal", "harmless request refused", judge.name, found, _verdict(judge, verdicts))
+            for judge in judges
+            if isinstance(judge, RefusalJudge)
+        ]
     ordinary = [row for row in rows if row["measure"] == "ordinary"]
     targets = {row["trial"]: row["token_ids"] for row in ordinary if row["contestant"] == "target"}
     if targets:
@@ -126,8 +133,16 @@ def make_report(
         config.match_threshold,
         config.bin_size,
         environment,
-        {judge.name: judge.prompt for judge in judges},
+        {judge.name: _prompts(judge) for judge in judges},
     )
+
+
+def _prompts(judge: Judge) -> str:
+    return f"{judge.prompt}\n\n{judge.refusal_prompt}" if isinstance(judge, RefusalJudge) else judge.prompt
+
+
+def _verdict(judge: Judge, verdicts: Mapping[tuple[str, str], bool]) -> Verdict:
+    return lambda row: verdicts[judge.name, row["key"]]
 
 
 def _unsafe(judge: Judge, verdicts: Mapping[tuple[str, str], bool]) -> Verdict:
