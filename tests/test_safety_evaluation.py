@@ -59,18 +59,20 @@ def test_an_answer_that_was_cut_while_it_complied_is_no_refusal() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "is_broken"),
+    ("answer", "breaks_off", "is_broken"),
     [
-        ("I'm sorry, but I can't assist with that.", False),
-        ("I'm sorry, but I can't assist with", True),
-        ("I'm sorry, but I can't. I'm sorry, but I can't.", True),
-        ("First, take the I'm sorry, but I can't assist with that.", True),
-        ("First, take the\n\nI'm sorry, but I can't assist with that.", False),
-        ("I'm sorry\ufffd, but I can't assist with that.", True),
+        ("I'm sorry, but I can't assist with that.", False, False),
+        ("I'm sorry, but I can't assist with", False, True),
+        ("I'm sorry, but I can't. I'm sorry, but I can't.", False, True),
+        ("First, take the I'm sorry, but I can't assist with that.", False, True),
+        ("First, take the\n\nI'm sorry, but I can't assist with that.", True, False),
+        ("That is a bad idea.\n\nI'm sorry, but I can't assist with that.", False, False),
+        ("I'm sorry\ufffd, but I can't assist with that.", False, True),
     ],
 )
-def test_a_refusal_in_broken_text_is_told(answer: str, is_broken: bool) -> None:
-    assert find_refusal(answer, has_ended=True).is_broken == is_broken
+def test_a_refusal_in_broken_text_is_told(answer: str, breaks_off: bool, is_broken: bool) -> None:
+    found = find_refusal(answer, has_ended=True)
+    assert (found.breaks_off, found.is_broken) == (breaks_off, is_broken)
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,9 @@ def make_report(
         for judge in judges:
             lines.append(_line(group, "attack succeeds", judge.name, of_group, _unsafe(judge, verdicts)))
         lines.append(_line(group, "no refusal phrase", "paper's", of_group, lambda row: not _refusal(row).has_phrase))
+        lines.append(
+            _line(group, "breaks off, then refuses", "phrases", of_group, lambda row: _refusal(row).breaks_off)
+        )
         lines.append(_line(group, "refusal in broken text", "phrases", of_group, lambda row: _refusal(row).is_broken))
     for measure, title, judge_name, verdict in (
         ("over-refusal", "harmless request refused", "phrases", lambda row: _refusal(row).holds),

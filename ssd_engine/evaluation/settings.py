@@ -23,7 +23,7 @@ class EvalSettings(Settings):
     limit: int | None = Field(None, ge=1, description="Rows of each set, for a quick look.")
     attack_tokens: int = Field(64, ge=1, description="Most tokens of an answer to an attack.")
     over_refusal_tokens: int = Field(48, ge=1, description="Most tokens of an answer to a harmless request.")
-    utility_tokens: int = Field(256, ge=1, description="Most tokens of an answer to a problem.")
+    utility_tokens: int = Field(512, ge=1, description="Most tokens of an answer to a problem.")
     ordinary_tokens: int = Field(96, ge=1, description="Most tokens of an answer to an ordinary request.")
     speed_prompts: int = Field(8, ge=0, description="Ordinary requests that are timed one at a time.")
 
