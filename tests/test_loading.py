@@ -7,6 +7,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,8 @@ from ssd_engine import GenerationParams, SSDEngine
 from ssd_engine.backends.transformers.linear import HalfLinear, Int8Linear, PackedLinear
 from ssd_engine.engine import shared_engine
 from ssd_engine.errors import InvalidRequestError, ModelLoadError, VocabularyMismatchError
-from ssd_engine.models.presets import get_preset
+from ssd_engine.models import presets
+from ssd_engine.models.presets import Preset, get_preset
 from ssd_engine.models.resolve import resolve
 
 PARAMS = GenerationParams(max_new_tokens=20)
@@ -138,6 +140,28 @@ def test_an_adapter_is_merged_into_the_draft(
         adapted = engine.generate(PROMPT, PARAMS)
     assert adapted.token_ids == expected.token_ids
     assert adapted.trace.matched == expected.trace.matched
+
+
+def test_a_presets_adapter_is_merged_unless_it_is_declined(
+    folders: tuple[Path, Path], tiny_pair: tuple[PreTrainedModel, PreTrainedModel], tmp_path: Path, monkeypatch: Any
+) -> None:
+    target, draft = map(str, folders)
+    preset = Preset("tiny", "Small and random.", target, draft, "none", has_adapter=True)
+    monkeypatch.setitem(presets.PRESETS, "tiny", preset)
+    monkeypatch.setattr(presets, "_ADAPTERS", tmp_path)
+    save_adapter(tiny_pair[1], tmp_path / "tiny")
+
+    def matches(engine: SSDEngine) -> list[bool]:
+        with engine:
+            return engine.generate(PROMPT, PARAMS).trace.matched
+
+    plain = matches(SSDEngine.from_pretrained(target, draft))
+    adapted = matches(SSDEngine.from_pretrained(target, draft, draft_adapter=tmp_path / "tiny"))
+    assert adapted != plain
+    assert matches(SSDEngine.from_preset("tiny")) == adapted
+    assert matches(shared_engine(preset="tiny")) == adapted
+    assert matches(SSDEngine.from_preset("tiny", draft_adapter="none")) == plain
+    assert matches(shared_engine(preset="tiny", draft_adapter="none")) == plain
 
 
 def test_pickled_weights_are_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:

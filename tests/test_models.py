@@ -114,6 +114,15 @@ def test_default_preset_is_the_embedded_pair() -> None:
     assert preset.target.eos_token_ids == preset.draft.eos_token_ids == (151645, 151643)
 
 
+def test_the_default_preset_has_a_safety_adapter_of_at_most_10_mb_and_others_have_none() -> None:
+    adapter = PRESETS[DEFAULT_PRESET].draft_adapter
+    assert adapter is not None
+    files = {path.name: path.stat().st_size for path in Path(adapter).iterdir()}
+    assert set(files) == {"README.md", "adapter_config.json", "adapter_model.safetensors", "base.json"}
+    assert sum(files.values()) <= 10_000_000
+    assert PRESETS["qwen2.5-7b"].draft_adapter is None
+
+
 def test_presets_carry_the_settings_that_suit_them() -> None:
     assert PRESETS["llama-3.1-8b"].config.match_threshold == 0.5
     assert PRESETS[DEFAULT_PRESET].config == SSDConfig()

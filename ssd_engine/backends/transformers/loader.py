@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -156,7 +157,9 @@ def _merge_adapter(model: PreTrainedModel, adapter: str | Path) -> PreTrainedMod
     _refuse_pickled(folder)
     _require_base(model, folder)
     try:
-        merged: PreTrainedModel = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft asks for what transformers is about to rename
+            merged: PreTrainedModel = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelLoadError(f"adapter {str(adapter)!r} does not fit the draft: {_first_line(error)}") from error
     return merged
