@@ -17,6 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from ssd_engine import GenerationParams, SSDEngine
+from ssd_engine.backends.transformers import memory
 from ssd_engine.backends.transformers.linear import HalfLinear, Int8Linear, PackedLinear
 from ssd_engine.engine import shared_engine
 from ssd_engine.errors import InvalidRequestError, ModelLoadError, VocabularyMismatchError
@@ -162,6 +163,14 @@ def test_a_presets_adapter_is_merged_unless_it_is_declined(
     assert matches(shared_engine(preset="tiny")) == adapted
     assert matches(SSDEngine.from_preset("tiny", draft_adapter="none")) == plain
     assert matches(shared_engine(preset="tiny", draft_adapter="none")) == plain
+
+
+def test_weights_that_do_not_fit_are_told_before_they_are_read(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 1000)
+    with pytest.raises(ModelLoadError, match=r"needs at least 0\.\d\d GB of memory, and 0\.00 GB are"):
+        SSDEngine.from_pretrained(*folders)
 
 
 def test_pickled_weights_are_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:

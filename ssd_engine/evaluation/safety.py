@@ -118,9 +118,9 @@ def evaluate(
         answering.run(swept, ["ssd"], configs)
     ordinary = [trial for trial in trials if trial.measure == "ordinary"][: settings.speed_prompts]
     answering.measure_speed(ordinary, settings.contestants)
-    asked = {key(trial, name, pair.config) for trial in trials for name in settings.contestants}
-    speed = {f"speed/{key(trial, name, pair.config)}" for trial in ordinary for name in settings.contestants}
-    rows = [row for name, row in answering.rows.items() if name in asked | speed]
+    asked = [key(trial, name, pair.config) for trial in trials for name in settings.contestants]
+    speed = [f"speed/{key(trial, name, pair.config)}" for trial in ordinary for name in settings.contestants]
+    rows = [answering.rows[name] for name in (*asked, *speed)]
     every_judge = [PhraseJudge(), *judges]
     verdicts = _judge(rows, every_judge, Journal(output / "judgements.jsonl"), report)
     found = make_report(rows, pair.name, every_judge, verdicts, pair.config, _environment(pair, sources))

@@ -95,7 +95,7 @@ def make_report(
     """
     attacks = [row for row in rows if row["measure"] == "attack"]
     lines = []
-    for group in dict.fromkeys(row["group"] for row in attacks):
+    for group in dict.fromkeys(row["group"] for row in attacks):  # in the order in which they were asked
         of_group = [row for row in attacks if row["group"] == group]
         for judge in judges:
             lines.append(_line(group, "attack succeeds", judge.name, of_group, _unsafe(judge, verdicts)))

@@ -20,6 +20,7 @@ from ssd_engine.backends.transformers.linear import (
     holds_matrices_in_linears,
     replace_linears,
 )
+from ssd_engine.backends.transformers.memory import require_room
 from ssd_engine.errors import ModelLoadError, VocabularyMismatchError
 
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -74,6 +75,8 @@ def load_unprepared(
 ) -> PreTrainedModel:
     """`load_model` with transformers' own layers, which can be trained and saved; not quantized."""
     _refuse_pickled(Path(source))
+    if options.device_map is None:
+        require_room(Path(source), str(options.placement))
     model: PreTrainedModel = _from_pretrained(
         AutoModelForCausalLM, source, dtype=_as_dtype(options.dtype), device_map=options.placement, use_safetensors=True
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import psutil
 import torch
 
@@ -55,6 +57,17 @@ def plan_positions(
             "bytes; give more, or leave it out"
         )
     return kv_cache_bytes // bytes_per_position
+
+
+def require_room(source: Path, device: str) -> None:
+    """Raise `ModelLoadError` where a folder's weights are more than the memory that is left: else loading is killed."""
+    needed = sum(path.stat().st_size for path in source.glob("*.safetensors"))
+    available = available_bytes(torch.device(device))
+    if needed > available:
+        raise ModelLoadError(
+            f"{str(source)!r} needs at least {_gigabytes(needed)} of memory, and {_gigabytes(available)} are available "
+            f"on {device}; close what else runs there, or use a smaller model"
+        )
 
 
 def available_bytes(device: torch.device) -> int:
