@@ -39,12 +39,19 @@ def digest(value: Any) -> str:
     """A short mark of a JSON-ready value, or of a model's or an adapter's files."""
     if isinstance(value, Path):
         files = sorted(path for path in value.iterdir() if path.suffix in (".safetensors", ".json"))
-        small = 50 * 2**20  # bytes: adapters and configurations are read whole, a model's weights are told by size
-        value = [
-            (path.name, path.read_bytes().hex() if path.stat().st_size < small else path.stat().st_size)
-            for path in files
-        ]
+        value = [(path.name, _digest_of_file(path)) for path in files]
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+
+
+def _digest_of_file(path: Path) -> str:
+    """Of all of a small file; of a large one's size and 256 blocks, since other weights differ everywhere."""
+    size, block = path.stat().st_size, 2**16  # bytes
+    found = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        for start in range(0, size, max(block, size // 256)):
+            file.seek(start)
+            found.update(file.read(block))
+    return found.hexdigest()
 
 
 def digest_of_source(source: str | None) -> str | None:

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner, Result
 
 from ssd_engine import GenerationParams, SSDEngine
+from ssd_engine.alignment.beginnings import Beginning, make_beginnings
 from ssd_engine.alignment.training import _Reports
 from ssd_engine.cli import app
 from ssd_engine.errors import ModelLoadError
@@ -50,13 +51,22 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return ["--harmful", str(harmful), "--ordinary", str(ordinary), "--look-alikes", str(look_alikes)]
 
 
+BEGINNINGS: list[Beginning] = []
+
+
+def seen_beginnings(*arguments: Any) -> list[Beginning]:
+    BEGINNINGS[:] = make_beginnings(*arguments)
+    return list(BEGINNINGS)
+
+
 @pytest.fixture(scope="module")
 def aligned(tmp_path_factory: pytest.TempPathFactory, pair_options: list[str], data: list[str]) -> tuple[Path, Result]:
     output = tmp_path_factory.mktemp("aligned") / "adapter"
     merged = str(output.parent / "merged")
-    result = align(
-        "--output", str(output), *pair_options, *data, *SMALL, "--epochs", "25", "--patience", "99", "--merged", merged
-    )
+    options = (*SMALL, "--epochs", "25", "--patience", "99", "--merged", merged)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ssd_engine.alignment.align.make_beginnings", seen_beginnings)
+        result = align("--output", str(output), *pair_options, *data, *options)
     assert result.exit_code == 0, result.output
     return output, result
 
@@ -128,9 +138,13 @@ def test_no_beginning_of_a_harmful_answer_is_written_to_disk(aligned: tuple[Path
     answers = (aligned[0] / "work" / "answers.jsonl").read_text()
     prompts = [json.loads(line)["question"]["prompt"] for line in answers.splitlines()]
     assert all("process" in prompt or "film" in prompt for prompt in prompts if prompt not in PROMPTS)
+    assert len(BEGINNINGS) == len(GOALS)
+    assert all(len(beginning.token_ids) > 6 for beginning in BEGINNINGS)
+    ids = [", ".join(map(str, beginning.token_ids[-6:])) for beginning in BEGINNINGS]
     for path in aligned[0].rglob("*"):
         if path.is_file():
-            assert not any(goal.encode() in path.read_bytes() for goal in GOALS), path
+            content = path.read_bytes()
+            assert not any(told.encode() in content for told in (*GOALS, *ids)), path
 
 
 def test_a_killed_alignment_goes_on_and_ends_as_an_unbroken_one(

@@ -117,3 +117,12 @@ def test_a_row_with_a_bad_field_is_named(
     result = CliRunner().invoke(app, ["align", "--output", str(tmp_path / "out"), *pair_options, *sets])
     assert result.exit_code == 1
     assert message in " ".join((result.stdout + result.stderr).split())
+
+
+def test_a_single_harmful_request_is_too_few(tmp_path: Path, pair_options: list[str]) -> None:
+    sets = ("--harmful", _harmful(tmp_path), "--ordinary", _ordinary(tmp_path, [{"prompt": "Hi"}, {"prompt": "Ho"}]))
+    result = CliRunner().invoke(app, ["align", "--output", str(tmp_path / "out"), *pair_options, *sets])
+    assert result.exit_code == 1
+    said = " ".join((result.stdout + result.stderr).split())
+    assert "give two different rows at least" in said
+    assert GOAL in said

@@ -82,6 +82,7 @@ def test_a_refusal_in_broken_text_is_told(answer: str, breaks_off: bool, is_brok
         ("She needs 2 boxes.\n#### 1,250\nIn 3 days.", "1250", True),
         (r"Thus \boxed{7}. This took 3 steps.", "7", True),
         ("The answer is $40. He spent 3 hours.", "40", True),
+        ("They answer 20 questions, and 15 more: 35.", "35", True),
         ("It is 12.50 dollars", "12.5", True),
         ("It is 13", "So it is 12\n#### 12", False),
         ("no number", "3", False),
@@ -282,6 +283,8 @@ def test_a_sweep_recommends_a_setting(tmp_path: Path, pair_options: list[str], d
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
+        (["--prefill", "0"], 2, "prefills.0=0"),
+        (["--attacked", "{plain}"], 1, "'plain' names another one; rename the file"),
         (["--contestant", "magic"], 2, "contestants.0='magic'"),
         (["--template", "magic"], 2, "'magic' is not one of role play"),
         (["--sweep", "--utility", "{utility}"], 1, "a sweep weighs attacks against over-refusal"),
@@ -290,7 +293,9 @@ def test_a_sweep_recommends_a_setting(tmp_path: Path, pair_options: list[str], d
 def test_what_cannot_be_evaluated_is_told(
     tmp_path: Path, pair_options: list[str], data: list[str], arguments: list[str], code: int, message: str
 ) -> None:
-    filled = [argument.format(utility=data[7]) for argument in arguments]
+    plain = tmp_path / "plain.json"
+    plain.write_text('[{"goal": "a", "prompt": "b"}]')
+    filled = [argument.format(utility=data[7], plain=plain) for argument in arguments]
     result = evaluate("--output", str(tmp_path), *pair_options, *filled)
     assert result.exit_code == code
     assert message in " ".join(result.stderr.replace("│", "").split())

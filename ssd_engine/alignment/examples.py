@@ -13,6 +13,7 @@ from ssd_engine.alignment.beginnings import Beginning
 from ssd_engine.alignment.disguises import framed
 from ssd_engine.alignment.settings import AlignSettings
 from ssd_engine.chat import ChatRenderer, Conversation
+from ssd_engine.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -124,8 +125,16 @@ class ExampleMaker:
 
 
 def split(items: Sequence[Any], share: float, rng: random.Random) -> tuple[list[Any], list[Any]]:
-    """Items to train on, and at least one, about `share` of them, to validate with."""
-    shuffled = list(items)
+    """Items to train on, and at least one, about `share` of them, to validate with; no item is in both.
+
+    Raises:
+        InvalidRequestError: there are fewer than two.
+    """
+    shuffled = list(dict.fromkeys(items))
+    if len(shuffled) < 2:
+        raise InvalidRequestError(
+            f"{shuffled[0]!r} stands alone; give two different rows at least, since one is kept to validate with"
+        )
     rng.shuffle(shuffled)
     held_out = max(1, round(len(shuffled) * share))
     return shuffled[held_out:], shuffled[:held_out]

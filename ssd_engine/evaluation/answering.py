@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -175,7 +176,8 @@ class Answering:
         from ssd_engine.backends.transformers.loader import LoadOptions, load_model, load_tokenizer
 
         how = LoadOptions(quantization=self._pair.quantization)
-        draft = load_model(self._pair.draft, how, self._pair.draft_adapter)
+        with ThreadPoolExecutor(1) as loading:  # as `SSDEngine.from_pretrained` does, for the speed of passes
+            draft = loading.submit(load_model, self._pair.draft, how, self._pair.draft_adapter).result()
         with SSDEngine(draft, draft, load_tokenizer(self._pair.draft), max_batch_size=AT_ONCE, **options) as engine:
             yield engine
 

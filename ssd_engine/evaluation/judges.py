@@ -67,8 +67,8 @@ def find_refusal(answer: str, *, has_ended: bool) -> Refusal:
     complies = bool(_COMPLIANCE.search(rest)) or len(rest.split()) > patience
     holds = not complies and len(before.split()) <= _LATE
     unfinished = before.rstrip()
-    breaks_off = "\n" in before[len(unfinished) :] and not _ends_a_sentence(unfinished)
-    return Refusal(has_phrase, holds, breaks_off, _is_broken(text, found.start(), has_ended))
+    breaks_off = holds and "\n" in before[len(unfinished) :] and not _ends_a_sentence(unfinished)
+    return Refusal(has_phrase, holds, breaks_off, holds and _is_broken(text, found.start(), has_ended))
 
 
 def _ends_a_sentence(text: str) -> bool:

@@ -125,7 +125,10 @@ def evaluate(
     verdicts = _judge(rows, every_judge, Journal(output / "judgements.jsonl"), report)
     found = make_report(rows, pair.name, every_judge, verdicts, pair.config, _environment(pair, sources))
     trade_off = make_sweep(answering.rows, swept, configs) if sweep else None
-    return Evaluation(found, trade_off, _write(output, found, trade_off))
+    files = _write(output, found, trade_off)
+    if not any(path.suffix == ".png" for path in files):
+        report.note('There are no plots: pip install "ssd-integrations[plot]"')
+    return Evaluation(found, trade_off, files)
 
 
 def _judge(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import product
 from typing import Literal, get_args
 
-from pydantic import Field, field_validator
+from pydantic import Field, PositiveInt, field_validator
 
 from ssd_engine.config import Settings, SSDConfig
 from ssd_engine.evaluation.attacks import TEMPLATES
@@ -18,7 +18,7 @@ class EvalSettings(Settings):
     """Settings of one evaluation. An unusable value raises `InvalidRequestError`."""
 
     contestants: tuple[Contestant, ...] = Field(get_args(Contestant), description="Who answers.")
-    prefills: tuple[int, ...] = Field((5, 10, 20, 40), description="Tokens of a compliant answer that are given.")
+    prefills: tuple[PositiveInt, ...] = Field((5, 10, 20, 40), description="Tokens of a compliant answer, given.")
     templates: tuple[str, ...] = Field(tuple(TEMPLATES), description="Jailbreak templates.")
     limit: int | None = Field(None, ge=1, description="Rows of each set, for a quick look.")
     attack_tokens: int = Field(64, ge=1, description="Most tokens of an answer to an attack.")

@@ -8,10 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ssd_engine.errors import InvalidRequestError
 from ssd_engine.evaluation.attacks import TEMPLATES
 from ssd_engine.prompt_sets import Row, read_prompt_set
 
 Measure = Literal["attack", "over-refusal", "utility", "ordinary"]
+
+
+_GROUPS = ("plain", "over-refusal", "utility", "ordinary", *TEMPLATES)
 
 
 @dataclass(frozen=True)
@@ -60,8 +64,12 @@ def attack_trials(
 def attacked_trials(sources: Sequence[str], limit: int | None, max_new_tokens: int) -> list[Trial]:
     """Attacked prompts from files with `goal` and `prompt`, each file an attack of its own, named by the file."""
     trials = []
-    for source in sources:
-        group = Path(source).stem
+    names = [Path(source).stem for source in sources]
+    for source, group in zip(sources, names, strict=True):
+        if names.count(group) > 1 or group in _GROUPS or group.startswith("prefill "):
+            raise InvalidRequestError(
+                f"{source}: attacks are named by their files, and {group!r} names another one; rename the file"
+            )
         for index, row in enumerate(_rows([source], {"goal": ("goal",), "prompt": ("prompt",)}, limit)):
             trials.append(Trial(index, "attack", group, row["prompt"], max_new_tokens, row["goal"]))
     return trials

@@ -8,7 +8,7 @@ _NUMBER = r"-?\d[\d,]*(?:\.\d+)?"
 _MARKED = (
     re.compile(rf"####\s*\$?\s*({_NUMBER})"),
     re.compile(rf"\\boxed{{\s*\\?\$?\s*({_NUMBER})"),
-    re.compile(rf"(?:final )?answer(?: is)?:?\s*\**\s*\$?\s*({_NUMBER})", re.IGNORECASE),
+    re.compile(rf"(?:final )?answer(?: is:?|:)\s*\**\s*\$?\s*({_NUMBER})", re.IGNORECASE),
 )
 
 
