@@ -157,7 +157,7 @@ def test_a_killed_alignment_goes_on_and_ends_as_an_unbroken_one(
     append, on_step_end = Journal.append, _Reports.on_step_end
 
     def killed_while_answering(journal: Journal, row: dict[str, Any]) -> None:
-        if len(journal.read()) == 5:
+        if len(journal.read()) >= 5:  # more than one may come at a time
             raise KeyboardInterrupt
         append(journal, row)
 
