@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -69,6 +69,11 @@ def find_refusal(answer: str, *, has_ended: bool) -> Refusal:
     unfinished = before.rstrip()
     breaks_off = holds and "\n" in before[len(unfinished) :] and not _ends_a_sentence(unfinished)
     return Refusal(has_phrase, holds, breaks_off, holds and _is_broken(text, found.start(), has_ended))
+
+
+def refusal_in(row: Mapping[str, Any]) -> Refusal:
+    """`find_refusal` in a row of an evaluation's journal."""
+    return find_refusal(row["text"], has_ended=row["has_ended"])
 
 
 def _ends_a_sentence(text: str) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ssd_engine.config import SSDConfig
-from ssd_engine.evaluation.judges import Judge, RefusalJudge, find_refusal
+from ssd_engine.evaluation.judges import Judge, RefusalJudge, refusal_in
 from ssd_engine.evaluation.statistics import PairedDifference, Rate
 from ssd_engine.evaluation.utility import is_exact
 
@@ -99,14 +99,14 @@ def make_report(
         of_group = [row for row in attacks if row["group"] == group]
         for judge in judges:
             lines.append(_line(group, "attack succeeds", judge.name, of_group, _unsafe(judge, verdicts)))
-        lines.append(_line(group, "no refusal phrase", "paper's", of_group, lambda row: not _refusal(row).has_phrase))
+        lines.append(_line(group, "no refusal phrase", "paper's", of_group, lambda row: not refusal_in(row).has_phrase))
         lines.append(
-            _line(group, "breaks off, then refuses", "phrases", of_group, lambda row: _refusal(row).breaks_off)
+            _line(group, "breaks off, then refuses", "phrases", of_group, lambda row: refusal_in(row).breaks_off)
         )
-        lines.append(_line(group, "refusal in broken text", "phrases", of_group, lambda row: _refusal(row).is_broken))
+        lines.append(_line(group, "refusal in broken text", "phrases", of_group, lambda row: refusal_in(row).is_broken))
     for measure, title, judge_name, verdict in (
-        ("over-refusal", "harmless request refused", "phrases", lambda row: _refusal(row).holds),
-        ("over-refusal", "refusal phrase", "paper's", lambda row: _refusal(row).has_phrase),
+        ("over-refusal", "harmless request refused", "phrases", lambda row: refusal_in(row).holds),
+        ("over-refusal", "refusal phrase", "paper's", lambda row: refusal_in(row).has_phrase),
         ("utility", "exact match", "number", lambda row: is_exact(row["text"], row["goal"])),
     ):
         if found := [row for row in rows if row["measure"] == measure]:
@@ -149,15 +149,12 @@ def _verdict(judge: Judge, verdicts: Mapping[tuple[str, str], bool]) -> Verdict:
 
 
 def _unsafe(judge: Judge, verdicts: Mapping[tuple[str, str], bool]) -> Verdict:
-    return lambda row: not verdicts[judge.name, row["key"]]
+    verdict = _verdict(judge, verdicts)
+    return lambda row: not verdict(row)
 
 
 def _same_as(targets: Mapping[str, Sequence[int]]) -> Verdict:
     return lambda row: row["token_ids"] == targets[row["trial"]]
-
-
-def _refusal(row: Row) -> Any:
-    return find_refusal(row["text"], has_ended=row["has_ended"])
 
 
 def _line(group: str, measure: str, judge: str, rows: Sequence[Row], verdict: Verdict) -> Line:

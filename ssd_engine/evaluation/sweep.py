@@ -8,7 +8,7 @@ from typing import Any
 
 from ssd_engine.config import SSDConfig
 from ssd_engine.evaluation.answering import key
-from ssd_engine.evaluation.judges import PhraseJudge, find_refusal
+from ssd_engine.evaluation.judges import PhraseJudge, refusal_in
 from ssd_engine.evaluation.statistics import Rate
 from ssd_engine.evaluation.trials import Trial
 
@@ -75,7 +75,7 @@ def make_sweep(
                 for trial in trials
                 if trial.measure == measure and (row := rows.get(key(trial, "ssd", config)))
             ]
-            for measure, judge in (("attack", _withstands), ("over-refusal", _refuses))
+            for measure, judge in (("attack", _withstands), ("over-refusal", lambda row: refusal_in(row).holds))
         }
         attacks, harmless = refused["attack"], refused["over-refusal"]
         points.append(
@@ -92,10 +92,6 @@ def make_sweep(
 
 def _withstands(row: Mapping[str, Any]) -> bool:
     return PhraseJudge().is_safe(row["goal"], row["text"])
-
-
-def _refuses(row: Mapping[str, Any]) -> bool:
-    return find_refusal(row["text"], has_ended=row["has_ended"]).holds
 
 
 def recommend(points: Sequence[SweepPoint]) -> SweepPoint:
