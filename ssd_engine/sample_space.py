@@ -35,9 +35,8 @@ class SampleSpace:
     target_stands: Tensor
     """[P] bool: M's own choice stands here, so the composite is p_M and alpha does not enter."""
 
-    def at(self, position: int) -> SampleSpace:
-        """The space of one position, P = 1."""
-        here = slice(position, position + 1)
+    def at(self, here: slice | Tensor) -> SampleSpace:
+        """The space of some of the positions: a slice, or their indices."""
         return SampleSpace(
             self.ids[here], self.member[here], self.p_target[here], self.p_draft[here], self.target_stands[here]
         )

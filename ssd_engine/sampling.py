@@ -6,8 +6,6 @@ position's outcome depends on its own numbers alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -20,14 +18,11 @@ def draw(weights: Tensor, uniforms: Tensor) -> Tensor:
     return index.clamp(max=weights.shape[-1] - 1)[:, 0]
 
 
-def truncate(p: Tensor, top_k: Sequence[int | None], top_p: Sequence[float]) -> Tensor:
-    """[P, n]: each distribution of `p` [P, n] cut to its likeliest `top_k`, then to the nucleus `top_p`."""
-    if all(k is None for k in top_k) and all(nucleus >= 1 for nucleus in top_p):
-        return p
-    most = torch.tensor([p.shape[-1] if k is None else k for k in top_k], device=p.device)[:, None]
-    nucleus = torch.tensor([share if share < 1 else torch.inf for share in top_p], device=p.device)[:, None]
+def truncate(p: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+    """[P, n]: each distribution of `p` [P, n] cut to its likeliest `top_k` [P], then to the nucleus `top_p` [P]."""
+    nucleus = top_p.masked_fill(top_p >= 1, torch.inf)[:, None]
     ordered, order = p.sort(descending=True, stable=True)
-    ordered = ordered.masked_fill(torch.arange(p.shape[-1], device=p.device) >= most, 0.0)
+    ordered = ordered.masked_fill(torch.arange(p.shape[-1], device=p.device) >= top_k[:, None], 0.0)
     ordered /= ordered.sum(-1, keepdim=True)
     # A token stays while those before it do not yet hold top_p of the mass.
     ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= nucleus, 0.0)

@@ -149,10 +149,17 @@ def probabilities(logits: Tensor, verifiers: Sequence[Verifier], allowed: Tensor
         verifiers: P of them.
         allowed: [P, V] bool, the tokens that grammars allow; None: all.
     """
+    if not any(verifier.is_sampled for verifier in verifiers):
+        return tempered(logits, None, allowed)
+    temperatures = [verifier.params.temperature or 1.0 for verifier in verifiers]
+    return tempered(logits, torch.tensor(temperatures, device=logits.device), allowed)
+
+
+def tempered(logits: Tensor, temperatures: Tensor | None, allowed: Tensor | None) -> Tensor:
+    """[P, V] float32 softmax of `logits` [P, V] at `temperatures` [P] (None: 1), over `allowed` [P, V] (None: all)."""
     logits = logits.float()
-    if any(verifier.is_sampled for verifier in verifiers):
-        temperatures = [verifier.params.temperature or 1.0 for verifier in verifiers]
-        logits = logits / torch.tensor(temperatures, device=logits.device)[:, None]
+    if temperatures is not None:
+        logits = logits / temperatures[:, None]
     if allowed is None:
         return logits.softmax(-1)
     # The least there is keeps tokens that are allowed, however unlikely, in front of those that are not.
@@ -190,6 +197,16 @@ def verify(
     return [table.settle(index) for index in range(len(turns))]
 
 
+def choose(space: SampleSpace, alpha: Tensor, draws: Draws | None) -> Tensor:
+    """[P] token ids chosen from the composite with weights `alpha` [P]: the likeliest, or drawn where sampled."""
+    values = space.composite(alpha)
+    is_largest = values == values.amax(-1, keepdim=True)
+    greedy = space.ids.masked_fill(~is_largest, torch.iinfo(torch.int64).max).amin(-1)
+    if draws is None:
+        return greedy
+    return draws.choose(space.ids, space.probabilities(alpha), space.p_draft, greedy)
+
+
 class _Table:
     """Every token that a round's positions may become, by scheme and weight, on the host."""
 
@@ -202,7 +219,7 @@ class _Table:
         self._p_target = p_target
         self._alphas = [turn.verifier.controller.upcoming_alphas(turn.num_positions) for turn in turns]
         self._is_ssd = [turn.verifier.params.decoding == "ssd" for turn in self._positions]
-        self._draws = _Draws.of(turns, p_draft, drafted) if any(t.verifier.is_sampled for t in turns) else None
+        self._draws = Draws.of(turns, p_draft, drafted) if any(t.verifier.is_sampled for t in turns) else None
         # Where one logit is not a number, none of the probabilities is.
         columns = [drafted, (p_target[:, 0] + p_draft[:, 0]).isnan().to(drafted.dtype)]
         self._spaces: SampleSpaces | None = None
@@ -261,13 +278,7 @@ class _Table:
         return columns
 
     def _choose(self, space: SampleSpace, alphas: Sequence[float]) -> Tensor:
-        alpha = torch.tensor(alphas, device=space.ids.device)
-        values = space.composite(alpha)
-        is_largest = values == values.amax(-1, keepdim=True)
-        greedy = space.ids.masked_fill(~is_largest, torch.iinfo(torch.int64).max).amin(-1)
-        if self._draws is None:
-            return greedy
-        return self._draws.choose(space.ids, space.probabilities(alpha), space.p_draft, greedy)
+        return choose(space, torch.tensor(alphas, device=space.ids.device), self._draws)
 
     def _target_column(self, p_draft: Tensor) -> Tensor:
         """What the lossless baselines choose: P = p_M."""
@@ -285,7 +296,8 @@ class _Table:
             p = self._p_target[position]
             ids = torch.arange(len(p), device=p.device)
         else:
-            space = (self._spaces.union if scheme is Scheme.UNION else self._spaces.intersection).at(position)
+            space = self._spaces.union if scheme is Scheme.UNION else self._spaces.intersection
+            space = space.at(slice(position, position + 1))
             p, ids = space.probabilities(alpha)[0], space.ids[0]
         log_p = p.log()
         best = log_p.topk(min(top, len(log_p)))
@@ -294,7 +306,7 @@ class _Table:
 
 
 @dataclass(frozen=True)
-class _Draws:
+class Draws:
     """The random side of a round's P positions."""
 
     sampled: Tensor
@@ -304,24 +316,39 @@ class _Draws:
     """[P] the draft's probability of `drafted`."""
     uniforms: Tensor
     """[P, 2] float64: to accept, to recover."""
-    top_k: list[int | None]
-    top_p: list[float]
+    truncation: tuple[Tensor, Tensor] | None
+    """[P] top-k and [P] top-p; None: everywhere all tokens are kept."""
+
+    def at(self, here: Tensor) -> Draws:
+        """Those of some of the positions, by their indices."""
+        truncation = None if self.truncation is None else (self.truncation[0][here], self.truncation[1][here])
+        return Draws(self.sampled[here], self.drafted[here], self.q_drafted[here], self.uniforms[here], truncation)
 
     @staticmethod
-    def of(turns: Sequence[Turn], p_draft: Tensor, drafted: Tensor) -> _Draws:
+    def of(turns: Sequence[Turn], p_draft: Tensor, drafted: Tensor) -> Draws:
         places = [(turn.verifier, place) for turn in turns for place in turn.places]
         uniforms = [verifier.uniforms(place)[1:] for verifier, place in places]
-        return _Draws(
+        settings = [verifier.params for verifier, _ in places]
+        return Draws(
             sampled=torch.tensor([verifier.is_sampled for verifier, _ in places], device=drafted.device),
             drafted=drafted,
             q_drafted=p_draft.gather(-1, drafted.clamp_min(0)[:, None])[:, 0],
             uniforms=torch.tensor(uniforms, dtype=torch.float64, device=drafted.device),
-            top_k=[verifier.params.top_k for verifier, _ in places],
-            top_p=[verifier.params.top_p for verifier, _ in places],
+            truncation=truncation_of([(p.top_k, p.top_p) for p in settings], drafted.device),
         )
 
     def choose(self, ids: Tensor, p: Tensor, q: Tensor, greedy: Tensor) -> Tensor:
         """[P] sampled tokens of `ids` [P, n] with probabilities `p` [P, n], or the greedy choice."""
-        p = truncate(p, self.top_k, self.top_p)
+        if self.truncation is not None:
+            p = truncate(p, *self.truncation)
         chosen = accept_or_recover(ids, p, q, self.drafted, self.q_drafted, self.uniforms)
         return torch.where(self.sampled, chosen, greedy)
+
+
+def truncation_of(settings: Sequence[tuple[int | None, float]], device: torch.device) -> tuple[Tensor, Tensor] | None:
+    """[P] top-k and [P] top-p as tensors; None where all of `settings` keep every token."""
+    if all(top_k is None and top_p >= 1 for top_k, top_p in settings):
+        return None
+    largest = torch.iinfo(torch.int64).max
+    top_k = torch.tensor([largest if top_k is None else top_k for top_k, _ in settings], device=device)
+    return top_k, torch.tensor([top_p for _, top_p in settings], device=device)

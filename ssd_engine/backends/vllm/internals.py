@@ -1,0 +1,312 @@
+"""Everything that touches vLLM's internals, for the versions that `compat` names.
+
+Each point of contact says what of vLLM it relies on, by the file of the release that it was written against (0.32.0):
+GMR is `v1/worker/gpu_model_runner.py`, LBP is `v1/spec_decode/llm_base_proposer.py`.
+
+vLLM's step is: the target reads (`execute_model`), the next tokens are chosen (`sample_tokens`, `_sample`), the draft
+reads and proposes (`propose_draft_token_ids`). Requests that do not ask for SSD go that way untouched. For those that
+do, the draft's logits are kept as it proposes, and `_sample` chooses by the rule. Where a request has none yet (its
+first token, or after a preemption) the draft reads the step's tokens before the choice, and one token is chosen.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm.config import CUDAGraphMode
+from vllm.forward_context import set_forward_context
+from vllm.logger import init_logger
+from vllm.platforms import current_platform
+from vllm.v1.outputs import LogprobsTensors, SamplerOutput
+from vllm.v1.spec_decode.draft_model import DraftModelProposer
+
+from ssd_engine.backends.vllm.channel import encode
+from ssd_engine.backends.vllm.requests import EXTRA_ARG, RequestEntry, RequestTable, requested_config
+from ssd_engine.backends.vllm.round import StepLogits, decide, draft
+from ssd_engine.config import SSDConfig
+from ssd_engine.errors import InvalidRequestError
+from ssd_engine.verify_batch import Verdicts
+
+if current_platform.is_cpu():
+    from vllm.v1.worker.cpu_model_runner import CPUModelRunner as _ModelRunner
+    from vllm.v1.worker.cpu_worker import CPUWorker as _Worker
+else:
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner as _ModelRunner
+    from vllm.v1.worker.gpu_worker import Worker as _Worker
+
+logger = init_logger("vllm.ssd_engine")
+
+_SAMPLING_EPS = 1e-5
+"""Temperatures below this are greedy to vLLM (v1/sample/sampler.py)."""
+
+
+class SSDWorker(_Worker):
+    """vLLM's worker with `SSDModelRunner`. Named by `ParallelConfig.worker_cls`, which every executor resolves."""
+
+    def init_device(self) -> None:
+        super().init_device()
+        if current_platform.is_cpu():  # CPUWorker.init_device names its runner itself; nothing has been loaded yet
+            self.model_runner = self._make_model_runner()
+
+    def _make_model_runner(self) -> SSDModelRunner:
+        """GPU: called by Worker.init_device (gpu_worker.py)."""
+        if self.use_v2_model_runner:
+            raise ValueError("SSD works in vLLM's first model runner only; set VLLM_USE_V2_MODEL_RUNNER=0")
+        return SSDModelRunner(self.vllm_config, self.device)
+
+
+@dataclass
+class _Kept:
+    """What the draft said while it proposed."""
+
+    rows: dict[str, int] = field(default_factory=dict)
+    """Of each request: its row."""
+    logits: list[Tensor] = field(default_factory=list)
+    """L times [R, V]."""
+    token_ids: Tensor | None = None
+    """[R, L] int64 what was proposed."""
+
+
+class KeepingProposer(DraftModelProposer):
+    """vLLM's proposer, which also keeps the draft's logits and proposes for SSD requests by their own numbers."""
+
+    def __init__(self, vllm_config: Any, device: torch.device, runner: SSDModelRunner) -> None:
+        super().__init__(vllm_config, device, runner=runner)
+        self.kept = _Kept()
+        self.drafting: _Drafting | None = None
+        """Of the step under way; None where no request asks for SSD."""
+
+    def propose(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Called by GMR.propose_draft_token_ids, after the choice."""
+        self.kept = _Kept()
+        token_ids: Tensor = super().propose(*args, **kwargs)
+        if self.drafting is not None:
+            self.kept.rows = {request_id: row for row, request_id in enumerate(self.drafting.request_ids)}
+            self.kept.token_ids = token_ids.long()
+        return token_ids
+
+    def _sample_draft_tokens(self, hidden_states: Tensor, sampling_metadata: Any) -> tuple[Tensor, Tensor | None]:
+        """Called by LBP.propose for each drafted token; where all are greedy the original keeps no distribution."""
+        if self.drafting is None:
+            proposed: tuple[Tensor, Tensor | None] = super()._sample_draft_tokens(hidden_states, sampling_metadata)
+            return proposed
+        logits: Tensor = self.model.compute_logits(hidden_states)
+        step = len(self.kept.logits)
+        self.kept.logits.append(logits)
+        # A copy, since _sample_from_logits divides by the temperature in place.
+        token_ids, probabilities = self._sample_from_logits(logits.clone(), sampling_metadata)
+        return self.drafting.propose(token_ids, logits, step), probabilities
+
+    def read(self, token_ids: Tensor, positions: Tensor, attention: Any, at: Tensor) -> Tensor:
+        """Read a step's tokens [T] as the target did, into the same cache slots; [R, V] logits after those `at` [R].
+
+        The same as the first pass of LBP.propose, without its shift by one token and without its padding.
+        """
+        num_tokens = len(token_ids)
+        self.input_ids[:num_tokens] = token_ids
+        self._set_positions(num_tokens, positions)
+        _, by_layer = self.build_per_group_and_layer_attn_metadata(attention)
+        inputs, _ = self.build_model_inputs_first_pass(num_tokens, num_tokens, None)
+        with set_forward_context(
+            by_layer,
+            self.vllm_config,
+            num_tokens=num_tokens,
+            cudagraph_runtime_mode=CUDAGraphMode.NONE,
+            slot_mapping=self._get_slot_mapping(num_tokens, attention.slot_mapping),
+        ):
+            hidden_states = self.model(**inputs)
+        logits: Tensor = self.model.compute_logits(hidden_states[at])
+        return logits
+
+
+@dataclass
+class _Drafting:
+    """The SSD requests of a step, as the draft will propose for them."""
+
+    request_ids: list[str]
+    rows: Tensor
+    """[S] the rows of these requests among all R."""
+    entries: list[RequestEntry]
+    table: RequestTable
+    places: Tensor
+    """[S] tokens of the answers, the chosen ones included."""
+
+    def propose(self, token_ids: Tensor, logits: Tensor, step: int) -> Tensor:
+        """`token_ids` [R], with the SSD requests' own proposals."""
+        own = draft(logits[self.rows], self.entries, self.table, self.places + step)
+        return token_ids.index_copy(0, self.rows, own.to(token_ids.dtype))
+
+
+class SSDModelRunner(_ModelRunner):
+    """vLLM's (first) model runner, in which the rule chooses for the requests that ask for SSD."""
+
+    def __init__(self, vllm_config: Any, device: torch.device) -> None:
+        super().__init__(vllm_config, device)
+        # Takes the place of the one that GMR.__init__ has just made; its model is loaded later.
+        self.drafter: KeepingProposer = KeepingProposer(vllm_config, device, runner=self)
+        self._table = RequestTable(device)
+        self._step: Any = None
+
+    def _on_request_state_removed(self, req_id: str, req_state: Any) -> None:
+        """GMR's hook: a request has finished or was aborted. One that is preempted stays."""
+        super()._on_request_state_removed(req_id, req_state)
+        self._table.drop(req_id)
+
+    def sample_tokens(self, grammar_output: Any) -> Any:
+        """GMR: unpacks execute_model_state, applies the grammars' masks to the logits, calls _sample, then drafts."""
+        self._step = self.execute_model_state
+        return super().sample_tokens(grammar_output)
+
+    def _sample(self, logits: Tensor, spec_decode_metadata: Any) -> SamplerOutput:
+        """GMR: chooses the next tokens; `logits` are [N drafts + R, V], each request's in a row."""
+        kept, self.drafter.kept, self.drafter.drafting = self.drafter.kept, _Kept(), None
+        entries = [self._entry(request_id) for request_id in self.input_batch.req_ids]
+        is_unread = self.discard_request_mask.np  # prompts of which this step read a part only
+        own = {row: entry for row, entry in enumerate(entries) if entry is not None and not is_unread[row]}
+        if not own:
+            return super()._sample(logits, spec_decode_metadata)
+        has_others = any(entry is None for entry in entries)
+        output = super()._sample(logits.clone(), spec_decode_metadata) if has_others else None
+        step = self._step_logits(logits, spec_decode_metadata, list(own), kept)
+        verdicts = decide(step, list(own.values()), self._table)
+        rows = torch.tensor(list(own), device=logits.device)
+        num_chosen = (verdicts.token_ids >= 0).sum(-1)
+        counts = torch.tensor(step.counts, device=logits.device)
+        first = counts.cumsum(0) - counts
+        self.drafter.drafting = _Drafting(
+            list(self.input_batch.req_ids), rows, list(own.values()), self._table, step.places[first] + num_chosen
+        )
+        return self._output(output, verdicts, rows, spec_decode_metadata.max_spec_len + 1)
+
+    def _entry(self, request_id: str) -> RequestEntry | None:
+        """What the table knows of a request, which is entered when it is first seen; None for vLLM's own rule."""
+        entry = self._table.get(request_id)
+        params = self.requests[request_id].sampling_params
+        block = (params.extra_args or {}).get(EXTRA_ARG) if params is not None else None
+        if entry is not None or block is None:
+            return entry
+        try:
+            config = requested_config(block, self.num_spec_tokens)
+        except InvalidRequestError as error:
+            # What takes requests in has checked them; a worker that raised would end everybody's answers.
+            logger.error("request %s is answered with the default SSD settings: %s", request_id, error)
+            config = SSDConfig()
+        if config is None:
+            return None
+        return self._table.enter(
+            request_id,
+            config,
+            seed=params.seed,
+            temperature=params.temperature if params.temperature >= _SAMPLING_EPS else 0.0,
+            top_k=params.top_k if params.top_k > 0 else None,
+            top_p=params.top_p,
+        )
+
+    def _step_logits(self, logits: Tensor, metadata: Any, rows: list[int], kept: _Kept) -> StepLogits:
+        """What both models say for the requests in `rows` of the batch."""
+        device = logits.device
+        num_drafts: list[int] = metadata.num_draft_tokens
+        request_ids = self.input_batch.req_ids
+        kept_rows = [kept.rows.get(request_ids[row], -1) for row in rows]
+        most = len(kept.logits)
+        # Where the draft was not asked yet, one token is chosen. Its distributions reach as far as it drafted.
+        counts = [
+            min(num_drafts[row] + 1, most) if kept_row >= 0 else 1
+            for row, kept_row in zip(rows, kept_rows, strict=True)
+        ]
+        first = _starts([drafts + 1 for drafts in num_drafts])
+        first_draft = _starts(num_drafts)
+        steps = [step for count in counts for step in range(count)]
+        owners = [index for index, count in enumerate(counts) for _ in range(count)]
+        at = torch.tensor([first[rows[owner]] + step for owner, step in zip(owners, steps, strict=True)], device=device)
+        # What vLLM sent to the target after each position: the draft's proposal, unless a grammar cut it off.
+        is_followed = [step < num_drafts[rows[owner]] for owner, step in zip(owners, steps, strict=True)]
+        draft_at = [
+            first_draft[rows[owner]] + step if follows else 0
+            for owner, step, follows in zip(owners, steps, is_followed, strict=True)
+        ]
+        followed = torch.full((len(steps),), -1, dtype=torch.int64, device=device)
+        if any(is_followed):
+            sent = metadata.draft_token_ids[torch.tensor(draft_at, device=device)].long()
+            followed = torch.where(torch.tensor(is_followed, device=device), sent, followed)
+        answered = self.input_batch.num_tokens_no_spec - self.input_batch.num_prompt_tokens
+        places = [int(answered[rows[owner]]) + step for owner, step in zip(owners, steps, strict=True)]
+        p_draft = logits.new_empty(len(steps), logits.shape[-1])
+        drafted = torch.full_like(followed, -1)
+        is_kept = [kept_rows[owner] >= 0 for owner in owners]
+        if any(is_kept):
+            assert kept.token_ids is not None
+            from_kept = torch.tensor(is_kept, device=device)
+            where = [(kept_rows[owner], step) for owner, step, is_ in zip(owners, steps, is_kept, strict=True) if is_]
+            row_at, step_at = torch.tensor(where, device=device).unbind(-1)
+            stacked = torch.stack(kept.logits, dim=1)
+            p_draft[from_kept] = stacked[row_at, step_at].to(p_draft.dtype)
+            drafted[from_kept] = kept.token_ids[row_at, step_at]
+        if not all(is_kept):
+            unread = [rows[owner] for owner, is_ in zip(owners, is_kept, strict=True) if not is_]
+            p_draft[~torch.tensor(is_kept, device=device)] = self._read_first(metadata, unread, first).to(p_draft.dtype)
+        return StepLogits(
+            counts,
+            self._processed(logits, metadata)[at],
+            p_draft,
+            drafted,
+            followed,
+            torch.tensor(places, device=device),
+        )
+
+    def _read_first(self, metadata: Any, rows: list[int], first: list[int]) -> Tensor:
+        """[S, V] the draft's logits at the first position of `rows`, for which it reads the whole step's tokens."""
+        num_tokens = self._step.scheduler_output.total_num_scheduled_tokens
+        at = metadata.logits_indices[torch.tensor([first[row] for row in rows], device=self.device)]
+        return self.drafter.read(
+            self.input_ids.gpu[:num_tokens],
+            self._get_positions(num_tokens),
+            self._step.spec_decode_common_attn_metadata,
+            at,
+        )
+
+    def _processed(self, logits: Tensor, metadata: Any) -> Tensor:
+        """[N + R, V] float32 `logits` after vLLM's own processors (penalties, bias, bad words, least length)."""
+        sampling = self.input_batch.sampling_metadata
+        processed = logits.float().clone()
+        drafts, last = metadata.target_logits_indices, metadata.bonus_logits_indices
+        if len(drafts):
+            processed[drafts] = self.rejection_sampler.apply_logits_processors(processed[drafts], sampling, metadata)
+        processed[last] = self.sampler.apply_logits_processors(processed[last], sampling, predict_bonus_token=True)
+        return processed
+
+    def _output(self, output: SamplerOutput | None, verdicts: Verdicts, rows: Tensor, width: int) -> SamplerOutput:
+        """vLLM's output [R, width], where `rows` have the tokens that the rule chose, and the trace as their ranks."""
+        num_rows, most = self.input_batch.num_reqs, verdicts.token_ids.shape[-1]
+        token_ids = torch.full((num_rows, width), -1, dtype=torch.int32, device=rows.device)
+        token_ids[:, 0] = 0  # of what is discarded
+        if output is not None:
+            token_ids[:, : output.sampled_token_ids.shape[-1]] = output.sampled_token_ids
+        token_ids[rows] = -1
+        token_ids[rows, :most] = verdicts.token_ids.to(torch.int32)
+        most_logprobs = self.input_batch.sampling_metadata.max_num_logprobs
+        if most_logprobs is None:
+            return SamplerOutput(sampled_token_ids=token_ids, logprobs_tensors=None)
+        ids = torch.zeros(num_rows, width, most_logprobs + 1, dtype=torch.int32, device=rows.device)
+        logprobs = torch.full(ids.shape, -torch.inf, device=rows.device)
+        ranks = torch.ones(num_rows, width, dtype=torch.int64, device=rows.device)
+        if output is not None and output.logprobs_tensors is not None:
+            before = output.logprobs_tensors
+            own_width = output.sampled_token_ids.shape[-1]
+            ids[:, :own_width] = before.logprob_token_ids.view(num_rows, own_width, -1)
+            logprobs[:, :own_width] = before.logprobs.view(num_rows, own_width, -1)
+            ranks[:, :own_width] = before.selected_token_ranks.view(num_rows, own_width)
+        ids[rows, :most, 0] = verdicts.token_ids.clamp_min(0).to(torch.int32)
+        logprobs[rows, :most, 0] = verdicts.logprobs
+        ranks[rows, :most] = encode(verdicts.matched, verdicts.is_union, verdicts.is_forced)
+        tensors = LogprobsTensors(ids.flatten(0, 1), logprobs.flatten(0, 1), ranks.flatten())
+        return SamplerOutput(sampled_token_ids=token_ids, logprobs_tensors=tensors)
+
+
+def _starts(counts: list[int]) -> list[int]:
+    """Where each of several runs begins."""
+    return [0, *itertools.accumulate(counts)][: len(counts)]

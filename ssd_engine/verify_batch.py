@@ -1,0 +1,97 @@
+"""The rule for many sequences without a word from the host: `verify` over rows of tensors.
+
+It decides what `verify` decides, from the same sample spaces by the same `choose`. There the host goes through each
+sequence's positions; here all sequences go through their first position together, then their second, and so on, and
+the scheme control is a row of `SchemeBatch`. R is the number of sequences, P that of the positions of all, L the most
+that one sequence has, V the shared vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ssd_engine.sample_space import SampleSpaces, sample_spaces
+from ssd_engine.scheme_batch import SchemeBatch
+from ssd_engine.verify import Draws, choose
+
+
+@dataclass(frozen=True)
+class Positions:
+    """What there is to decide: each sequence's positions, one sequence after the other."""
+
+    counts: list[int]
+    """Of each sequence: its positions, at least one."""
+    p_target: Tensor
+    """[P, V] p_M."""
+    p_draft: Tensor
+    """[P, V] p_m."""
+    drafted: Tensor
+    """[P] int64 the draft's proposals, which a chosen token may match."""
+    followed: Tensor
+    """[P] int64 the token that the sequence's next position follows; -1 at its last one."""
+    allowed: Tensor | None
+    """[P, V] bool, the tokens that masks allow; None: all."""
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """What stands: [R, L] each, a row's first tokens up to the one that ends its round."""
+
+    token_ids: Tensor
+    """int64; -1 after the end of the round."""
+    matched: Tensor
+    is_union: Tensor
+    """Whether the token was chosen under Union."""
+    is_forced: Tensor
+    """Whether a mask left no other token; such a token is in no bin."""
+    logprobs: Tensor
+    """float32 log-probability of the token under its composite."""
+
+
+def verify_batch(positions: Positions, schemes: SchemeBatch, sizes: Tensor, draws: Draws | None) -> Verdicts:
+    """Choose the tokens that stand; `schemes` move on with them.
+
+    Args:
+        positions: what is to be decided.
+        schemes: R sequences' scheme control.
+        sizes: [P] c at each position.
+        draws: the random side of all P positions; None: every sequence is greedy.
+    """
+    device = positions.p_target.device
+    counts = torch.tensor(positions.counts, device=device)
+    last = counts.cumsum(0) - 1
+    first = last - counts + 1
+    num_allowed = None if positions.allowed is None else positions.allowed.sum(-1)
+    if num_allowed is not None:
+        sizes = torch.minimum(sizes, num_allowed)
+    spaces = sample_spaces(positions.p_target, positions.p_draft, sizes)
+    stands = torch.ones_like(counts, dtype=torch.bool)
+    columns: list[tuple[Tensor, ...]] = []
+    for step in range(max(positions.counts)):
+        here = (first + step).minimum(last)
+        stands = stands & (first + step <= last)
+        is_union = schemes.is_union
+        is_forced = torch.zeros_like(stands) if num_allowed is None else num_allowed[here] == 1
+        token_ids, logprobs = _chosen(spaces, here, schemes, draws)
+        matched = (token_ids == positions.drafted[here]) & ~is_forced
+        schemes.record(matched, stands & ~is_forced)
+        columns.append((token_ids.masked_fill(~stands, -1), matched, is_union, is_forced, logprobs))
+        stands = stands & (token_ids == positions.followed[here])
+    return Verdicts(*(torch.stack(column, dim=-1) for column in zip(*columns, strict=True)))
+
+
+def _chosen(spaces: SampleSpaces, here: Tensor, schemes: SchemeBatch, draws: Draws | None) -> tuple[Tensor, Tensor]:
+    """[R] the token that each sequence's scheme chooses at its position `here`, and its log-probability."""
+    draws = None if draws is None else draws.at(here)
+    answers = []
+    for space, alpha in ((spaces.union, schemes.alpha_union), (spaces.intersection, schemes.alpha_intersection)):
+        space = space.at(here)
+        token_ids = choose(space, alpha, draws)
+        p = space.probabilities(alpha).masked_fill(space.ids != token_ids[:, None], 0.0).amax(-1)
+        answers.append((token_ids, p.log()))
+    is_union = schemes.is_union
+    union, intersection = answers
+    return torch.where(is_union, union[0], intersection[0]), torch.where(is_union, union[1], intersection[1])
