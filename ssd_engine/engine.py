@@ -9,21 +9,22 @@ import weakref
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from ssd_engine.config import GenerationParams, SSDConfig
 from ssd_engine.delivery import drain, into_loop, outcome, piece_or_raise
 from ssd_engine.errors import EngineClosedError, InvalidRequestError
-from ssd_engine.intake import Intake
+from ssd_engine.intake import Intake, ModelFacts, end_of_sequence_ids
 from ssd_engine.models.presets import default_preset, get_preset, title
 from ssd_engine.prompt import Prompt, Tools
 from ssd_engine.result import GenerationResult, Piece
-from ssd_engine.scheduler import Event, Request, Scheduler
+from ssd_engine.scheduler import Decoder, Event, Request, Scheduler
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+Backend = Literal["transformers", "vllm"]
 MAX_BATCH_SIZE = 8
 PREFIX_CACHE_BYTES = 512 * 2**20
 
@@ -81,24 +82,40 @@ class SSDEngine:
             raise InvalidRequestError(f"max_batch_size={max_batch_size} answers nobody; use 1 or more")
         draft_tokenizer = draft_tokenizer or tokenizer
         require_same_tokens(tokenizer, draft_tokenizer, shared_vocabulary_size(target, draft))
-        self.config = config or SSDConfig()
-        self.name = name or f"{_short_name(target)} + {_short_name(draft)}"
-        self.tokenizer = tokenizer
-        self._intake = Intake(target, draft, tokenizer, draft_tokenizer)
+        facts = ModelFacts.of(target.config, tokenizer), ModelFacts.of(draft.config, draft_tokenizer)
+        intake = Intake(*facts, end_of_sequence_ids(target.generation_config, tokenizer))
         # In a thread that ends: see `from_pretrained`.
         with ThreadPoolExecutor(1) as setting_up:
             decoder = setting_up.submit(
                 make_decoder,
                 target,
                 draft,
-                eos_ids=self._intake.eos_ids,
-                context_length=self.context_length,
+                eos_ids=intake.eos_ids,
+                context_length=intake.context_length,
                 max_batch_size=max_batch_size,
                 kv_cache_bytes=kv_cache_bytes,
                 prefix_cache_bytes=prefix_cache_bytes,
                 compile=compile,
             ).result()
-        self._cache_positions = decoder.positions
+        name = name or f"{_short_name(target)} + {_short_name(draft)}"
+        self._assemble(intake, decoder, decoder.positions, tokenizer, config, name, max_batch_size)
+
+    def _assemble(
+        self,
+        intake: Intake,
+        decoder: Decoder[Any],
+        positions: int,
+        tokenizer: PreTrainedTokenizerBase,
+        config: SSDConfig | None,
+        name: str,
+        max_batch_size: int,
+    ) -> None:
+        """Put the parts together, whichever backend the decoder is of."""
+        self.config = config or SSDConfig()
+        self.name = name
+        self.tokenizer = tokenizer
+        self._intake = intake
+        self._cache_positions = positions
         self._scheduler: Scheduler[Any] = Scheduler(decoder, max_batch_size)
         self._close = weakref.finalize(self, self._scheduler.close)
 
@@ -115,6 +132,7 @@ class SSDEngine:
         device_map: str | dict[str, Any] | None = None,
         target_quantization: str | None = None,
         draft_quantization: str | None = None,
+        backend: Backend = "transformers",
         **options: Any,
     ) -> Self:
         """Load a pair.
@@ -127,12 +145,31 @@ class SSDEngine:
             device: "auto" (an accelerator where there is one), "cpu", "cuda", "cuda:1", ...
             device_map: as transformers takes it; overrides `device`.
             target_quantization, draft_quantization: "int8" on the CPU, or None.
+            backend: "transformers" runs the models in this process. "vllm" runs them in vLLM's, with its paged
+                caches, continuous batching and parallelism; device and quantization are then vLLM's to choose, and
+                both models get one prompt, written by the target's template.
             options: `name`, `max_batch_size`, `kv_cache_bytes`, `prefix_cache_bytes` and `compile`, as for
-                `SSDEngine()`.
+                `SSDEngine()`; with vLLM the fields of `VllmOptions`.
 
         Raises:
-            ModelLoadError: a source cannot be found, reached or used; `VocabularyMismatchError` is one kind of it.
+            ModelLoadError: a source cannot be found, reached or used, or vLLM is missing or of another version;
+                `VocabularyMismatchError` is one kind of it.
+            InvalidRequestError: an option that the backend does not have.
         """
+        if backend == "vllm":
+            given = {
+                "device": device != "auto",
+                "device_map": device_map is not None,
+                "target_quantization": target_quantization is not None,
+                "draft_quantization": draft_quantization is not None,
+            }
+            if not_there := [option for option, is_given in given.items() if is_given]:
+                raise InvalidRequestError(
+                    f"{', '.join(not_there)}: not with backend='vllm', which chooses it; leave out"
+                )
+            return cls._from_vllm(target, draft, draft_adapter, config, dtype, options)
+        if backend != "transformers":
+            raise InvalidRequestError(f"backend={backend!r} is unknown; use 'transformers' or 'vllm'")
         from ssd_engine.backends.transformers.loader import (
             LoadOptions,
             load_model,
@@ -154,6 +191,29 @@ class SSDEngine:
             draft_model = loading.submit(load_model, draft, sides[1], draft_adapter).result()
         options.setdefault("name", f"{Path(target).stem} + {Path(draft).stem}")
         return cls(target_model, draft_model, tokenizer, draft_tokenizer, config, **options)
+
+    @classmethod
+    def _from_vllm(
+        cls,
+        target: str | Path,
+        draft: str | Path,
+        draft_adapter: str | Path | None,
+        config: SSDConfig | None,
+        dtype: str | torch.dtype,
+        options: dict[str, Any],
+    ) -> Self:
+        from ssd_engine.backends.vllm.options import VllmOptions
+        from ssd_engine.backends.vllm.pair import VllmPair
+
+        name = options.pop("name", None) or f"{Path(target).stem} + {Path(draft).stem}"
+        settings = VllmOptions(**options)
+        pair = VllmPair.of(target, draft, draft_adapter, config or SSDConfig(), dtype, settings)
+        engine = cls.__new__(cls)
+        decoder = pair.make_decoder()
+        engine._assemble(
+            pair.intake, decoder, decoder.positions, pair.tokenizer, pair.config, name, settings.max_batch_size
+        )
+        return engine
 
     @classmethod
     def from_preset(cls, name: str | None = None, *, config: SSDConfig | None = None, **options: Any) -> Self:

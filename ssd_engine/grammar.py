@@ -23,7 +23,9 @@ _LIMITS = LLParserLimits(verbose_errors=False)  # messages hold no part of an an
 class Guide:
     """Where one answer stands in its grammar. It moves on with every token, and back as far as it was settled."""
 
-    def __init__(self, matcher: LLMatcher, num_bits: int, vocab_size: int, eos_ids: Sequence[int]) -> None:
+    def __init__(self, source: str, matcher: LLMatcher, num_bits: int, vocab_size: int, eos_ids: Sequence[int]) -> None:
+        self.source = source
+        """The grammar, as `llguidance` takes it."""
         self._matcher = matcher
         # Going back is done with a copy (a microsecond): the library's own rollback counts bytes, and loses count at
         # tokens that are named by their ids and at the end of the sequence (llguidance pull request 364).
@@ -119,7 +121,7 @@ class GrammarCompiler:
         matcher = LLMatcher(vocabulary, source, limits=_LIMITS)
         if matcher.is_error():
             raise InvalidRequestError(f"the grammar cannot be compiled: {matcher.get_error().strip()}")
-        return Guide(matcher, vocabulary.vocab_size, self._vocab_size, self._eos_ids)
+        return Guide(source, matcher, vocabulary.vocab_size, self._vocab_size, self._eos_ids)
 
     def _make_vocabulary(self) -> LLTokenizer:
         backend = getattr(self._tokenizer, "backend_tokenizer", None)

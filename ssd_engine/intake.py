@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ssd_engine.answer import Answer, AnswerSettings
@@ -17,34 +18,50 @@ from ssd_engine.scheduler import Event, Request
 from ssd_engine.tool_calls import MARKERS, ToolCallParser, detect_format
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What is to be known of one model of a pair before anything is asked of it."""
+
+    tokenizer: PreTrainedTokenizerBase
+    vocabulary_size: int
+    context_length: int | None
+    """Most positions it can see; None: without limit."""
+
+    @classmethod
+    def of(cls, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> ModelFacts:
+        """From a model's configuration."""
+        text = config.get_text_config()
+        return cls(tokenizer, text.vocab_size, getattr(text, "max_position_embeddings", None))
+
+    def encoder(self, name: str) -> PromptEncoder:
+        """How the model reads prompts."""
+        return PromptEncoder(name, ChatRenderer(self.tokenizer), self.vocabulary_size, self.context_length)
+
+
+def end_of_sequence_ids(
+    generation_config: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase
+) -> frozenset[int]:
+    """The tokens that end an answer: those that the model's generation settings name, or the tokenizer's."""
+    configured = generation_config.eos_token_id if generation_config else None
+    ids = tokenizer.eos_token_id if configured is None else configured
+    return frozenset(() if ids is None else (ids,) if isinstance(ids, int) else ids)
 
 
 class Intake:
     """Checks and encodes requests to one pair; no request changes it."""
 
-    def __init__(
-        self,
-        target: PreTrainedModel,
-        draft: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        draft_tokenizer: PreTrainedTokenizerBase,
-    ) -> None:
-        from ssd_engine.backends.transformers.loader import (
-            context_length,
-            shared_vocabulary_size,
-            vocabulary_size,
-        )
-
+    def __init__(self, target: ModelFacts, draft: ModelFacts, eos_ids: frozenset[int]) -> None:
+        tokenizer = target.tokenizer
         self._tokenizer = tokenizer
-        self.eos_ids = _eos_ids(target, tokenizer)
-        self._target = PromptEncoder("target", ChatRenderer(tokenizer), vocabulary_size(target), context_length(target))
-        self._draft = PromptEncoder(
-            "draft", ChatRenderer(draft_tokenizer), vocabulary_size(draft), context_length(draft)
-        )
+        self.eos_ids = eos_ids
+        self._target, self._draft = target.encoder("target"), draft.encoder("draft")
         self._tool_format = detect_format(tokenizer.chat_template)
         self._grammar = AnswerGrammar(self._tool_format, tokenizer.added_tokens_encoder, _hidden_ids(tokenizer, ()))
-        self._compiler = GrammarCompiler(tokenizer, shared_vocabulary_size(target, draft), self.eos_ids)
+        # The embedding matrices may be padded to different sizes.
+        self._compiler = GrammarCompiler(tokenizer, min(target.vocabulary_size, draft.vocabulary_size), eos_ids)
 
     @property
     def context_length(self) -> int | None:
@@ -122,12 +139,6 @@ class Intake:
                 decode_token=lambda token_id: str(self._tokenizer.decode([token_id])),
             )
         )
-
-
-def _eos_ids(target: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    configured = target.generation_config.eos_token_id if target.generation_config else None
-    ids = tokenizer.eos_token_id if configured is None else configured
-    return frozenset(() if ids is None else (ids,) if isinstance(ids, int) else ids)
 
 
 def _hidden_ids(tokenizer: PreTrainedTokenizerBase, visible: Collection[str]) -> frozenset[int]:

@@ -231,6 +231,8 @@ class Scheduler(Generic[S]):
             return
         outcomes = self._decoder.round([running.sequence for running in ready])
         for running, outcome in zip(ready, outcomes, strict=True):
+            if not outcome:  # it had no part in this round
+                continue
             event: Event = outcome if isinstance(outcome, Exception) else self._piece(running, outcome)
             if isinstance(event, Piece) and (error := running.request.answer.error) is not None:
                 running.request.deliver(event)

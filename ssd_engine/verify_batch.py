@@ -49,9 +49,15 @@ class Verdicts:
     """Whether a mask left no other token; such a token is in no bin."""
     logprobs: Tensor
     """float32 log-probability of the token under its composite."""
+    other_ids: Tensor
+    """[R, L, K] int64 the likeliest other tokens, best first; the last one again where there are no more."""
+    other_logprobs: Tensor
+    """[R, L, K] float32."""
 
 
-def verify_batch(positions: Positions, schemes: SchemeBatch, sizes: Tensor, draws: Draws | None) -> Verdicts:
+def verify_batch(
+    positions: Positions, schemes: SchemeBatch, sizes: Tensor, draws: Draws | None, num_others: int = 0
+) -> Verdicts:
     """Choose the tokens that stand; `schemes` move on with them.
 
     Args:
@@ -59,6 +65,7 @@ def verify_batch(positions: Positions, schemes: SchemeBatch, sizes: Tensor, draw
         schemes: R sequences' scheme control.
         sizes: [P] c at each position.
         draws: the random side of all P positions; None: every sequence is greedy.
+        num_others: K, likeliest other tokens to tell of.
     """
     device = positions.p_target.device
     counts = torch.tensor(positions.counts, device=device)
@@ -75,23 +82,38 @@ def verify_batch(positions: Positions, schemes: SchemeBatch, sizes: Tensor, draw
         stands = stands & (first + step <= last)
         is_union = schemes.is_union
         is_forced = torch.zeros_like(stands) if num_allowed is None else num_allowed[here] == 1
-        token_ids, logprobs = _chosen(spaces, here, schemes, draws)
+        token_ids, *logprobs = _chosen(spaces, here, schemes, draws, num_others)
         matched = (token_ids == positions.drafted[here]) & ~is_forced
         schemes.record(matched, stands & ~is_forced)
-        columns.append((token_ids.masked_fill(~stands, -1), matched, is_union, is_forced, logprobs))
+        columns.append((token_ids.masked_fill(~stands, -1), matched, is_union, is_forced, *logprobs))
         stands = stands & (token_ids == positions.followed[here])
-    return Verdicts(*(torch.stack(column, dim=-1) for column in zip(*columns, strict=True)))
+    return Verdicts(*(torch.stack(column, dim=1) for column in zip(*columns, strict=True)))
 
 
-def _chosen(spaces: SampleSpaces, here: Tensor, schemes: SchemeBatch, draws: Draws | None) -> tuple[Tensor, Tensor]:
-    """[R] the token that each sequence's scheme chooses at its position `here`, and its log-probability."""
+def _chosen(
+    spaces: SampleSpaces, here: Tensor, schemes: SchemeBatch, draws: Draws | None, num_others: int
+) -> tuple[Tensor, ...]:
+    """What each sequence's scheme chooses at its position `here` [R]: ids, log-probabilities, and those of others."""
     draws = None if draws is None else draws.at(here)
     answers = []
     for space, alpha in ((spaces.union, schemes.alpha_union), (spaces.intersection, schemes.alpha_intersection)):
         space = space.at(here)
         token_ids = choose(space, alpha, draws)
-        p = space.probabilities(alpha).masked_fill(space.ids != token_ids[:, None], 0.0).amax(-1)
-        answers.append((token_ids, p.log()))
+        p = space.probabilities(alpha)
+        is_chosen = space.ids == token_ids[:, None]
+        chosen = p.masked_fill(~is_chosen, 0.0).amax(-1)
+        answers.append((token_ids, chosen.log(), *_others(space.ids, p.masked_fill(is_chosen, -1.0), num_others)))
     is_union = schemes.is_union
-    union, intersection = answers
-    return torch.where(is_union, union[0], intersection[0]), torch.where(is_union, union[1], intersection[1])
+    return tuple(
+        torch.where(is_union.view(-1, *(1,) * (union.dim() - 1)), union, intersection)
+        for union, intersection in zip(*answers, strict=True)
+    )
+
+
+def _others(ids: Tensor, p: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """[R, count] ids and log-probabilities of the likeliest of `ids` [R, n] by `p` [R, n]."""
+    best = p.topk(min(count, p.shape[-1]), dim=-1)
+    # Each place of the channel holds some token: where there are no more, the last one is told again.
+    last = (best.values > 0).sum(-1, keepdim=True).sub(1).clamp_min(0)
+    places = torch.arange(count, device=p.device).minimum(last)
+    return ids.gather(-1, best.indices).gather(-1, places), best.values.gather(-1, places).clamp_min(0.0).log()

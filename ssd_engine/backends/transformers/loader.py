@@ -76,7 +76,7 @@ def load_unprepared(
     """`load_model` with transformers' own layers, which can be trained and saved; not quantized."""
     _refuse_pickled(Path(source))
     if options.device_map is None:
-        require_room(Path(source), str(options.placement))
+        require_room([source], str(options.placement))
     model: PreTrainedModel = _from_pretrained(
         AutoModelForCausalLM, source, dtype=_as_dtype(options.dtype), device_map=options.placement, use_safetensors=True
     )
@@ -102,20 +102,9 @@ def require_same_tokens(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTok
             )
 
 
-def vocabulary_size(model: PreTrainedModel) -> int:
-    size: int = model.config.get_text_config().vocab_size
-    return size
-
-
 def shared_vocabulary_size(target: PreTrainedModel, draft: PreTrainedModel) -> int:
     """Ids below it are tokens of both models; embedding matrices may be padded beyond them."""
-    return min(vocabulary_size(target), vocabulary_size(draft))
-
-
-def context_length(model: PreTrainedModel) -> int | None:
-    """Most positions the model can see; None where its configuration names no limit."""
-    length: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return length
+    return min(int(model.config.get_text_config().vocab_size) for model in (target, draft))
 
 
 def _from_pretrained(auto_class: Any, source: str | Path, **options: Any) -> Any:

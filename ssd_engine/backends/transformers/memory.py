@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -59,14 +60,15 @@ def plan_positions(
     return kv_cache_bytes // bytes_per_position
 
 
-def require_room(source: Path, device: str) -> None:
-    """Raise `ModelLoadError` where a folder's weights are more than the memory that is left: else loading is killed."""
-    needed = sum(path.stat().st_size for path in source.glob("*.safetensors"))
+def require_room(sources: Sequence[str | Path], device: str) -> None:
+    """Raise `ModelLoadError` where folders' weights are more than the memory that is left: else loading is killed."""
+    needed = sum(path.stat().st_size for source in sources for path in Path(source).glob("*.safetensors"))
     available = available_bytes(torch.device(device))
     if needed > available:
+        names = " and ".join(repr(str(source)) for source in sources)
         raise ModelLoadError(
-            f"{str(source)!r} needs at least {_gigabytes(needed)} of memory, and {_gigabytes(available)} are available "
-            f"on {device}; close what else runs there, or use a smaller model"
+            f"{names} needs at least {_gigabytes(needed)} of memory, and {_gigabytes(available)} are available on "
+            f"{device}; close what else runs there, or use a smaller model"
         )
 
 

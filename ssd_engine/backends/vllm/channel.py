@@ -6,7 +6,8 @@ through every executor and also while streaming. Under SSD the rank says how the
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from ssd_engine.scheme import Scheme, SchemeController
 from ssd_engine.verify import Choice
@@ -30,10 +31,20 @@ class TraceReader:
     def __init__(self, config: SSDConfig) -> None:
         self._controller = SchemeController(config)
 
-    def read(self, token_id: int, rank: int, logprob: float | None = None) -> Choice:
-        """The next token, as the embedded engine would tell of it."""
-        code = rank - 1
+    def read(self, token_id: int, logprobs: Mapping[int, Any], top: int | None = None) -> Choice:
+        """The next token, as the embedded engine would tell of it.
+
+        Args:
+            token_id: the token.
+            logprobs: vLLM's `Logprob` of it and of others, by id.
+            top: how many of the likeliest tokens are to be told; None: not even the chosen one's log-probability.
+        """
+        code = logprobs[token_id].rank - 1
         matched, is_forced = bool(code & _MATCHED), bool(code & _FORCED)
         scheme = Scheme.UNION if code & _UNION else Scheme.INTERSECTION
         completed = None if is_forced else self._controller.record(matched)
-        return Choice(token_id, matched, scheme, completed, is_forced, logprob)
+        if top is None:
+            return Choice(token_id, matched, scheme, completed, is_forced)
+        ordered = sorted(((i, each.logprob) for i, each in logprobs.items()), key=lambda each: (-each[1], each[0]))
+        likeliest = tuple((i, logprob) for i, logprob in ordered[:top] if logprob > -float("inf"))
+        return Choice(token_id, matched, scheme, completed, is_forced, logprobs[token_id].logprob, likeliest)

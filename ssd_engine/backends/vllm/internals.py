@@ -172,7 +172,8 @@ class SSDModelRunner(_ModelRunner):
         has_others = any(entry is None for entry in entries)
         output = super()._sample(logits.clone(), spec_decode_metadata) if has_others else None
         step = self._step_logits(logits, spec_decode_metadata, list(own), kept)
-        verdicts = decide(step, list(own.values()), self._table)
+        num_others = self.input_batch.sampling_metadata.max_num_logprobs or 0
+        verdicts = decide(step, list(own.values()), self._table, num_others)
         rows = torch.tensor(list(own), device=logits.device)
         num_chosen = (verdicts.token_ids >= 0).sum(-1)
         counts = torch.tensor(step.counts, device=logits.device)
@@ -302,6 +303,8 @@ class SSDModelRunner(_ModelRunner):
             ranks[:, :own_width] = before.selected_token_ranks.view(num_rows, own_width)
         ids[rows, :most, 0] = verdicts.token_ids.clamp_min(0).to(torch.int32)
         logprobs[rows, :most, 0] = verdicts.logprobs
+        ids[rows, :most, 1:] = verdicts.other_ids.to(torch.int32)
+        logprobs[rows, :most, 1:] = verdicts.other_logprobs
         ranks[rows, :most] = encode(verdicts.matched, verdicts.is_union, verdicts.is_forced)
         tensors = LogprobsTensors(ids.flatten(0, 1), logprobs.flatten(0, 1), ranks.flatten())
         return SamplerOutput(sampled_token_ids=token_ids, logprobs_tensors=tensors)

@@ -36,7 +36,7 @@ class StepLogits:
     """[P] int64 tokens of the answer before each position."""
 
 
-def decide(step: StepLogits, entries: Sequence[RequestEntry], table: RequestTable) -> Verdicts:
+def decide(step: StepLogits, entries: Sequence[RequestEntry], table: RequestTable, num_others: int) -> Verdicts:
     """Choose the tokens that stand for R requests; their scheme control in `table` moves on."""
     device = step.target.device
     each = [entry for entry, count in zip(entries, step.counts, strict=True) for _ in range(count)]
@@ -69,7 +69,7 @@ def decide(step: StepLogits, entries: Sequence[RequestEntry], table: RequestTabl
     sizes = torch.tensor([entry.config.sample_space_size for entry in each], device=device)
     schemes = table.schemes(slots)
     verdicts = verify_batch(
-        Positions(step.counts, p_target, p_draft, drafted, followed, allowed), schemes, sizes, draws
+        Positions(step.counts, p_target, p_draft, drafted, followed, allowed), schemes, sizes, draws, num_others
     )
     table.store(slots, schemes)
     return verdicts

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 DRAFT, ACCEPT, RECOVER, REDRAW = range(4)
-"""What the numbers of a token are for: to draft it, accept it, recover it, or draft it again where a mask forbids it."""
+"""What a token's numbers are for; the last where a mask forbids what was drafted."""
 _PURPOSES = 4
 
 

