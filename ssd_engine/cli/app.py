@@ -15,6 +15,7 @@ from ssd_engine.cli.chat import chat
 from ssd_engine.cli.console import print_error
 from ssd_engine.cli.eval import evaluate
 from ssd_engine.cli.run import run
+from ssd_engine.cli.serve import serve
 
 
 class _ErrorsAsMessages(TyperGroup):
@@ -43,6 +44,7 @@ app.command()(chat)
 app.command()(run)
 app.command()(bench)
 app.command()(align)
+app.command()(serve)
 app.command("eval")(evaluate)
 app.add_typer(models.app, name="models")
 

@@ -7,9 +7,11 @@ through every executor and also while streaming. Under SSD the rank says how the
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ssd_engine.scheme import Scheme, SchemeController
+from ssd_engine.trace import SafetyTrace
 from ssd_engine.verify import Choice
 
 if TYPE_CHECKING:
@@ -17,19 +19,22 @@ if TYPE_CHECKING:
 
     from ssd_engine.config import SSDConfig
 
-_MATCHED, _UNION, _FORCED = 1, 2, 4
+_MATCHED, _UNION, _FORCED, _BEGINS_ROUND = 1, 2, 4, 8
 
 
 def encode(matched: Tensor, is_union: Tensor, is_forced: Tensor) -> Tensor:
-    """Ranks, which count from 1, that say how tokens were chosen; all tensors have one shape."""
-    return 1 + _MATCHED * matched.long() + _UNION * is_union.long() + _FORCED * is_forced.long()
+    """[R, L] ranks, which count from 1, that say how rounds of up to L tokens were chosen."""
+    ranks = 1 + _MATCHED * matched.long() + _UNION * is_union.long() + _FORCED * is_forced.long()
+    ranks[:, 0] += _BEGINS_ROUND
+    return ranks
 
 
 class TraceReader:
-    """Tells from ranks how one answer's tokens were chosen, bins included."""
+    """Tells from ranks how one answer's tokens were chosen, and keeps the trace; its texts stay empty."""
 
     def __init__(self, config: SSDConfig) -> None:
         self._controller = SchemeController(config)
+        self.trace = SafetyTrace(bin_size=config.bin_size)
 
     def read(self, token_id: int, logprobs: Mapping[int, Any], top: int | None = None) -> Choice:
         """The next token, as the embedded engine would tell of it.
@@ -39,12 +44,26 @@ class TraceReader:
             logprobs: vLLM's `Logprob` of it and of others, by id.
             top: how many of the likeliest tokens are to be told; None: not even the chosen one's log-probability.
         """
-        code = logprobs[token_id].rank - 1
+        choice = self.read_code(token_id, logprobs[token_id].rank - 1)
+        if top is None:
+            return choice
+        ordered = sorted(((i, each.logprob) for i, each in logprobs.items()), key=lambda each: (-each[1], each[0]))
+        likeliest = tuple((i, logprob) for i, logprob in ordered[:top] if logprob > -float("inf"))
+        return replace(choice, logprob=logprobs[token_id].logprob, top_logprobs=likeliest)
+
+    def read_code(self, token_id: int, code: int) -> Choice:
+        """The next token, from its rank counted from 0."""
         matched, is_forced = bool(code & _MATCHED), bool(code & _FORCED)
         scheme = Scheme.UNION if code & _UNION else Scheme.INTERSECTION
         completed = None if is_forced else self._controller.record(matched)
-        if top is None:
-            return Choice(token_id, matched, scheme, completed, is_forced)
-        ordered = sorted(((i, each.logprob) for i, each in logprobs.items()), key=lambda each: (-each[1], each[0]))
-        likeliest = tuple((i, logprob) for i, logprob in ordered[:top] if logprob > -float("inf"))
-        return Choice(token_id, matched, scheme, completed, is_forced, logprobs[token_id].logprob, likeliest)
+        trace = self.trace
+        if code & _BEGINS_ROUND or not trace.round_sizes:
+            trace.round_sizes.append(0)
+        trace.round_sizes[-1] += 1
+        trace.schemes.append(scheme)
+        trace.matched.append(matched)
+        trace.forced.append(is_forced)
+        if completed is not None:
+            trace.bins.append(completed)
+            trace.bin_ends.append(len(trace.matched))
+        return Choice(token_id, matched, scheme, completed, is_forced)

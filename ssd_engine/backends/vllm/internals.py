@@ -149,6 +149,8 @@ class SSDModelRunner(_ModelRunner):
         # Takes the place of the one that GMR.__init__ has just made; its model is loaded later.
         self.drafter: KeepingProposer = KeepingProposer(vllm_config, device, runner=self)
         self._table = RequestTable(device)
+        # What holds for requests that say nothing: a server's own settings, or vLLM's rule.
+        self._default = vllm_config.additional_config.get(EXTRA_ARG)
         self._step: Any = None
 
     def _on_request_state_removed(self, req_id: str, req_state: Any) -> None:
@@ -187,7 +189,7 @@ class SSDModelRunner(_ModelRunner):
         """What the table knows of a request, which is entered when it is first seen; None for vLLM's own rule."""
         entry = self._table.get(request_id)
         params = self.requests[request_id].sampling_params
-        block = (params.extra_args or {}).get(EXTRA_ARG) if params is not None else None
+        block = (params.extra_args or {}).get(EXTRA_ARG, self._default) if params is not None else None
         if entry is not None or block is None:
             return entry
         try:
