@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ssd_engine.config import GenerationParams, RiskAction
+from ssd_engine.config import GenerationParams
 from ssd_engine.detokenizer import Detokenizer, StopStrings
-from ssd_engine.errors import InvalidRequestError, JailbreakRiskError
+from ssd_engine.errors import JailbreakRiskError
 from ssd_engine.result import (
     FinishReason,
     GenerationResult,
@@ -20,7 +19,7 @@ from ssd_engine.result import (
     ToolCall,
     Usage,
 )
-from ssd_engine.scheme import Scheme
+from ssd_engine.risk import risk_action, risk_error
 from ssd_engine.tool_calls import ParsedText, ToolCallParser
 from ssd_engine.trace import SafetyTrace
 
@@ -124,33 +123,12 @@ class Answer:
 
     def _act_on_risk(self) -> None:
         """Do what the request wants done at the end of a bin."""
-        action = self._risk_action()
+        action = risk_action(self._settings.params, self.trace)
         if action == "refuse":
             self._ended = "refused"
         elif action == "raise":
             self._ended = None  # also where this was the last token: no result, and no calls
-            ratios = ", ".join(f"{ratio:.2f}" for ratio in self.trace.match_ratios)
-            self.error = JailbreakRiskError(
-                f"jailbreak risk: Union held for {self._bins_under_union} bins (match ratios so far: {ratios}); the "
-                "answer was stopped, its trace and text are in this error's `trace` and `text`",
-                trace=self.trace,
-                text="",
-            )
-
-    def _risk_action(self) -> RiskAction:
-        on_risk = self._settings.params.on_risk
-        if isinstance(on_risk, str):
-            return on_risk if self._bins_under_union >= self._settings.params.risk_bins else "annotate"
-        action = on_risk(self.trace) or "annotate"
-        if action not in ("annotate", "refuse", "raise"):
-            raise InvalidRequestError(f"on_risk returned {action!r}; return 'annotate', 'refuse', 'raise' or None")
-        return action
-
-    @property
-    def _bins_under_union(self) -> int:
-        """Completed bins, up to the last, that Union has held."""
-        held = itertools.takewhile(lambda each: each.scheme is Scheme.UNION, reversed(self.trace.bins))
-        return sum(1 for _ in held)
+            self.error = risk_error(self.trace)
 
     def _refusal(self) -> ParsedText:
         """What ends an answer that is refused; calls that were held back are no more."""

@@ -349,6 +349,10 @@ class SSDEngine:
         """Tokens of `prompt` as the target reads it, template included."""
         return self._intake.count_tokens(prompt, tools)
 
+    def encode(self, text: str) -> list[int]:
+        """The target's ids of a text, without what stands at the beginning of a prompt."""
+        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+
     @property
     def context_length(self) -> int | None:
         """Most tokens, prompt and answer together, that both models can see; None where neither names a limit."""

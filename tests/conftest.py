@@ -13,6 +13,7 @@ import torch
 from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from vllm_cases import save_pair
 
 from ssd_engine import SSDConfig, SSDEngine
 
@@ -126,6 +127,20 @@ def saved_pair(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> dict[str, 
         tokenizer.save_pretrained(folder)
         folders[role] = str(folder)
     return folders
+
+
+@pytest.fixture(scope="session")
+def small_pair(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> tuple[str, str]:
+    """Folders of a small random pair that vLLM can run too: its attention wants heads of 32."""
+    target = make_model(1, len(tokenizer), hidden_size=128)
+    return save_pair(tmp_path_factory.mktemp("small-pair"), target, make_relative(target, 2, 0.05), tokenizer)
+
+
+@pytest.fixture(scope="module")
+def embedded(small_pair: tuple[str, str]) -> Iterator[SSDEngine]:
+    """The engine in this process, which says what vLLM's answers are to be."""
+    with SSDEngine.from_pretrained(*small_pair, dtype="float32") as engine:
+        yield engine
 
 
 @pytest.fixture(scope="session")

@@ -337,7 +337,7 @@ class ChatSSD(PairModel):
         """Ids of `text` in the target's tokenizer."""
         if self.custom_get_token_ids is not None:
             return self.custom_get_token_ids(text)
-        return list(self.load().tokenizer(text, add_special_tokens=False).input_ids)
+        return self.load().encode(text)
 
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[ToolLike] | None = None) -> int:
         """Tokens of the prompt that `messages` and `tools` make, chat template included."""

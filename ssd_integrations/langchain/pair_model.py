@@ -6,12 +6,13 @@ from typing import Any, Self
 
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.language_models.model_profile import ModelProfile
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, PrivateAttr, SecretStr, model_validator
 
 from ssd_engine.config import Decoding, GenerationParams, OnRisk, SSDConfig
 from ssd_engine.engine import SSDEngine, shared_engine
 from ssd_engine.errors import InvalidRequestError
 from ssd_engine.models.presets import PRESETS, default_preset
+from ssd_engine.remote import RemoteEngine
 
 _LOAD_FIELDS = (
     "preset",
@@ -35,6 +36,8 @@ class PairModel(BaseChatModel):
         None, description="PEFT adapter to merge into the draft; None: the preset's, if it has one; 'none' for none."
     )
     preset: str | None = Field(None, description="Named pair; None: the one that SSD_PRESET names, or the default.")
+    base_url: str | None = Field(None, description="A server that `ssd serve` started, instead of a pair here.")
+    api_key: SecretStr | None = Field(None, description="The server's key; None: that in SSD_API_KEY.")
     engine: SSDEngine | None = Field(None, exclude=True, description="A loaded engine, instead of naming a pair.")
     dtype: str | None = Field(None, description="Weights' dtype; None: the checkpoint's own.")
     device: str | None = Field(None, description="Where the models run; None: an accelerator if there is one.")
@@ -67,7 +70,11 @@ class PairModel(BaseChatModel):
     def _check(self) -> Self:
         if self.engine is not None and (self.model or self.draft or self.preset):
             raise InvalidRequestError("engine= is a loaded pair; leave out model, draft and preset")
-        if self.engine is None and self.model is None and self.preset is None:
+        if self.base_url is not None:
+            here = [name for name in ("engine", *_LOAD_FIELDS) if getattr(self, name) is not None]
+            if here:
+                raise InvalidRequestError(f"base_url={self.base_url!r} has its pair; leave out {', '.join(here)}")
+        elif self.engine is None and self.model is None and self.preset is None:
             self.preset = default_preset()
         self._params(None, {})  # mistakes in the settings show here, not at the first request
         return self
@@ -82,6 +89,11 @@ class PairModel(BaseChatModel):
         return ["ssd_integrations", "langchain"]
 
     @property
+    def lc_secrets(self) -> dict[str, str]:
+        """What is never saved, and where it is looked up again."""
+        return {"api_key": "SSD_API_KEY"}
+
+    @property
     def lc_attributes(self) -> dict[str, Any]:
         """What is saved in another form than it was given."""
         return {} if self.config is None else {"config": self.config.model_dump()}
@@ -91,6 +103,8 @@ class PairModel(BaseChatModel):
         """What responses and traces call this pair."""
         if self.engine is not None:
             return self.engine.name
+        if self.base_url is not None:
+            return self.model or self.base_url
         return f"{self.model} + {self.draft}" if self.model else str(self.preset)
 
     def _resolve_model_profile(self) -> ModelProfile:
@@ -117,7 +131,11 @@ class PairModel(BaseChatModel):
         """The engine behind this model, loaded if it was not yet. Requests load it at their first need."""
         if self.engine is not None:
             return self.engine
-        if self._engine is None or self._engine.is_closed:
+        if self.base_url is not None:
+            if self._engine is None or self._engine.is_closed:
+                key = self.api_key.get_secret_value() if self.api_key else None
+                self._engine = RemoteEngine(self.base_url, key, self.model)
+        elif self._engine is None or self._engine.is_closed:
             options = {name: getattr(self, name) for name in _LOAD_FIELDS}
             self._engine = shared_engine(target=self.model, **options)
         return self._engine
@@ -127,6 +145,10 @@ class PairModel(BaseChatModel):
         name = kwargs.pop("model", None)
         if name is None or name == self.model_name:
             return self
+        if self.base_url is not None:
+            other = self.model_copy(update={"model": name})
+            other._engine = None
+            return other
         draft = kwargs.pop("draft", self.draft)
         pair = {"preset": name} if name in PRESETS else {"preset": None, "model": name, "draft": draft}
         other = self.model_copy(update={"engine": None, "model": None, "draft": None, **pair})

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Self
 
-from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
+from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr, SecretStr
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 
 from ssd_engine.config import Decoding, GenerationParams, OnRisk, SSDConfig
 from ssd_engine.engine import SSDEngine, shared_engine
 from ssd_engine.errors import InvalidRequestError
 from ssd_engine.models.presets import default_preset
+from ssd_engine.remote import RemoteEngine
 from ssd_integrations.llama_index.request import generation_params
 
 _PAIR_FIELDS = (
@@ -47,6 +48,10 @@ class PairLLM(FunctionCallingLLM):
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
+    base_url: str | None = Field(default=None, description="A server that `ssd serve` started, instead of a pair here.")
+    api_key: SecretStr | None = Field(
+        default=None, exclude=True, description="The server's key; None: that in SSD_API_KEY."
+    )
     preset: str | None = Field(default=None, description="A named pair, instead of model and draft.")
     model: str | None = Field(default=None, description="Target: hub id, folder or GGUF file.")
     draft: str | None = Field(default=None, description="Draft: hub id, folder or GGUF file.")
@@ -101,6 +106,9 @@ class PairLLM(FunctionCallingLLM):
             raise InvalidRequestError(
                 f"SSDLLM got engine= and {settings}; an engine has its models already. Leave one or the other out."
             )
+        if self.base_url is not None and (engine is not None or self._pair.keys() - {"model"}):
+            here = ", ".join(["engine"] if engine is not None else self._pair)
+            raise InvalidRequestError(f"base_url={self.base_url!r} has its pair; leave out {here}")
         self._params({})
         self._engine = engine
         self._is_engine_given = engine is not None
@@ -113,6 +121,9 @@ class PairLLM(FunctionCallingLLM):
 
     def load(self) -> SSDEngine:
         """The engine behind this LLM, loaded if it was not yet. Requests load it at their first need."""
+        if self._engine is None and self.base_url is not None:
+            key = self.api_key.get_secret_value() if self.api_key else None
+            self._engine = RemoteEngine(self.base_url, key, self.model)
         if self._engine is None:
             pair = self._pair
             self._engine = shared_engine(target=pair.pop("model", None), **pair)
@@ -132,7 +143,10 @@ class PairLLM(FunctionCallingLLM):
     def to_payload(self) -> dict[str, Any]:
         """What callbacks are told of this LLM. It never loads models: async calls ask for it on the event loop."""
         if self._engine is None:
-            return {"class_name": self.class_name(), "model_name": self.model or self.preset or default_preset()}
+            return {
+                "class_name": self.class_name(),
+                "model_name": self.model or self.base_url or self.preset or default_preset(),
+            }
         return super().to_payload()
 
     def _params(self, overrides: dict[str, Any]) -> GenerationParams:

@@ -32,6 +32,19 @@ def require_vllm() -> None:
     os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
 
 
+def share_processors(num_processes: int) -> None:
+    """Give each of vLLM's processes on the CPU its own part of the processors, unless the user has said how.
+
+    Left to itself, vLLM wants as many memory nodes as processes.
+    """
+    if num_processes == 1 or not hasattr(os, "sched_getaffinity"):
+        return
+    processors = sorted(os.sched_getaffinity(0))
+    size = max(len(processors) // num_processes, 1)
+    parts = [processors[i * size : (i + 1) * size] or processors[-1:] for i in range(num_processes)]
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "|".join(",".join(map(str, part)) for part in parts))
+
+
 def _installed() -> str | None:
     for package in _PACKAGES:
         try:

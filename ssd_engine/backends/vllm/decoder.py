@@ -7,12 +7,12 @@ import uuid
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ssd_engine.backends.vllm.channel import TraceReader
 from ssd_engine.backends.vllm.requests import EXTRA_ARG, requested_config
 from ssd_engine.config import GenerationParams, SSDConfig
 from ssd_engine.errors import InvalidRequestError, ModelLoadError, SSDError
 from ssd_engine.result import Timings
 from ssd_engine.scheme import Scheme
+from ssd_engine.trace_codes import TraceReader
 from ssd_engine.verify import Choice
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class VllmDecoder:
 
         self._pair = pair
         try:
-            self._engine = LLMEngine.from_engine_args(EngineArgs(disable_log_stats=True, **pair.engine_args))
+            self._engine = LLMEngine.from_engine_args(EngineArgs(**{"disable_log_stats": True, **pair.engine_args}))
         except (RuntimeError, ValueError, TypeError) as error:
             raise ModelLoadError(f"vLLM could not start {pair.target!r} with {pair.draft!r}: {error}") from error
         self._sequences: dict[str, VllmSequence] = {}

@@ -24,11 +24,11 @@ from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request, with_cancellation
 
-from ssd_engine.backends.vllm.channel import TraceReader
 from ssd_engine.backends.vllm.metrics import record
 from ssd_engine.backends.vllm.requests import EXTRA_ARG, requested_config
 from ssd_engine.config import SSDConfig
 from ssd_engine.errors import InvalidRequestError
+from ssd_engine.trace_codes import TraceReader
 
 _PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/ready", "/metrics", "/version")
 """What the server answers: vLLM has further paths, not all of which ask for the key."""
@@ -105,7 +105,7 @@ class ServingChat(OpenAIServingChat):
         events = super().chat_completion_stream_generator(request, tap.passed_on(result_generator), *args, **kwargs)
         async for event in events:
             if event != _DONE:
-                event = _with_ssd(event, tap.new_codes())
+                event = _with_ssd(event, tap.news())
             # The last event before the end tells the summary; until it is known which one that is, one is held back.
             if last is not None:
                 yield _with_ssd(last, tap.summary()) if event == _DONE else last
@@ -155,11 +155,14 @@ class _Tap:
                     record(reader.trace)
             yield output
 
-    def new_codes(self) -> dict[str, Any]:
-        """How the tokens since the last time were chosen, one hexadecimal digit each."""
+    def news(self) -> dict[str, Any]:
+        """How the tokens since the last time were chosen, one hexadecimal digit each; at first, the settings too."""
+        if self._config is None:
+            return {}
         codes = self._codes.get(0, "")
-        new, self._told = codes[self._told :], len(codes)
-        return {"token_codes": new} if new else {}
+        new, is_first, self._told = codes[self._told :], not self._told, len(codes)
+        settings = {"config": self._config.model_dump(exclude={"draft_system_prompt"})} if is_first and new else {}
+        return {**settings, "token_codes": new} if new else {}
 
     def summary(self) -> dict[str, Any] | list[dict[str, Any]]:
         """The trace's summary; of several answers (`n`), a list of them."""

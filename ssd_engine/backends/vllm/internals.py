@@ -24,11 +24,11 @@ from vllm.platforms import current_platform
 from vllm.v1.outputs import LogprobsTensors, SamplerOutput
 from vllm.v1.spec_decode.draft_model import DraftModelProposer
 
-from ssd_engine.backends.vllm.channel import encode
 from ssd_engine.backends.vllm.requests import EXTRA_ARG, RequestEntry, RequestTable, requested_config
 from ssd_engine.backends.vllm.round import StepLogits, decide, draft
 from ssd_engine.config import SSDConfig
 from ssd_engine.errors import InvalidRequestError
+from ssd_engine.trace_codes import encode
 from ssd_engine.verify_batch import Verdicts
 
 if current_platform.is_cpu():

@@ -1,7 +1,7 @@
-"""How the trace leaves vLLM: as the rank of each chosen token, in the channel of the log-probabilities.
+"""A token's part of the trace as one small number: how it leaves vLLM, and how it travels to a server's clients.
 
-The log-probability of a chosen token comes with its rank, an integer that vLLM passes on untouched, token by token,
-through every executor and also while streaming. Under SSD the rank says how the token was chosen.
+Out of vLLM it goes as the rank of the chosen token, in the channel of the log-probabilities: an integer that vLLM
+passes on untouched, token by token, through every executor and also while streaming. Ranks count from 1, codes from 0.
 """
 
 from __future__ import annotations
