@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -14,7 +15,9 @@ from ssd_engine.cli.engine_options import (
     PresetOption,
     TargetOption,
 )
+from ssd_engine.models.presets import default_preset
 
+_NAME_HELP = "What clients call the pair.  [default: the preset, or the target]"
 _SERVER: Any = {"rich_help_panel": "Server"}
 _VLLM: Any = {"rich_help_panel": "vLLM"}
 
@@ -31,7 +34,7 @@ def serve(
     api_key: Annotated[
         str | None, typer.Option(envvar="SSD_API_KEY", help="What clients must show.", show_default=False, **_SERVER)
     ] = None,
-    name: Annotated[str | None, typer.Option(help="What clients call the pair.", **_SERVER)] = None,
+    name: Annotated[str | None, typer.Option(help=_NAME_HELP, **_SERVER)] = None,
     max_waiting: Annotated[
         int, typer.Option(min=0, help="Requests that may wait; further ones get status 429.", **_SERVER)
     ] = 256,
@@ -56,7 +59,6 @@ def serve(
     from ssd_engine.backends.vllm.serve import ServerOptions
     from ssd_engine.backends.vllm.serve import serve as run
 
-    options = ServerOptions(host, port, api_key, name, max_waiting, drain_seconds)
     source = EngineOptions(preset=preset, target=target, draft=draft, draft_adapter=draft_adapter).resolve()
     config = source.config
     if num_draft_tokens is not None:
@@ -67,6 +69,8 @@ def serve(
         max_model_len=max_model_len,
         kv_cache_bytes=kv_cache_bytes,
     )
+    name = name or preset or (Path(target).name if target else default_preset())
+    options = ServerOptions(host, port, api_key, name, max_waiting, drain_seconds)
     pair = VllmPair.of(source.target, source.draft, source.draft_adapter, config, dtype, settings)
     stderr.print(f"Serving at http://{host}:{port}/v1 once the models are loaded; Ctrl-C stops.", highlight=False)
     run(pair, options)

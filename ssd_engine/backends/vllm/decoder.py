@@ -137,12 +137,12 @@ class VllmDecoder:
             detokenize=False,
             logprobs=params.top_logprobs if is_ssd or params.logprobs else None,
             extra_args={EXTRA_ARG: config.model_dump() if is_ssd else False},
-            structured_outputs=None if guide is None else StructuredOutputsParams(grammar=_lark(guide)),
+            structured_outputs=None if guide is None else StructuredOutputsParams(grammar=lark(guide)),
             output_kind=RequestOutputKind.DELTA,
         )
 
 
-def _lark(guide: Guide) -> str:
+def lark(guide: Guide) -> str:
     """The grammar as vLLM takes it: in Lark."""
     grammars = json.loads(guide.source)["grammars"]
     if len(grammars) > 1:

@@ -7,27 +7,33 @@ iterator of `RequestOutput` and whose streaming one gives server-sent events as 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import weakref
 from argparse import Namespace
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import PrivateAttr
+from pydantic import PrivateAttr, StrictBool
 from starlette.datastructures import State
 from starlette.types import ASGIApp, Receive, Scope, Send
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest, ChatCompletionResponse
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request, with_cancellation
+from vllm.sampling_params import StructuredOutputsParams
 
+from ssd_engine.backends.transformers.loader import load_tokenizer
+from ssd_engine.backends.vllm.decoder import lark
 from ssd_engine.backends.vllm.metrics import record
+from ssd_engine.backends.vllm.pair import generation_config
 from ssd_engine.backends.vllm.requests import EXTRA_ARG, requested_config
-from ssd_engine.config import SSDConfig
+from ssd_engine.config import GenerationParams, Grammar, SSDConfig
 from ssd_engine.errors import InvalidRequestError
+from ssd_engine.intake import Intake, ModelFacts, end_of_sequence_ids
 from ssd_engine.trace_codes import TraceReader
 
 _PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/ready", "/metrics", "/version")
@@ -38,8 +44,10 @@ _DONE = "data: [DONE]\n\n"
 class ChatRequest(ChatCompletionRequest):
     """vLLM's request with an `ssd` block: `SSDConfig`'s fields, true, or false for vLLM's own rule."""
 
-    ssd: dict[str, Any] | bool | None = None
+    ssd: dict[str, Any] | StrictBool | None = None
     _config: SSDConfig | None = PrivateAttr(None)
+    _grammar: str | None = PrivateAttr(None)
+    """What the answer has to be, in Lark, where tools are on offer or JSON is asked for."""
 
     def to_sampling_params(self, *args: Any, **kwargs: Any) -> Any:
         params = super().to_sampling_params(*args, **kwargs)
@@ -47,15 +55,37 @@ class ChatRequest(ChatCompletionRequest):
         params.extra_args = {**(params.extra_args or {}), EXTRA_ARG: asked}
         if self._config is not None and params.logprobs is None:
             params.logprobs = 0  # the trace's way out
+        if self._grammar is not None:
+            params.structured_outputs = StructuredOutputsParams(grammar=self._grammar)
         return params
+
+    def generation_params(self) -> GenerationParams:
+        """What matters of the request to its prompt and grammar."""
+        choice = self.tool_choice or "auto"
+        wanted = self.response_format
+        schema = None
+        if wanted is not None and wanted.type in ("json_schema", "json_object"):
+            described = wanted.json_schema.json_schema if wanted.type == "json_schema" else None
+            schema = described or {"type": "object"}
+        return GenerationParams(
+            max_new_tokens=1,
+            tool_choice=choice if isinstance(choice, str) else choice.function.name,
+            parallel_tool_calls=self.parallel_tool_calls is not False,
+            continue_final_message=self.continue_final_message,
+            grammar=None if schema is None else Grammar(json_schema=schema, lenient=True),
+        )
 
 
 class ServingChat(OpenAIServingChat):
     """vLLM's chat completions, which read `ssd`, tell the trace, and turn away what is too much."""
 
-    def __init__(self, served: OpenAIServingChat, default: SSDConfig, most_requests: int) -> None:
+    def __init__(
+        self, served: OpenAIServingChat, intake: Intake, default: SSDConfig, longest: int, most_requests: int
+    ) -> None:
         self.__dict__.update(served.__dict__)  # all its settings, which are many
+        self._intake = intake
         self._default = default
+        self._longest = longest
         self._most_requests = most_requests
         self._num_requests = 0
 
@@ -85,6 +115,28 @@ class ServingChat(OpenAIServingChat):
         else:
             self._leave()
         return answer
+
+    async def render_chat_request(self, request: ChatRequest) -> Any:
+        """The prompt as the embedded engine writes it: no text in a message becomes a control token."""
+        rendered = await super().render_chat_request(request)
+        if isinstance(rendered, ErrorResponse) or request.chat_template_kwargs or request.documents:
+            return rendered
+        conversation, (engine_input, *_) = rendered
+        try:
+            token_ids, request._grammar = await asyncio.to_thread(self._prepared, request, conversation)
+        except InvalidRequestError as error:
+            return self.create_error_response(str(error))
+        engine_input["prompt_token_ids"] = token_ids
+        engine_input.pop("prompt", None)
+        return conversation, [engine_input]
+
+    def _prepared(self, request: ChatRequest, conversation: Sequence[Any]) -> tuple[list[int], str | None]:
+        tools = [tool.model_dump(exclude_none=True) for tool in request.tools or ()]
+        messages = [dict(message) for message in conversation]
+        prepared = self._intake.request(
+            messages, None, request.generation_params(), self._default, tools or None, self._longest, lambda _: None
+        )
+        return list(prepared.target_ids), None if prepared.guide is None else lark(prepared.guide)
 
     async def chat_completion_full_generator(
         self, request: ChatRequest, result_generator: AsyncIterator[Any], *args: Any, **kwargs: Any
@@ -228,7 +280,22 @@ class SSDEndpoints:
         drafts = engine_client.vllm_config.speculative_config.num_speculative_tokens
         default = requested_config(asked or {}, drafts)
         assert default is not None
-        state.openai_serving_chat = ServingChat(state.openai_serving_chat, default, most)
+        state.openai_serving_chat = ServingChat(
+            state.openai_serving_chat,
+            _intake(engine_client.vllm_config),
+            default,
+            engine_client.model_config.max_model_len,
+            most,
+        )
+
+
+def _intake(vllm_config: Any) -> Intake:
+    """What checks and writes prompts, for the pair that vLLM runs."""
+    model = vllm_config.model_config
+    tokenizer = load_tokenizer(model.tokenizer)
+    configs = model.hf_config, vllm_config.speculative_config.draft_model_config.hf_config
+    facts = ModelFacts.of(configs[0], tokenizer), ModelFacts.of(configs[1], tokenizer)
+    return Intake(*facts, end_of_sequence_ids(generation_config(model.model), tokenizer))
 
 
 @with_cancellation

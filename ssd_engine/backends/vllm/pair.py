@@ -72,12 +72,13 @@ class VllmPair:
                 "needs equal numbers: use another draft, or the transformers backend"
             )
         require_same_tokens(tokenizer, load_tokenizer(draft), len(tokenizer))
-        ends = end_of_sequence_ids(_generation_config(target), tokenizer)
+        ends = end_of_sequence_ids(generation_config(target), tokenizer)
         # vLLM refuses an end that the model cannot write.
         intake = Intake(*facts, frozenset(i for i in ends if i < facts[0].vocabulary_size))
         arguments = {
             "model": str(target),
             "dtype": dtype,
+            "generation_config": "vllm",  # a request's settings are its own, not the checkpoint's
             "tensor_parallel_size": options.tensor_parallel_size,
             "max_num_seqs": options.max_batch_size,
             "enforce_eager": not (torch.cuda.is_available() if options.compile is None else options.compile),
@@ -117,7 +118,8 @@ def _config(source: str | Path) -> PreTrainedConfig:
     return config
 
 
-def _generation_config(source: str | Path) -> GenerationConfig | None:
+def generation_config(source: str | Path) -> GenerationConfig | None:
+    """A model's settings for generation, if it has any."""
     try:
         config: GenerationConfig = GenerationConfig.from_pretrained(str(source))
     except OSError:

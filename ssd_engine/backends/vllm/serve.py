@@ -11,9 +11,8 @@ from typing import Any
 from ssd_engine.backends.vllm.pair import VllmPair
 from ssd_engine.backends.vllm.requests import EXTRA_ARG
 from ssd_engine.errors import InvalidRequestError
-from ssd_engine.tool_calls import ToolFormat, detect_format
 
-_TOOL_PARSERS = {ToolFormat.HERMES: "hermes", ToolFormat.LLAMA: "llama3_json", ToolFormat.MISTRAL: "mistral"}
+_TOOL_PARSER = "ssd", "ssd_engine.backends.vllm.tool_parser", "SSDToolParser"
 
 
 @dataclass(frozen=True)
@@ -64,8 +63,10 @@ def serve(pair: VllmPair, options: ServerOptions) -> None:
 def _arguments(pair: VllmPair, options: ServerOptions) -> Any:
     """The server's command line, as vLLM would have read it."""
     from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    from vllm.tool_parsers import ToolParserManager
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+    ToolParserManager.register_lazy_module(*_TOOL_PARSER)
     arguments = make_arg_parser(FlexibleArgumentParser()).parse_args([])
     engine = dict(pair.engine_args)
     arguments.structured_outputs_config.backend = engine.pop("structured_outputs_config")["backend"]
@@ -77,7 +78,7 @@ def _arguments(pair: VllmPair, options: ServerOptions) -> Any:
         "api_key": [options.api_key] if options.api_key else None,
         "served_model_name": [options.name] if options.name else None,
         "enable_auto_tool_choice": True,
-        "tool_call_parser": _TOOL_PARSERS[detect_format(pair.tokenizer.chat_template)],
+        "tool_call_parser": _TOOL_PARSER[0],
         "shutdown_timeout": options.drain_seconds,
         "uvicorn_log_level": "warning",
         "disable_fastapi_docs": True,
