@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serial
 from ssd_engine.errors import InvalidRequestError
 
 Decoding = Literal["ssd", "speculative", "target"]
+Backend = Literal["transformers", "vllm"]
+"""What runs the models: transformers in this process, or vLLM."""
 RiskAction = Literal["annotate", "refuse", "raise"]
 OnRisk = RiskAction | Callable[[Any], RiskAction | None]
 """What to do about risk; a function is given the `SafetyTrace`, in the engine's own thread."""

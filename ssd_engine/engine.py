@@ -9,9 +9,9 @@ import weakref
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from ssd_engine.config import GenerationParams, SSDConfig
+from ssd_engine.config import Backend, GenerationParams, SSDConfig
 from ssd_engine.delivery import drain, into_loop, outcome, piece_or_raise
 from ssd_engine.errors import EngineClosedError, InvalidRequestError
 from ssd_engine.intake import Intake, ModelFacts, end_of_sequence_ids
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Backend = Literal["transformers", "vllm"]
 MAX_BATCH_SIZE = 8
 PREFIX_CACHE_BYTES = 512 * 2**20
 

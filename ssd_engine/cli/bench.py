@@ -14,6 +14,7 @@ from rich.table import Table
 from ssd_engine.cli import engine_options
 from ssd_engine.cli.console import stderr, stdout
 from ssd_engine.cli.engine_options import EngineOptions
+from ssd_engine.config import Backend
 
 if TYPE_CHECKING:
     from ssd_engine.evaluation.speed import Report, Row
@@ -28,13 +29,16 @@ def bench(
     max_tokens: Annotated[int, typer.Option(min=2, help="Tokens in each answer.")] = 96,
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first prompts; for a quick look.")] = None,
     requests: Annotated[list[int] | None, typer.Option(min=1, max=16, help="Requests at once; repeatable.")] = None,
+    backend: Annotated[
+        Backend, typer.Option(help="vllm: vLLM alone, its speculation, and SSD on it.")
+    ] = "transformers",
     context: Annotated[list[int] | None, typer.Option(min=64, help="Prompt length to try; repeatable.")] = None,
     only: Annotated[list[str] | None, typer.Option(help="Measure this row of the table alone; repeatable.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the table into this file (PNG, SVG or PDF).")] = None,
     output: Annotated[Path | None, typer.Option(help="Write the whole report to this file, as JSON.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON instead of a table.")] = False,
 ) -> None:
-    """Measure the pair against transformers' generate and assisted generation, and vLLM where it is installed."""
+    """Measure the pair against transformers' generate and assisted generation, or on vLLM against vLLM's own."""
     from ssd_engine.evaluation import speed
 
     pair = EngineOptions(preset, target, draft, draft_adapter, compile=compile).resolve()
@@ -52,6 +56,7 @@ def bench(
             requests=requests or [1],
             contexts=context or [],
             names=only or [],
+            backend=backend,
             max_new_tokens=max_tokens,
             progress=show,
         )
@@ -65,7 +70,7 @@ def bench(
     if as_json:
         typer.echo(document)
     else:
-        _print(report)
+        _print(report, "vllm" if backend == "vllm" else "gen-\nerate")
 
 
 def _progress() -> Progress:
@@ -73,14 +78,14 @@ def _progress() -> Progress:
     return Progress(*columns, console=stderr, transient=True)
 
 
-def _print(report: Report) -> None:
+def _print(report: Report, baseline: str) -> None:
     # Two short words above each other, so that the table fits a terminal of 80 columns.
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("", no_wrap=True)
     for name in (
         "at\nonce",
         "tokens\n/s",
-        "x gen-\nerate",
+        f"x {baseline}" if "\n" in baseline else f"x\n{baseline}",
         "match\nrate",
         "tokens\n/round",
         "first\ns",
@@ -128,7 +133,7 @@ def _cells(row: Row) -> list[str]:
         row.name,
         str(row.requests),
         f"{row.tokens_per_second:.2f}",
-        shown(row.ratio_to_generate, ".2f"),
+        shown(row.ratio_to_baseline, ".2f"),
         shown(row.match_rate, ".2f"),
         shown(row.tokens_per_round, ".2f"),
         f"{row.first_token:.1f}",

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import multiprocessing
-import os
 import resource
 import sys
 import time
@@ -23,17 +21,17 @@ Messages = list[dict[str, str]]
 Decoding = Literal["target", "speculative", "ssd"]
 MOST_REQUESTS = 16
 """Requests that decode together at most, in every contender."""
+_VLLM_MODEL_LEN = 1024
+_VLLM_CACHE_BYTES = 2**30
 
 
 @dataclass(frozen=True)
 class Host:
     """What a process loads; contenders that differ in their decoding alone share one."""
 
-    library: Literal["ssd", "transformers", "vllm"]
+    library: Literal["ssd", "ssd on vllm", "transformers", "vllm"]
     target_quantization: str | None = None
     draft_quantization: str | None = None
-    drafts: bool = True
-    """Whether the draft is loaded: vLLM fixes at loading whether it speculates."""
     keeps_prefixes: bool = False
     """Whether a prompt may find its beginning read already, which would be unfair where contenders share a process."""
 
@@ -55,7 +53,7 @@ class Pair:
     target: str
     draft: str
     draft_adapter: str | None = None
-    """For this engine; transformers and vLLM take the draft as it was published."""
+    """For this engine, on either backend; transformers takes the draft as it was published."""
     config: SSDConfig = field(default_factory=SSDConfig)
     compile: bool = False
     """For this engine; transformers and vLLM run as they do by default."""
@@ -117,6 +115,23 @@ class EngineAnswerer:
     ) -> list[Sample]:
         params = GenerationParams(max_new_tokens=max_new_tokens, decoding=decoding, grammar=grammar)
         return [_sample(outcome) for outcome in self._engine.batch(prompts, params)]
+
+
+class EngineOnVllmAnswerer(EngineAnswerer):
+    """Answers through SSDEngine on vLLM; `speculative` is vLLM's own lossless rule, in its own code."""
+
+    def __init__(self, host: Host, pair: Pair) -> None:
+        self._engine = SSDEngine.from_pretrained(
+            pair.target,
+            pair.draft,
+            pair.draft_adapter,
+            pair.config,
+            backend="vllm",
+            max_batch_size=MOST_REQUESTS,
+            max_model_len=_VLLM_MODEL_LEN,
+            kv_cache_bytes=_VLLM_CACHE_BYTES,
+            engine_args={"enable_prefix_caching": False},
+        )
 
 
 def _sample(result: GenerationResult | Exception) -> Sample:
@@ -207,25 +222,23 @@ class _FirstTokenClock:
 
 
 class VLLMAnswerer:
-    """Answers through vLLM, alone or with its own lossless draft-model speculation."""
+    """Answers through vLLM with the target alone."""
 
     def __init__(self, host: Host, pair: Pair) -> None:
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
+        from ssd_engine.backends.vllm.compat import require_vllm
+
+        require_vllm()
         from vllm import LLM
 
-        speculation = {
-            "method": "draft_model",
-            "model": pair.draft,
-            "num_speculative_tokens": 3,
-            "draft_sample_method": "probabilistic",
-        }
         self._llm = LLM(
             pair.target,
-            max_model_len=1024,
+            max_model_len=_VLLM_MODEL_LEN,
             max_num_seqs=MOST_REQUESTS,
+            kv_cache_memory_bytes=_VLLM_CACHE_BYTES,
+            enable_prefix_caching=False,
             enforce_eager=True,
             disable_log_stats=False,
-            speculative_config=speculation if host.drafts else None,
+            generation_config="vllm",
         )
 
     def close(self) -> None:
@@ -249,11 +262,6 @@ class VLLMAnswerer:
             )
             for output in outputs
         ]
-
-
-def has_vllm() -> bool:
-    """Whether vLLM is installed beside this package."""
-    return importlib.util.find_spec("vllm") is not None
 
 
 class HostProcess:
@@ -280,7 +288,12 @@ class HostProcess:
         self._pool.shutdown()
 
 
-_ANSWERERS: dict[str, Any] = {"ssd": EngineAnswerer, "transformers": TransformersAnswerer, "vllm": VLLMAnswerer}
+_ANSWERERS: dict[str, Any] = {
+    "ssd": EngineAnswerer,
+    "ssd on vllm": EngineOnVllmAnswerer,
+    "transformers": TransformersAnswerer,
+    "vllm": VLLMAnswerer,
+}
 _answerer: Answerer
 """The one host of this (worker) process."""
 

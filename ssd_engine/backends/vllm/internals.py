@@ -21,6 +21,7 @@ from vllm.config import CUDAGraphMode
 from vllm.forward_context import set_forward_context
 from vllm.logger import init_logger
 from vllm.platforms import current_platform
+from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.outputs import LogprobsTensors, SamplerOutput
 from vllm.v1.spec_decode.draft_model import DraftModelProposer
 
@@ -79,11 +80,13 @@ class KeepingProposer(DraftModelProposer):
         self.kept = _Kept()
         self.drafting: _Drafting | None = None
         """Of the step under way; None where no request asks for SSD."""
+        self.has_read = False
+        """Whether `read` has read all that the target read in the step under way."""
 
-    def propose(self, *args: Any, **kwargs: Any) -> Tensor:
+    def propose(self, **step: Any) -> Tensor:
         """Called by GMR.propose_draft_token_ids, after the choice."""
         self.kept = _Kept()
-        token_ids: Tensor = super().propose(*args, **kwargs)
+        token_ids: Tensor = super().propose(**(_last_tokens(step) if self.has_read else step))
         if self.drafting is not None:
             self.kept.rows = {request_id: row for row, request_id in enumerate(self.drafting.request_ids)}
             self.kept.token_ids = token_ids.long()
@@ -119,8 +122,43 @@ class KeepingProposer(DraftModelProposer):
             slot_mapping=self._get_slot_mapping(num_tokens, attention.slot_mapping),
         ):
             hidden_states = self.model(**inputs)
+        self.has_read = True
         logits: Tensor = self.model.compute_logits(hidden_states[at])
         return logits
+
+
+def _last_tokens(step: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `propose` with each request's last token alone of those that the target read and that stand.
+
+    To this LBP.set_inputs_first_pass adds the token that was chosen. The rest has been read, into the same slots.
+    """
+    attention, last = step["common_attn_metadata"], step["token_indices_to_sample"]
+    if last is None:
+        last = attention.query_start_loc[1:] - 1
+    positions = step["target_positions"][..., last]
+    count = attention.num_reqs
+    starts = torch.arange(count + 1, dtype=torch.int32)
+    shortened = CommonAttentionMetadata(
+        query_start_loc=starts.to(last.device),
+        query_start_loc_cpu=starts,
+        seq_lens=(positions.view(-1, count)[0] + 1).to(attention.seq_lens.dtype),
+        seq_lens_cpu_upper_bound=attention.seq_lens_cpu_upper_bound,
+        num_reqs=count,
+        num_actual_tokens=count,
+        max_query_len=1,
+        max_seq_len=attention.max_seq_len,
+        block_table_tensor=attention.block_table_tensor,
+        slot_mapping=attention.slot_mapping[last],
+    )
+    return {
+        **step,
+        "target_token_ids": step["target_token_ids"][last],
+        "target_positions": positions,
+        "target_hidden_states": step["target_hidden_states"][last],
+        "token_indices_to_sample": None,
+        "num_rejected_tokens_gpu": None,
+        "common_attn_metadata": shortened,
+    }
 
 
 @dataclass
@@ -166,6 +204,7 @@ class SSDModelRunner(_ModelRunner):
     def _sample(self, logits: Tensor, spec_decode_metadata: Any) -> SamplerOutput:
         """GMR: chooses the next tokens; `logits` are [N drafts + R, V], each request's in a row."""
         kept, self.drafter.kept, self.drafter.drafting = self.drafter.kept, _Kept(), None
+        self.drafter.has_read = False
         entries = [self._entry(request_id) for request_id in self.input_batch.req_ids]
         is_unread = self.discard_request_mask.np  # prompts of which this step read a part only
         own = {row: entry for row, entry in enumerate(entries) if entry is not None and not is_unread[row]}
