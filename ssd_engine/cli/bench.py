@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -32,6 +33,7 @@ def bench(
     backend: Annotated[
         Backend, typer.Option(help="vllm: vLLM alone, its speculation, and SSD on it.")
     ] = "transformers",
+    vllm_dtype: Annotated[str, typer.Option(help="Type of vLLM's weights: auto, float32, bfloat16.")] = "auto",
     context: Annotated[list[int] | None, typer.Option(min=64, help="Prompt length to try; repeatable.")] = None,
     only: Annotated[list[str] | None, typer.Option(help="Measure this row of the table alone; repeatable.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the table into this file (PNG, SVG or PDF).")] = None,
@@ -42,6 +44,7 @@ def bench(
     from ssd_engine.evaluation import speed
 
     pair = EngineOptions(preset, target, draft, draft_adapter, compile=compile).resolve()
+    pair = replace(pair, vllm_dtype=vllm_dtype)
     with _progress() as progress:
         task = progress.add_task("")
 

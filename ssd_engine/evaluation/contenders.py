@@ -57,6 +57,8 @@ class Pair:
     config: SSDConfig = field(default_factory=SSDConfig)
     compile: bool = False
     """For this engine; transformers and vLLM run as they do by default."""
+    vllm_dtype: str = "auto"
+    """Type of the weights in vLLM; not every processor is quick in the checkpoint's own."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,7 @@ class EngineOnVllmAnswerer(EngineAnswerer):
             pair.draft,
             pair.draft_adapter,
             pair.config,
+            dtype=pair.vllm_dtype,
             backend="vllm",
             max_batch_size=MOST_REQUESTS,
             max_model_len=_VLLM_MODEL_LEN,
@@ -232,6 +235,7 @@ class VLLMAnswerer:
 
         self._llm = LLM(
             pair.target,
+            dtype=pair.vllm_dtype,
             max_model_len=_VLLM_MODEL_LEN,
             max_num_seqs=MOST_REQUESTS,
             kv_cache_memory_bytes=_VLLM_CACHE_BYTES,
