@@ -11,11 +11,12 @@ first token, or after a preemption) the draft reads the step's tokens before the
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from vllm.config import CUDAGraphMode
 from vllm.forward_context import set_forward_context
@@ -25,7 +26,7 @@ from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.outputs import LogprobsTensors, SamplerOutput
 from vllm.v1.spec_decode.draft_model import DraftModelProposer
 
-from ssd_engine.backends.vllm.requests import EXTRA_ARG, RequestEntry, RequestTable, requested_config
+from ssd_engine.backends.vllm.requests import EXTRA_ARG, RequestSettings, RequestTable, requested_config
 from ssd_engine.backends.vllm.round import StepLogits, decide, draft
 from ssd_engine.config import SSDConfig
 from ssd_engine.errors import InvalidRequestError
@@ -168,14 +169,15 @@ class _Drafting:
     request_ids: list[str]
     rows: Tensor
     """[S] the rows of these requests among all R."""
-    entries: list[RequestEntry]
+    slots: Tensor
+    """[S] their slots in the table."""
     table: RequestTable
     places: Tensor
     """[S] tokens of the answers, the chosen ones included."""
 
     def propose(self, token_ids: Tensor, logits: Tensor, step: int) -> Tensor:
         """`token_ids` [R], with the SSD requests' own proposals."""
-        own = draft(logits[self.rows], self.entries, self.table, self.places + step)
+        own = draft(logits[self.rows], self.slots, self.table, self.places + step)
         return token_ids.index_copy(0, self.rows, own.to(token_ids.dtype))
 
 
@@ -205,32 +207,30 @@ class SSDModelRunner(_ModelRunner):
         """GMR: chooses the next tokens; `logits` are [N drafts + R, V], each request's in a row."""
         kept, self.drafter.kept, self.drafter.drafting = self.drafter.kept, _Kept(), None
         self.drafter.has_read = False
-        entries = [self._entry(request_id) for request_id in self.input_batch.req_ids]
+        slots = [self._slot(request_id) for request_id in self.input_batch.req_ids]
         is_unread = self.discard_request_mask.np  # prompts of which this step read a part only
-        own = {row: entry for row, entry in enumerate(entries) if entry is not None and not is_unread[row]}
+        own = {row: slot for row, slot in enumerate(slots) if slot is not None and not is_unread[row]}
         if not own:
             return super()._sample(logits, spec_decode_metadata)
-        has_others = any(entry is None for entry in entries)
+        has_others = any(slot is None for slot in slots)
         output = super()._sample(logits.clone(), spec_decode_metadata) if has_others else None
-        step = self._step_logits(logits, spec_decode_metadata, list(own), kept)
+        step = self._step_logits(logits, spec_decode_metadata, np.array(list(own)), kept)
+        own_slots = torch.tensor(list(own.values()), device=logits.device)
         num_others = self.input_batch.sampling_metadata.max_num_logprobs or 0
-        verdicts = decide(step, list(own.values()), self._table, num_others)
+        verdicts = decide(step, own_slots, self._table, num_others)
         rows = torch.tensor(list(own), device=logits.device)
-        num_chosen = (verdicts.token_ids >= 0).sum(-1)
         counts = torch.tensor(step.counts, device=logits.device)
-        first = counts.cumsum(0) - counts
-        self.drafter.drafting = _Drafting(
-            list(self.input_batch.req_ids), rows, list(own.values()), self._table, step.places[first] + num_chosen
-        )
+        answered = step.places[counts.cumsum(0) - counts] + (verdicts.token_ids >= 0).sum(-1)
+        self.drafter.drafting = _Drafting(list(self.input_batch.req_ids), rows, own_slots, self._table, answered)
         return self._output(output, verdicts, rows, spec_decode_metadata.max_spec_len + 1)
 
-    def _entry(self, request_id: str) -> RequestEntry | None:
-        """What the table knows of a request, which is entered when it is first seen; None for vLLM's own rule."""
-        entry = self._table.get(request_id)
+    def _slot(self, request_id: str) -> int | None:
+        """Where the table has a request, which is entered when it is first seen; None for vLLM's own rule."""
+        slot = self._table.slot(request_id)
         params = self.requests[request_id].sampling_params
         block = (params.extra_args or {}).get(EXTRA_ARG, self._default) if params is not None else None
-        if entry is not None or block is None:
-            return entry
+        if slot is not None or block is None:
+            return slot
         try:
             config = requested_config(block, self.num_spec_tokens)
         except InvalidRequestError as error:
@@ -239,76 +239,60 @@ class SSDModelRunner(_ModelRunner):
             config = SSDConfig()
         if config is None:
             return None
-        return self._table.enter(
-            request_id,
+        settings = RequestSettings(
             config,
             seed=params.seed,
             temperature=params.temperature if params.temperature >= _SAMPLING_EPS else 0.0,
             top_k=params.top_k if params.top_k > 0 else None,
             top_p=params.top_p,
         )
+        return self._table.enter(request_id, settings)
 
-    def _step_logits(self, logits: Tensor, metadata: Any, rows: list[int], kept: _Kept) -> StepLogits:
-        """What both models say for the requests in `rows` of the batch."""
+    def _step_logits(self, logits: Tensor, metadata: Any, rows: NDArray[np.int64], kept: _Kept) -> StepLogits:
+        """What both models say for the requests in `rows` [R] of the batch."""
         device = logits.device
-        num_drafts: list[int] = metadata.num_draft_tokens
-        request_ids = self.input_batch.req_ids
-        kept_rows = [kept.rows.get(request_ids[row], -1) for row in rows]
-        most = len(kept.logits)
+        every_num_drafts = np.array(metadata.num_draft_tokens)
+        num_drafts = every_num_drafts[rows]
+        kept_rows = np.array([kept.rows.get(self.input_batch.req_ids[row], -1) for row in rows])
         # Where the draft was not asked yet, one token is chosen. Its distributions reach as far as it drafted.
-        counts = [
-            min(num_drafts[row] + 1, most) if kept_row >= 0 else 1
-            for row, kept_row in zip(rows, kept_rows, strict=True)
-        ]
-        first = _starts([drafts + 1 for drafts in num_drafts])
-        first_draft = _starts(num_drafts)
-        steps = [step for count in counts for step in range(count)]
-        owners = [index for index, count in enumerate(counts) for _ in range(count)]
-        at = torch.tensor([first[rows[owner]] + step for owner, step in zip(owners, steps, strict=True)], device=device)
+        counts = np.where(kept_rows >= 0, np.minimum(num_drafts + 1, len(kept.logits)), 1)
+        owners = np.repeat(np.arange(len(rows)), counts)
+        steps = np.arange(len(owners)) - np.repeat(_starts(counts), counts)
+        first = _starts(every_num_drafts + 1)[rows]
+        at = torch.from_numpy(first[owners] + steps).to(device)
+        answered = self.input_batch.num_tokens_no_spec[rows] - self.input_batch.num_prompt_tokens[rows]
         # What vLLM sent to the target after each position: the draft's proposal, unless a grammar cut it off.
-        is_followed = [step < num_drafts[rows[owner]] for owner, step in zip(owners, steps, strict=True)]
-        draft_at = [
-            first_draft[rows[owner]] + step if follows else 0
-            for owner, step, follows in zip(owners, steps, is_followed, strict=True)
-        ]
-        followed = torch.full((len(steps),), -1, dtype=torch.int64, device=device)
-        if any(is_followed):
-            sent = metadata.draft_token_ids[torch.tensor(draft_at, device=device)].long()
-            followed = torch.where(torch.tensor(is_followed, device=device), sent, followed)
-        answered = self.input_batch.num_tokens_no_spec - self.input_batch.num_prompt_tokens
-        places = [int(answered[rows[owner]]) + step for owner, step in zip(owners, steps, strict=True)]
-        p_draft = logits.new_empty(len(steps), logits.shape[-1])
+        followed = torch.full((len(owners),), -1, dtype=torch.int64, device=device)
+        is_followed = steps < num_drafts[owners]
+        sent = (_starts(every_num_drafts)[rows][owners] + steps)[is_followed]
+        followed[torch.from_numpy(is_followed)] = metadata.draft_token_ids[torch.from_numpy(sent)].long()
         drafted = torch.full_like(followed, -1)
-        is_kept = [kept_rows[owner] >= 0 for owner in owners]
-        if any(is_kept):
-            assert kept.token_ids is not None
-            from_kept = torch.tensor(is_kept, device=device)
-            where = [(kept_rows[owner], step) for owner, step, is_ in zip(owners, steps, is_kept, strict=True) if is_]
-            row_at, step_at = torch.tensor(where, device=device).unbind(-1)
-            stacked = torch.stack(kept.logits, dim=1)
-            p_draft[from_kept] = stacked[row_at, step_at].to(p_draft.dtype)
-            drafted[from_kept] = kept.token_ids[row_at, step_at]
-        if not all(is_kept):
-            unread = [rows[owner] for owner, is_ in zip(owners, is_kept, strict=True) if not is_]
-            p_draft[~torch.tensor(is_kept, device=device)] = self._read_first(metadata, unread, first).to(p_draft.dtype)
+        from_draft = logits.new_empty(len(owners), logits.shape[-1])
+        is_kept = torch.from_numpy(kept_rows[owners] >= 0).to(device)
+        if kept.token_ids is not None and bool(is_kept.any()):
+            row_at = torch.from_numpy(kept_rows[owners]).to(device)[is_kept]
+            step_at = torch.from_numpy(steps).to(device)[is_kept]
+            from_draft[is_kept] = torch.stack(kept.logits, dim=1)[row_at, step_at].to(from_draft.dtype)
+            drafted[is_kept] = kept.token_ids[row_at, step_at]
+        if not bool(is_kept.all()):
+            from_draft[~is_kept] = self._read_first(metadata, first[kept_rows < 0]).to(from_draft.dtype)
         return StepLogits(
-            counts,
-            self._processed(logits, metadata)[at],
-            p_draft,
-            drafted,
-            followed,
-            torch.tensor(places, device=device),
+            counts=counts.tolist(),
+            target=self._processed(logits, metadata)[at],
+            draft=from_draft,
+            drafted=drafted,
+            followed=followed,
+            places=torch.from_numpy(answered[owners] + steps).to(device),
         )
 
-    def _read_first(self, metadata: Any, rows: list[int], first: list[int]) -> Tensor:
-        """[S, V] the draft's logits at the first position of `rows`, for which it reads the whole step's tokens."""
+    def _read_first(self, metadata: Any, first: NDArray[np.int64]) -> Tensor:
+        """[S, V] the draft's logits where the logits `first` [S] are; for that it reads the whole step's tokens."""
         num_tokens = self._step.scheduler_output.total_num_scheduled_tokens
-        at = metadata.logits_indices[torch.tensor([first[row] for row in rows], device=self.device)]
         return self.drafter.read(
             self.input_ids.gpu[:num_tokens],
             self._get_positions(num_tokens),
             self._step.spec_decode_common_attn_metadata,
-            at,
+            metadata.logits_indices[torch.from_numpy(first).to(self.device)],
         )
 
     def _processed(self, logits: Tensor, metadata: Any) -> Tensor:
@@ -351,6 +335,7 @@ class SSDModelRunner(_ModelRunner):
         return SamplerOutput(sampled_token_ids=token_ids, logprobs_tensors=tensors)
 
 
-def _starts(counts: list[int]) -> list[int]:
+def _starts(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     """Where each of several runs begins."""
-    return [0, *itertools.accumulate(counts)][: len(counts)]
+    starts: NDArray[np.int64] = np.cumsum(counts) - counts
+    return starts

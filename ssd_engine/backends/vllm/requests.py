@@ -44,57 +44,64 @@ def requested_config(block: Any, num_draft_tokens: int) -> SSDConfig | None:
 
 
 @dataclass(frozen=True)
-class RequestEntry:
-    """One request that asks for SSD."""
+class RequestSettings:
+    """What one request asks for."""
 
-    slot: int
     config: SSDConfig
+    seed: int | None
     temperature: float
     """0 is greedy."""
     top_k: int | None
     top_p: float
 
+    @property
+    def is_sampled(self) -> bool:
+        return self.temperature > 0
+
+    @property
+    def is_truncated(self) -> bool:
+        return self.top_k is not None or self.top_p < 1
+
 
 class RequestTable:
-    """The requests by id, each with a row for its scheme control; rows are found wherever vLLM's batch has moved."""
+    """The requests by id, each with a slot in tensors of their settings and scheme control.
+
+    So they are found wherever vLLM's batch has moved them, and a step looks all of its requests up at once.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._entries: dict[str, RequestEntry] = {}
+        self._slots: dict[str, int] = {}
+        self._settings: dict[str, RequestSettings] = {}
         self._free: list[int] = []
         self._schemes = SchemeBatch.of([], device).rows
         self._seeds = torch.empty(0, dtype=torch.int64, device=device)
+        self._numbers = torch.empty(0, 4, dtype=torch.float64, device=device)
+        """Temperature, top-k, top-p, c."""
 
-    def get(self, request_id: str) -> RequestEntry | None:
-        return self._entries.get(request_id)
+    def slot(self, request_id: str) -> int | None:
+        """Where a request's row is; None for one that is not known."""
+        return self._slots.get(request_id)
 
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def enter(
-        self,
-        request_id: str,
-        config: SSDConfig,
-        *,
-        seed: int | None,
-        temperature: float,
-        top_k: int | None,
-        top_p: float,
-    ) -> RequestEntry:
-        """Begin a request's answer."""
+    def enter(self, request_id: str, settings: RequestSettings) -> int:
+        """Begin a request's answer; returns its slot."""
         if not self._free:
             self._grow()
-        slot = self._free.pop()
-        self._schemes[slot] = SchemeBatch.of([config], self._device).rows[0]
-        self._seeds[slot] = seed_of(request_id, seed)
-        entry = self._entries[request_id] = RequestEntry(slot, config, temperature, top_k, top_p)
-        return entry
+        slot = self._slots[request_id] = self._free.pop()
+        self._settings[request_id] = settings
+        self._schemes[slot] = SchemeBatch.of([settings.config], self._device).rows[0]
+        self._seeds[slot] = seed_of(request_id, settings.seed)
+        top_k = torch.iinfo(torch.int32).max if settings.top_k is None else settings.top_k
+        numbers = [settings.temperature, top_k, settings.top_p, settings.config.sample_space_size]
+        self._numbers[slot] = torch.tensor(numbers, dtype=torch.float64)
+        return slot
 
     def drop(self, request_id: str) -> None:
         """Forget a request, if it is known."""
-        entry = self._entries.pop(request_id, None)
-        if entry is not None:
-            self._free.append(entry.slot)
+        slot = self._slots.pop(request_id, None)
+        if slot is not None:
+            del self._settings[request_id]
+            self._free.append(slot)
 
     def schemes(self, slots: Tensor) -> SchemeBatch:
         """The scheme control of the requests in `slots` [R]; `store` it when it has moved on."""
@@ -107,8 +114,25 @@ class RequestTable:
         """[R] int64."""
         return self._seeds[slots]
 
+    def sizes(self, slots: Tensor) -> Tensor:
+        """[R] int64 c."""
+        return self._numbers[slots, 3].long()
+
+    def temperatures(self, slots: Tensor) -> Tensor | None:
+        """[R] float32; None where no known request is sampled."""
+        if not any(settings.is_sampled for settings in self._settings.values()):
+            return None
+        return self._numbers[slots, 0].float()
+
+    def truncation(self, slots: Tensor) -> tuple[Tensor, Tensor] | None:
+        """[R] top-k and [R] top-p; None where no known request is truncated."""
+        if not any(settings.is_truncated for settings in self._settings.values()):
+            return None
+        return self._numbers[slots, 1].long(), self._numbers[slots, 2].float()
+
     def _grow(self) -> None:
         more = max(len(self._seeds), 16)
         self._free += range(len(self._seeds) + more - 1, len(self._seeds) - 1, -1)
         self._schemes = torch.cat([self._schemes, self._schemes.new_zeros(more, self._schemes.shape[1])])
         self._seeds = torch.cat([self._seeds, self._seeds.new_zeros(more)])
+        self._numbers = torch.cat([self._numbers, self._numbers.new_zeros(more, self._numbers.shape[1])])
