@@ -9,10 +9,11 @@ from langchain_core.language_models.model_profile import ModelProfile
 from pydantic import Field, PrivateAttr, SecretStr, model_validator
 
 from ssd_engine.config import Decoding, GenerationParams, OnRisk, SSDConfig
-from ssd_engine.engine import SSDEngine, shared_engine
+from ssd_engine.engine import SSDEngine
 from ssd_engine.errors import InvalidRequestError
 from ssd_engine.models.presets import PRESETS, default_preset
 from ssd_engine.remote import RemoteEngine
+from ssd_engine.shared import shared_engine
 
 _LOAD_FIELDS = (
     "preset",
