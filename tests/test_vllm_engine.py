@@ -193,6 +193,20 @@ def test_a_cache_that_is_too_small_for_all_preempts_and_changes_nothing(
     assert _preemptions() > 0
 
 
+def test_prompts_read_in_parts_and_from_the_prefix_cache_change_nothing(
+    embedded: SSDEngine, small_pair: tuple[str, str]
+) -> None:
+    long = [[3 + (7 * i + j * j) % 380 for j in range(70 + 37 * i)] for i in range(6)]
+    prompts = [*PROMPTS[:2], *long, [*long[5][:150], 9, 9, 9]]
+    expected = embedded.batch(prompts, LONG)
+    options = {**VLLM_OPTIONS, "engine_args": {"max_num_batched_tokens": 96, "block_size": 32}, "max_batch_size": 4}
+    with SSDEngine.from_pretrained(*small_pair, **options) as engine:
+        assert_same(engine.batch(prompts, LONG), expected)
+        again = engine.batch(prompts, LONG)
+    assert_same(again, expected)
+    assert any(result.usage.cached_prompt_tokens >= 32 for result in again if isinstance(result, GenerationResult))
+
+
 def test_an_engine_can_be_made_again(embedded: SSDEngine, small_pair: tuple[str, str]) -> None:
     for _ in range(2):
         with SSDEngine.from_pretrained(*small_pair, **VLLM_OPTIONS) as engine:

@@ -20,6 +20,7 @@ import httpx
 import psutil
 import pytest
 from langchain_core.messages import HumanMessage
+from llama_index.core.llms import LLMMetadata
 
 from ssd_engine import GenerationParams, SSDConfig, SSDEngine
 from ssd_engine.errors import InvalidRequestError, JailbreakRiskError, ModelLoadError
@@ -259,6 +260,36 @@ def test_langchains_own_openai_model_talks_to_it_unchanged(server: Server, embed
     right = shown(expected(embedded, QUESTIONS[0]).text)
     assert shown(model.invoke(QUESTIONS[0]).content) == right
     assert shown("".join(chunk.content for chunk in model.stream(QUESTIONS[0]))) == right
+
+
+def test_llama_indexs_own_openai_model_talks_to_it_unchanged(server: Server, embedded: SSDEngine) -> None:
+    module = pytest.importorskip("llama_index.llms.openai")
+
+    class Served(module.OpenAI):  # type: ignore[misc, name-defined]
+        """It looks its limits up by name, and knows OpenAI's models alone."""
+
+        @property
+        def metadata(self) -> LLMMetadata:
+            return LLMMetadata(context_window=512, is_chat_model=True, model_name=self.model)
+
+    model = Served(model="pair", api_base=server.url, api_key=KEY, temperature=0, max_tokens=24)
+    right = shown(expected(embedded, QUESTIONS[0]).text)
+    assert shown(model.complete(QUESTIONS[0]).text) == right
+    assert shown("".join(part.delta for part in model.stream_complete(QUESTIONS[0]))) == right
+
+
+def test_vllms_own_settings_of_a_request_hold(server: Server) -> None:
+    plain = server.ask(QUESTIONS[0], extra_body={"return_token_ids": True}).choices[0].token_ids
+    few = sorted(set(plain))[:12]
+    body = {"return_token_ids": True, "allowed_token_ids": few}
+    assert set(server.ask(QUESTIONS[0], extra_body=body).choices[0].token_ids) <= set(few)
+    penalised = server.ask(
+        QUESTIONS[0], frequency_penalty=2.0, presence_penalty=2.0, extra_body={"return_token_ids": True}
+    )
+    repeated = len(plain) - len(set(plain))
+    assert len(penalised.choices[0].token_ids) - len(set(penalised.choices[0].token_ids)) < max(repeated, 1)
+    several = server.ask(QUESTIONS[0], n=2, temperature=1.0, seed=3)
+    assert [summary["decoding"] for summary in several.ssd] == ["ssd", "ssd"]
 
 
 def test_an_address_without_a_server_is_told() -> None:

@@ -89,7 +89,7 @@ class KeepingProposer(DraftModelProposer):
         self.kept = _Kept()
         token_ids: Tensor = super().propose(**(_last_tokens(step) if self.has_read else step))
         if self.drafting is not None:
-            self.kept.rows = {request_id: row for row, request_id in enumerate(self.drafting.request_ids)}
+            self.kept.rows = dict(self.drafting.rows_by_id)
             self.kept.token_ids = token_ids.long()
         return token_ids
 
@@ -166,9 +166,11 @@ def _last_tokens(step: dict[str, Any]) -> dict[str, Any]:
 class _Drafting:
     """The SSD requests of a step, as the draft will propose for them."""
 
-    request_ids: list[str]
+    rows_by_id: dict[str, int]
+    """The rows of these requests among all R. Prompts that are not read to their end are not among them: what the
+    draft proposes there means nothing."""
     rows: Tensor
-    """[S] the rows of these requests among all R."""
+    """[S] the same."""
     slots: Tensor
     """[S] their slots in the table."""
     table: RequestTable
@@ -221,7 +223,8 @@ class SSDModelRunner(_ModelRunner):
         rows = torch.tensor(list(own), device=logits.device)
         counts = torch.tensor(step.counts, device=logits.device)
         answered = step.places[counts.cumsum(0) - counts] + (verdicts.token_ids >= 0).sum(-1)
-        self.drafter.drafting = _Drafting(list(self.input_batch.req_ids), rows, own_slots, self._table, answered)
+        rows_by_id = {self.input_batch.req_ids[row]: row for row in own}
+        self.drafter.drafting = _Drafting(rows_by_id, rows, own_slots, self._table, answered)
         return self._output(output, verdicts, rows, spec_decode_metadata.max_spec_len + 1)
 
     def _slot(self, request_id: str) -> int | None:
