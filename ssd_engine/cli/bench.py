@@ -100,6 +100,8 @@ def _print(report: Report, baseline: str) -> None:
     for row in report.rows:
         table.add_row(*_cells(row))
     stdout.print(table)
+    for requests, ratio in report.round_ratios.items():
+        stdout.print(f"{requests} at once: a round of vllm, ssd takes {ratio:.2f} of one of vllm, speculative.")
     for context in report.contexts:
         stdout.print(
             f"ssd after a prompt of {context.prompt_tokens} tokens: first token after {context.first_token:.1f} s, "

@@ -113,6 +113,20 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
+    @property
+    def round_ratios(self) -> dict[int, float]:
+        """By requests at once: how long a round with SSD takes on vLLM, of one with its own lossless rule."""
+        rounds = {
+            (row.name, row.requests): row.tokens_per_round / row.tokens_per_second
+            for row in self.rows
+            if row.tokens_per_round
+        }
+        return {
+            requests: seconds / rounds["vllm, speculative", requests]
+            for (name, requests), seconds in rounds.items()
+            if name == "vllm, ssd" and ("vllm, speculative", requests) in rounds
+        }
+
 
 def run(
     pair: Pair,
@@ -143,25 +157,23 @@ def run(
     contenders = _named(names, VLLM_CONTENDERS if backend == "vllm" else CONTENDERS)
     baseline = VLLM if backend == "vllm" else GENERATE
     is_about_engine = SSD in contenders and backend == "transformers"
-    with ExitStack() as stack:
-        hosts = {
-            host: stack.enter_context(closing(HostProcess(host, pair)))
-            for host in dict.fromkeys(contender.host for contender in contenders)
-        }
-        for i, (host, process) in enumerate(hosts.items()):
-            progress(f"loading {host.library}", i, len(hosts))
-            process.answer("target", [_question("Say hello.")], 8)
-        samples: dict[str, list[list[Sample]]] = {}
-        tasks = list(_tasks(contenders, prompts, requests))
-        for done, (contender, group) in enumerate(tasks):
-            progress(f"{contender.name}, {len(group)} at once", done, len(tasks))
-            answers = hosts[contender.host].answer(contender.decoding, group, max_new_tokens)
-            samples.setdefault(_key(contender, len(group)), []).append(answers)
-        engine = hosts.get(_ENGINE)
-        context_rows = tuple(_context_row(engine, length, max_new_tokens) for length in contexts if engine)
-        if is_about_engine:
-            progress("ssd under a grammar", len(tasks), len(tasks))
-        guided = measure_guided(hosts[_ENGINE]) if is_about_engine else None
+    samples: dict[str, list[list[Sample]]] = {}
+    context_rows: tuple[ContextRow, ...] = ()
+    guided = None
+    # What vLLM loads has no room beside the others: there one process follows another.
+    for together in _by_host(contenders) if backend == "vllm" else [contenders]:
+        with ExitStack() as stack:
+            hosts = _loaded(together, pair, stack, progress)
+            tasks = list(_tasks(together, prompts, requests))
+            for done, (contender, group) in enumerate(tasks):
+                progress(f"{contender.name}, {len(group)} at once", done, len(tasks))
+                answers = hosts[contender.host].answer(contender.decoding, group, max_new_tokens)
+                samples.setdefault(_key(contender, len(group)), []).append(answers)
+            if is_about_engine:
+                engine = hosts[_ENGINE]
+                context_rows = tuple(_context_row(engine, length, max_new_tokens) for length in contexts)
+                progress("ssd under a grammar", len(tasks), len(tasks))
+                guided = measure_guided(engine)
     second_turn = _second_turn(pair) if is_about_engine else None
     rows = tuple(
         _row(contender, number, samples, pair.config, baseline)
@@ -169,8 +181,27 @@ def run(
         for contender in contenders
         if _key(contender, number) in samples
     )
-    environment = _environment(pair, max_new_tokens, len(prompts), list(hosts))
+    environment = _environment(pair, max_new_tokens, len(prompts), [contender.host for contender in contenders])
     return Report(rows, context_rows, second_turn, guided, environment, samples)
+
+
+def _by_host(contenders: Sequence[Contender]) -> list[list[Contender]]:
+    """The contenders that share a process, process by process."""
+    hosts = dict.fromkeys(contender.host for contender in contenders)
+    return [[contender for contender in contenders if contender.host == host] for host in hosts]
+
+
+def _loaded(
+    contenders: Sequence[Contender], pair: Pair, stack: ExitStack, progress: Callable[[str, int, int], None]
+) -> dict[Host, HostProcess]:
+    """The contenders' processes, each of which has answered once."""
+    processes: dict[Host, HostProcess] = {}
+    first = {contender.host: contender for contender in reversed(contenders)}
+    for i, (host, contender) in enumerate(first.items()):
+        progress(f"loading {host.library}", i, len(first))
+        processes[host] = stack.enter_context(closing(HostProcess(host, pair)))
+        processes[host].answer(contender.decoding, [_question("Say hello.")], 8)
+    return processes
 
 
 def _named(names: Sequence[str], contenders: Sequence[Contender]) -> tuple[Contender, ...]:

@@ -279,6 +279,9 @@ class SSDModelRunner(_ModelRunner):
             drafted[is_kept] = kept.token_ids[row_at, step_at]
         if not bool(is_kept.all()):
             from_draft[~is_kept] = self._read_first(metadata, first[kept_rows < 0]).to(from_draft.dtype)
+        if not self.input_batch.sampling_metadata.no_penalties:  # they hold for both models, as masks do
+            spread = logits.new_zeros(logits.shape).index_copy_(0, at, from_draft)
+            from_draft = self._processed(spread, metadata)[at]
         return StepLogits(
             counts=counts.tolist(),
             target=self._processed(logits, metadata)[at],
