@@ -92,7 +92,7 @@ class PairModel(BaseChatModel):
     @property
     def lc_secrets(self) -> dict[str, str]:
         """What is never saved, and where it is looked up again."""
-        return {"api_key": "SSD_API_KEY"}
+        return {} if self.api_key is None else {"api_key": "SSD_API_KEY"}
 
     @property
     def lc_attributes(self) -> dict[str, Any]:
