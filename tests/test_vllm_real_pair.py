@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ssd_engine import GenerationParams, GenerationResult, SSDEngine
+from ssd_engine import GenerationParams, GenerationResult, SSDConfig, SSDEngine
 from ssd_engine.scheme import Scheme
 
 pytest.importorskip("vllm")
@@ -23,7 +23,9 @@ QUESTIONS = [
 
 def test_the_default_pair_answers_as_it_does_in_this_process() -> None:
     prompts = [[{"role": "user", "content": question}] for question in QUESTIONS]
-    params = GenerationParams(max_new_tokens=48)
+    # A pair that agrees this well would else stay under Intersection.
+    wary = SSDConfig(bin_size=4, match_threshold=0.95, threshold_decay=0.02)
+    params = GenerationParams(max_new_tokens=48, ssd=wary)
     with SSDEngine.from_preset("qwen2.5-coder-1.5b", dtype="float32") as engine:
         expected = engine.batch(prompts, params)
     with SSDEngine.from_preset(
