@@ -252,6 +252,7 @@ def _row(
     flat = [sample for group in groups for sample in group]
     engine = [sample for sample in flat if sample.rounds]
     drafted = [sample for sample in engine if sample.match_rate is not None]
+    timed = [sample for sample in drafted if sample.target_forward]  # vLLM does not tell how long its passes take
     speeds = [_speed(group) for group in groups]
     return Row(
         name=contender.name,
@@ -266,8 +267,8 @@ def _row(
         first_token=median(sample.first_token for sample in flat),
         first_token_p95=sorted(sample.first_token for sample in flat)[math.ceil(0.95 * len(flat)) - 1],
         peak_memory=max(sample.peak_memory for sample in flat),
-        share_of_bound=_share_of_bound(drafted, config) if drafted and requests == 1 else None,
-        share_of_rule=sum(s.selection for s in drafted) / sum(s.total for s in drafted) if drafted else None,
+        share_of_bound=_share_of_bound(timed, config) if timed and requests == 1 else None,
+        share_of_rule=sum(s.selection for s in timed) / sum(s.total for s in timed) if timed else None,
     )
 
 
