@@ -73,7 +73,7 @@ def bench(
     if as_json:
         typer.echo(document)
     else:
-        _print(report, "vllm" if backend == "vllm" else "gen-\nerate")
+        _print(report, "x\nvllm" if backend == "vllm" else "x gen-\nerate")
 
 
 def _progress() -> Progress:
@@ -81,14 +81,14 @@ def _progress() -> Progress:
     return Progress(*columns, console=stderr, transient=True)
 
 
-def _print(report: Report, baseline: str) -> None:
+def _print(report: Report, ratio_to_baseline: str) -> None:
     # Two short words above each other, so that the table fits a terminal of 80 columns.
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("", no_wrap=True)
     for name in (
         "at\nonce",
         "tokens\n/s",
-        f"x {baseline}" if "\n" in baseline else f"x\n{baseline}",
+        ratio_to_baseline,
         "match\nrate",
         "tokens\n/round",
         "first\ns",

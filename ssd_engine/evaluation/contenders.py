@@ -102,12 +102,17 @@ class EngineAnswerer:
             pair.draft,
             pair.draft_adapter,
             pair.config,
-            target_quantization=host.target_quantization,
-            draft_quantization=host.draft_quantization,
             max_batch_size=MOST_REQUESTS,
-            prefix_cache_bytes=PREFIX_CACHE_BYTES if host.keeps_prefixes else 0,
-            compile=pair.compile,
+            **self._options(host, pair),
         )
+
+    def _options(self, host: Host, pair: Pair) -> dict[str, Any]:
+        return {
+            "target_quantization": host.target_quantization,
+            "draft_quantization": host.draft_quantization,
+            "prefix_cache_bytes": PREFIX_CACHE_BYTES if host.keeps_prefixes else 0,
+            "compile": pair.compile,
+        }
 
     def close(self) -> None:
         self._engine.close()
@@ -122,19 +127,14 @@ class EngineAnswerer:
 class EngineOnVllmAnswerer(EngineAnswerer):
     """Answers through SSDEngine on vLLM; `speculative` is vLLM's own lossless rule, in its own code."""
 
-    def __init__(self, host: Host, pair: Pair) -> None:
-        self._engine = SSDEngine.from_pretrained(
-            pair.target,
-            pair.draft,
-            pair.draft_adapter,
-            pair.config,
-            dtype=pair.vllm_dtype,
-            backend="vllm",
-            max_batch_size=MOST_REQUESTS,
-            max_model_len=_VLLM_MODEL_LEN,
-            kv_cache_bytes=_VLLM_CACHE_BYTES,
-            engine_args={"enable_prefix_caching": False},
-        )
+    def _options(self, host: Host, pair: Pair) -> dict[str, Any]:
+        return {
+            "dtype": pair.vllm_dtype,
+            "backend": "vllm",
+            "max_model_len": _VLLM_MODEL_LEN,
+            "kv_cache_bytes": _VLLM_CACHE_BYTES,
+            "engine_args": {"enable_prefix_caching": False},
+        }
 
 
 def _sample(result: GenerationResult | Exception) -> Sample:

@@ -197,7 +197,7 @@ class _Tap:
         self.is_finished = False
 
     async def passed_on(self, outputs: AsyncIterator[Any]) -> AsyncGenerator[Any, None]:
-        """The outputs as they are, but for log-probabilities that the client has not asked for."""
+        """The outputs; log-probabilities that the client has asked for come likeliest first."""
         async for output in outputs:
             for each in output.outputs:
                 self._read(each)
