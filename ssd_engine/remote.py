@@ -48,13 +48,14 @@ class RemoteEngine(SSDEngine):
             ModelLoadError: the extra is not installed, or there is no server, or none that takes the key.
         """
         try:
+            import httpx
             import openai
         except ImportError as error:
             raise ModelLoadError('a server needs the extra "remote": pip install "ssd-integrations[remote]"') from error
-        key = api_key or os.environ.get(API_KEY_VARIABLE) or "none"
-        self._client = openai.OpenAI(base_url=base_url, api_key=key)
-        self._async_client = openai.AsyncOpenAI(base_url=base_url, api_key=key)
         self._base_url = base_url
+        self._key = api_key or os.environ.get(API_KEY_VARIABLE) or "none"
+        self._certificates = httpx.create_ssl_context()
+        self._client = openai.OpenAI(base_url=base_url, api_key=self._key)
         self._is_closed = False
         with self._told():
             models = list(self._client.models.list())
@@ -82,9 +83,7 @@ class RemoteEngine(SSDEngine):
             with self._told(), self._client.chat.completions.create(**arguments) as chunks:
                 for chunk in chunks:
                     yield answer.add(chunk)
-                    if answer.error is not None:
-                        raise answer.error
-                    if answer.is_refused:
+                    if answer.is_over:
                         break
             yield answer.finish()
 
@@ -102,12 +101,13 @@ class RemoteEngine(SSDEngine):
         answer = RemoteAnswer(params)
         arguments = self._arguments(prompt, params, draft_prompt, tools)
         with self._told():
-            async with await self._async_client.chat.completions.create(**arguments) as chunks:
+            async with (
+                self._async_client() as client,
+                await client.chat.completions.create(**arguments) as chunks,
+            ):
                 async for chunk in chunks:
                     yield answer.add(chunk)
-                    if answer.error is not None:
-                        raise answer.error
-                    if answer.is_refused:
+                    if answer.is_over:
                         break
         yield answer.finish()
 
@@ -162,6 +162,13 @@ class RemoteEngine(SSDEngine):
         if draft_prompt is not None:
             raise InvalidRequestError("draft_prompt: a server gives both models one prompt; leave it out")
         return chat_arguments(self.name, prompt, params, tools)
+
+    def _async_client(self) -> openai.AsyncOpenAI:
+        """A client of its own for each answer: connections belong to an event loop, and callers may have several."""
+        import openai
+
+        http_client = openai.DefaultAsyncHttpxClient(verify=self._certificates)
+        return openai.AsyncOpenAI(base_url=self._base_url, api_key=self._key, http_client=http_client)
 
     @contextmanager
     def _told(self) -> Iterator[None]:

@@ -48,9 +48,14 @@ class RemoteAnswer:
         self._usage = Usage(0, 0)
         self._start = time.perf_counter()
         self._timings = Timings()
-        self.is_refused = False
-        self.error: JailbreakRiskError | None = None
+        self._is_refused = False
+        self._error: JailbreakRiskError | None = None
         """What the caller asked to be raised."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether risk ended the answer, whatever more the server sends."""
+        return self._is_refused or self._error is not None
 
     def add(self, chunk: Any) -> Piece:
         """Take in a `ChatCompletionChunk`."""
@@ -68,8 +73,6 @@ class RemoteAnswer:
         if token_ids and not self._timings.first_token:
             self._timings.first_token = time.perf_counter() - self._start
         new = slice(before, None)
-        if self.error is not None:
-            self.error.text = "".join(self._texts)
         return Piece(
             text=text,
             token_ids=tuple(token_ids),
@@ -82,9 +85,16 @@ class RemoteAnswer:
         )
 
     def finish(self) -> Piece:
-        """The last piece, with tool calls and the result; a refusal is added where risk called for one."""
+        """The last piece, with tool calls and the result; a refusal is added where risk called for one.
+
+        Raises:
+            JailbreakRiskError: risk called for that; its `text` is what came before.
+        """
+        if self._error is not None:
+            self._error.text = "".join(self._texts)
+            raise self._error
         text = ""
-        if self.is_refused:
+        if self._is_refused:
             text = ("\n\n" if any(self._texts) else "") + self._params.refusal_text
             self._calls = {}
         calls, invalid = self._parsed_calls()
@@ -93,7 +103,7 @@ class RemoteAnswer:
         if not usage.completion_tokens:  # the stream was left before its end
             usage = Usage(usage.prompt_tokens, len(self._token_ids), usage.cached_prompt_tokens)
         result = GenerationResult(
-            text=self._params.refusal_text if self.is_refused else "".join(self._texts),
+            text=self._params.refusal_text if self._is_refused else "".join(self._texts),
             token_ids=self._token_ids,
             finish_reason=self._reason(calls),
             usage=usage,
@@ -128,7 +138,7 @@ class RemoteAnswer:
 
     def _read_codes(self, codes: str, text: str) -> None:
         for code in codes:
-            if self._reader is None or self.is_refused or self.error is not None:
+            if self._reader is None or self.is_over:
                 return
             choice = self._reader.read_code(-1, int(code, 16))
             self._trace.texts.append("")
@@ -139,9 +149,9 @@ class RemoteAnswer:
 
     def _act_on_risk(self) -> None:
         action = risk_action(self._params, self._trace)
-        self.is_refused = action == "refuse"
+        self._is_refused = action == "refuse"
         if action == "raise":
-            self.error = risk_error(self._trace)
+            self._error = risk_error(self._trace)
 
     def _parsed_calls(self) -> tuple[tuple[ToolCall, ...], tuple[InvalidToolCall, ...]]:
         calls: list[ToolCall] = []
@@ -158,7 +168,7 @@ class RemoteAnswer:
         return tuple(calls), tuple(invalid)
 
     def _reason(self, calls: tuple[ToolCall, ...]) -> FinishReason:
-        if self.is_refused:
+        if self._is_refused:
             return "refused"
         if calls:
             return "tool_calls"

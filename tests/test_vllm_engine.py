@@ -237,6 +237,9 @@ def test_pairs_and_options_that_cannot_work_are_told(small_pair: tuple[str, str]
         SSDEngine.from_pretrained(*small_pair, target_quantization="int8", **VLLM_OPTIONS)
     with pytest.raises(InvalidRequestError, match="worker_cls"):
         SSDEngine.from_pretrained(*small_pair, engine_args={"worker_cls": "x.Y"}, **VLLM_OPTIONS)
+    for stages in ({"pipeline_parallel_size": 2}, {"engine_args": {"pipeline_parallel_size": 2}}):
+        with pytest.raises(InvalidRequestError, match="pipeline_parallel_size"):
+            SSDEngine.from_pretrained(*small_pair, **stages, **VLLM_OPTIONS)
     with pytest.raises(ModelLoadError, match="kv_cache_bytes"):
         SSDEngine.from_pretrained(*small_pair, **{**VLLM_OPTIONS, "kv_cache_bytes": 10**15})
 

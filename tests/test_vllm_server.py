@@ -233,7 +233,8 @@ def test_chat_ssd_talks_to_a_server_as_to_its_own_engine(server: Server, embedde
     right = [shown(answer.content) for answer in near.batch(QUESTIONS)]
     assert shown("".join(chunk.content for chunk in far.stream(QUESTIONS[0]))) == right[0]
     assert [shown(answer.content) for answer in far.batch(QUESTIONS)] == right
-    assert shown(asyncio.run(far.ainvoke(QUESTIONS[0])).content) == right[0]
+    for _ in range(2):  # each in an event loop of its own
+        assert shown(asyncio.run(far.ainvoke(QUESTIONS[0])).content) == right[0]
     assert far.get_num_tokens_from_messages([HumanMessage("Hello")]) == near.get_num_tokens_from_messages(
         [HumanMessage("Hello")]
     )

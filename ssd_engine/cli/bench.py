@@ -122,11 +122,13 @@ def _print(report: Report, ratio_to_baseline: str) -> None:
             "round."
         )
     compiled = ", compiled" if where["compile"] else ""
+    others = "generate and assisted are transformers' own"
+    if "vllm" in where:
+        others = f"vllm {where['vllm']} with weights of type {where['vllm_dtype']}"
     stdout.print(
-        f"Medians over {where['prompts']} prompts of {where['max_new_tokens']} tokens, greedy; generate and assisted "
-        f"are transformers' own. {where['target']} with {where['draft']}{compiled}. {where['cores']} cores of "
-        f"{where['processor']} ({where['instructions']}); torch {where['torch']}, "
-        f"transformers {where['transformers']}; {where['date']}."
+        f"Medians over {where['prompts']} prompts of {where['max_new_tokens']} tokens, greedy; {others}. "
+        f"{where['target']} with {where['draft']}{compiled}. {where['cores']} cores of {where['processor']} "
+        f"({where['instructions']}); torch {where['torch']}, transformers {where['transformers']}; {where['date']}."
     )
 
 
@@ -142,7 +144,7 @@ def _cells(row: Row) -> list[str]:
         shown(row.match_rate, ".2f"),
         shown(row.tokens_per_round, ".2f"),
         f"{row.first_token:.1f}",
-        f"{row.peak_memory / 1e9:.1f}",
+        shown(row.peak_memory and row.peak_memory / 1e9, ".1f"),
         shown(row.share_of_bound, ".2f"),
         shown(row.share_of_rule, ".1%"),
     ]

@@ -228,9 +228,10 @@ class VLLMAnswerer:
     """Answers through vLLM with the target alone."""
 
     def __init__(self, host: Host, pair: Pair) -> None:
-        from ssd_engine.backends.vllm.compat import require_vllm
+        from ssd_engine.backends.vllm.compat import require_vllm, share_processors
 
         require_vllm()
+        share_processors(1)
         from vllm import LLM
 
         self._llm = LLM(
@@ -315,6 +316,8 @@ def _answer(
     decoding: Decoding, prompts: Sequence[Messages], max_new_tokens: int, options: dict[str, Any]
 ) -> list[Sample]:
     samples = _answerer(decoding, prompts, max_new_tokens, **options)
+    if isinstance(_answerer, EngineOnVllmAnswerer | VLLMAnswerer):
+        return samples  # the models are in processes of vLLM's own
     return [replace(sample, peak_memory=peak_memory()) for sample in samples]
 
 

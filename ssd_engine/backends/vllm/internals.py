@@ -169,18 +169,19 @@ class _Drafting:
     rows_by_id: dict[str, int]
     """The rows of these requests among all R. Prompts that are not read to their end are not among them: what the
     draft proposes there means nothing."""
-    rows: Tensor
-    """[S] the same."""
     slots: Tensor
     """[S] their slots in the table."""
     table: RequestTable
     places: Tensor
     """[S] tokens of the answers, the chosen ones included."""
 
+    def __post_init__(self) -> None:
+        self._rows = torch.tensor(list(self.rows_by_id.values()), device=self.slots.device)
+
     def propose(self, token_ids: Tensor, logits: Tensor, step: int) -> Tensor:
         """`token_ids` [R], with the SSD requests' own proposals."""
-        own = draft(logits[self.rows], self.slots, self.table, self.places + step)
-        return token_ids.index_copy(0, self.rows, own.to(token_ids.dtype))
+        own = draft(logits[self._rows], self.slots, self.table, self.places + step)
+        return token_ids.index_copy(0, self._rows, own.to(token_ids.dtype))
 
 
 class SSDModelRunner(_ModelRunner):
@@ -224,7 +225,7 @@ class SSDModelRunner(_ModelRunner):
         counts = torch.tensor(step.counts, device=logits.device)
         answered = step.places[counts.cumsum(0) - counts] + (verdicts.token_ids >= 0).sum(-1)
         rows_by_id = {self.input_batch.req_ids[row]: row for row in own}
-        self.drafter.drafting = _Drafting(rows_by_id, rows, own_slots, self._table, answered)
+        self.drafter.drafting = _Drafting(rows_by_id, own_slots, self._table, answered)
         return self._output(output, verdicts, rows, spec_decode_metadata.max_spec_len + 1)
 
     def _slot(self, request_id: str) -> int | None:

@@ -34,9 +34,13 @@ class VllmPair:
     tokenizer: PreTrainedTokenizerBase
     intake: Intake
     config: SSDConfig
-    num_draft_tokens: int
     engine_args: dict[str, Any]
     """Arguments of vLLM's `EngineArgs`."""
+
+    @property
+    def num_draft_tokens(self) -> int:
+        """Tokens drafted in a round; `of` takes no other than a fixed number."""
+        return int(self.config.num_draft_tokens)
 
     @classmethod
     def of(
@@ -80,6 +84,7 @@ class VllmPair:
             "dtype": dtype,
             "generation_config": "vllm",  # a request's settings are its own, not the checkpoint's
             "tensor_parallel_size": options.tensor_parallel_size,
+            "pipeline_parallel_size": options.pipeline_parallel_size,
             "max_num_seqs": options.max_batch_size,
             "enforce_eager": not (torch.cuda.is_available() if options.compile is None else options.compile),
             **_memory(configs, (str(target), draft), dtype, intake.context_length, options),
@@ -99,9 +104,7 @@ class VllmPair:
             raise InvalidRequestError(
                 f"engine_args={taken}: set by this backend; use its own options, or leave them out"
             )
-        return cls(
-            str(target), draft, tokenizer, intake, config, config.num_draft_tokens, {**arguments, **options.engine_args}
-        )
+        return cls(str(target), draft, tokenizer, intake, config, {**arguments, **options.engine_args})
 
     def make_decoder(self) -> VllmDecoder:
         """Start vLLM."""
