@@ -334,7 +334,7 @@ def test_bench_measures_all_contenders_in_one_run(pair: list[str], tmp_path: Pat
     done = subprocess.run(
         [
             *(sys.executable, "-c", "from ssd_engine.cli import main; main()"),
-            *(*command, "--requests", "1", "--requests", "3", "--context", "200"),
+            *(*command, "--requests", "1", "--requests", "3", "--context", "200", "--num-draft-tokens", "2"),
         ],
         capture_output=True,
         text=True,
@@ -360,6 +360,8 @@ def test_bench_measures_all_contenders_in_one_run(pair: list[str], tmp_path: Pat
     assert report["guided"]["forced_share"] > 0
     assert "under a JSON schema" in done.stdout
     assert report["environment"]["torch"] in done.stdout
+    assert report["environment"]["num_draft_tokens"] == 2
+    assert rows["ssd", 1]["tokens_per_round"] <= 2
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 

@@ -26,6 +26,7 @@ def bench(
     target: engine_options.TargetOption = None,
     draft: engine_options.DraftOption = None,
     draft_adapter: engine_options.DraftAdapterOption = None,
+    num_draft_tokens: engine_options.NumDraftTokensOption = None,
     compile: engine_options.CompileOption = False,
     max_tokens: Annotated[int, typer.Option(min=2, help="Tokens in each answer.")] = 96,
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first prompts; for a quick look.")] = None,
@@ -43,8 +44,8 @@ def bench(
     """Measure the pair against transformers' generate and assisted generation, or on vLLM against vLLM's own."""
     from ssd_engine.evaluation import speed
 
-    pair = EngineOptions(preset, target, draft, draft_adapter, compile=compile).resolve()
-    pair = replace(pair, vllm_dtype=vllm_dtype)
+    options = EngineOptions(preset, target, draft, draft_adapter, num_draft_tokens=num_draft_tokens, compile=compile)
+    pair = replace(options.resolve(), vllm_dtype=vllm_dtype)
     with _progress() as progress:
         task = progress.add_task("")
 

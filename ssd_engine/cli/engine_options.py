@@ -39,6 +39,9 @@ DraftQuantizationOption = Annotated[Quantization | None, typer.Option(help="Quan
 CompileOption = Annotated[
     bool, typer.Option("--compile", help="Decode through torch.compile: faster, ready a minute later.", **_PANEL)
 ]
+NumDraftTokensOption = Annotated[
+    int | None, typer.Option(min=1, max=64, help="Tokens drafted in a round.  [default: the preset's]", **_PANEL)
+]
 DraftSystemPromptOption = Annotated[str | None, typer.Option(help="System prompt for the draft alone.", **_PANEL)]
 
 
@@ -53,6 +56,7 @@ class EngineOptions:
     target_quantization: Quantization | None = None
     draft_quantization: Quantization | None = None
     draft_system_prompt: str | None = None
+    num_draft_tokens: int | None = None
     compile: bool = False
 
     def __post_init__(self) -> None:
@@ -121,9 +125,8 @@ class EngineOptions:
         return model_id(preset.target), model_id(preset.draft)
 
     def _config(self, base: SSDConfig) -> SSDConfig:
-        if self.draft_system_prompt is None:
-            return base
-        return base.model_copy(update={"draft_system_prompt": self.draft_system_prompt})
+        given = {"draft_system_prompt": self.draft_system_prompt, "num_draft_tokens": self.num_draft_tokens}
+        return base.model_copy(update={name: value for name, value in given.items() if value is not None})
 
 
 def _silence_transformers() -> None:

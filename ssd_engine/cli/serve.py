@@ -12,6 +12,7 @@ from ssd_engine.cli.engine_options import (
     DraftAdapterOption,
     DraftOption,
     EngineOptions,
+    NumDraftTokensOption,
     PresetOption,
     TargetOption,
 )
@@ -27,6 +28,7 @@ def serve(
     target: TargetOption = None,
     draft: DraftOption = None,
     draft_adapter: DraftAdapterOption = None,
+    num_draft_tokens: NumDraftTokensOption = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on; others than this machine's need a key.", **_SERVER)
     ] = "127.0.0.1",
@@ -41,7 +43,6 @@ def serve(
     drain_seconds: Annotated[
         int, typer.Option(min=0, help="Seconds that a stop waits for running answers.", **_SERVER)
     ] = 60,
-    num_draft_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens drafted in a round.", **_VLLM)] = None,
     tensor_parallel_size: Annotated[int, typer.Option(min=1, help="Devices that share each layer.", **_VLLM)] = 1,
     max_batch_size: Annotated[int, typer.Option(min=1, help="Requests that decode together.", **_VLLM)] = 64,
     max_model_len: Annotated[
@@ -59,10 +60,7 @@ def serve(
     from ssd_engine.backends.vllm.serve import ServerOptions
     from ssd_engine.backends.vllm.serve import serve as run
 
-    source = EngineOptions(preset=preset, target=target, draft=draft, draft_adapter=draft_adapter).resolve()
-    config = source.config
-    if num_draft_tokens is not None:
-        config = config.model_copy(update={"num_draft_tokens": num_draft_tokens})
+    source = EngineOptions(preset, target, draft, draft_adapter, num_draft_tokens=num_draft_tokens).resolve()
     settings = VllmOptions(
         tensor_parallel_size=tensor_parallel_size,
         max_batch_size=max_batch_size,
@@ -71,6 +69,6 @@ def serve(
     )
     name = name or preset or (Path(target).name if target else default_preset())
     options = ServerOptions(host, port, api_key, name, max_waiting, drain_seconds)
-    pair = VllmPair.of(source.target, source.draft, source.draft_adapter, config, dtype, settings)
+    pair = VllmPair.of(source.target, source.draft, source.draft_adapter, source.config, dtype, settings)
     stderr.print(f"Serving at http://{host}:{port}/v1 once the models are loaded; Ctrl-C stops.", highlight=False)
     run(pair, options)

