@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from bench_case import bench
 from conftest import make_model, make_relative
 from huggingface_hub import constants
 from transformers import PreTrainedTokenizerFast
@@ -329,19 +330,9 @@ def test_ctrl_c_at_the_prompt_tells_how_to_leave(terminal: Terminal) -> None:
 
 
 def test_bench_measures_all_contenders_in_one_run(pair: list[str], tmp_path: Path) -> None:
-    report_file, plot = tmp_path / "report.json", tmp_path / "plot.png"
-    command = ["bench", *pair, "--limit", "2", "--max-tokens", "8", "--output", str(report_file), "--plot", str(plot)]
-    done = subprocess.run(
-        [
-            *(sys.executable, "-c", "from ssd_engine.cli import main; main()"),
-            *(*command, "--requests", "1", "--requests", "3", "--context", "200", "--num-draft-tokens", "2"),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    report = json.loads(report_file.read_text())
+    plot = tmp_path / "plot.png"
+    settings = ["--requests", "1", "--requests", "3", "--context", "200", "--num-draft-tokens", "2"]
+    report, printed = bench(tmp_path, *pair, "--limit", "2", "--max-tokens", "8", "--plot", str(plot), *settings)
     rows = {(row["name"], row["requests"]): row for row in report["rows"]}
     names = ["generate", "assisted", "target", "speculative", "ssd", "ssd, int8 draft", "ssd, int8 both"]
     assert [name for name, requests in rows if requests == 1][: len(names)] == names
@@ -352,14 +343,14 @@ def test_bench_measures_all_contenders_in_one_run(pair: list[str], tmp_path: Pat
         assert row["tokens_per_second"] > 0
         assert row["first_token_p95"] >= row["first_token"] > 0
         assert row["peak_memory"] > 0
-        assert name in done.stdout
+        assert name in printed
     assert rows["ssd", 1]["share_of_bound"] > 0
     assert report["second_turn"]["history_tokens"] > report["second_turn"]["cached_tokens"] > 0
     assert report["contexts"][0]["prompt_tokens"] > 150
     assert report["guided"]["json_tokens_per_second"] > 0
     assert report["guided"]["forced_share"] > 0
-    assert "under a JSON schema" in done.stdout
-    assert report["environment"]["torch"] in done.stdout
+    assert "under a JSON schema" in printed
+    assert report["environment"]["torch"] in printed
     assert report["environment"]["num_draft_tokens"] == 2
     assert rows["ssd", 1]["tokens_per_round"] <= 2
     assert plot.read_bytes().startswith(b"\x89PNG")
