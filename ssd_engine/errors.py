@@ -33,7 +33,11 @@ class VocabularyMismatchError(ModelLoadError, ValueError):
 
 
 class EngineClosedError(SSDError, RuntimeError):
-    """The engine was closed before or during the request."""
+    """The engine was closed before or during the request, or its worker has failed: `__cause__` then says by what."""
+
+
+class EngineBusyError(SSDError, RuntimeError):
+    """More requests wait than the engine, or the server, takes."""
 
 
 class RequestTimeoutError(SSDError, TimeoutError):
