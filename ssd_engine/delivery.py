@@ -1,47 +1,58 @@
-"""How pieces come from the worker thread to the caller: a queue for threads, the event loop's own for tasks."""
+"""How pieces come from the worker to the caller: a queue for threads, the event loop's own for tasks.
+
+Whoever waits here looks after itself: it sees that its request has run out of time, or that the worker is gone, also
+where nobody is left to tell it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import queue
-from collections.abc import Callable, Generator
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Collection, Generator, Sequence
+from functools import partial
+from typing import Any
 
+from ssd_engine.request import Event, Request, is_last
 from ssd_engine.result import GenerationResult, Piece
-from ssd_engine.scheduler import Event, Request
+from ssd_engine.scheduler import Scheduler
+
+_CHECK_SECONDS = 0.5
+"""How often a caller that waits looks whether there is still a worker."""
+Deliver = Callable[[Event], None]
 
 
-def piece_or_raise(event: Event) -> Piece:
-    """The piece that was delivered; an exception that was delivered is raised."""
-    if isinstance(event, BaseException):
-        raise event
-    return event
-
-
-def drain(request: Request, events: queue.SimpleQueue[Event]) -> Generator[Piece, None, None]:
-    """The pieces of a submitted request; leaving early cancels it."""
+def pieces_of(
+    scheduler: Scheduler[Any], request: Request, events: queue.SimpleQueue[Event]
+) -> Generator[Piece, None, None]:
+    """Submit a request and give its pieces, which come in `events`; leaving early cancels it."""
+    scheduler.submit(request)
     try:
-        while True:
-            piece = piece_or_raise(events.get())
+        piece = Piece()
+        while piece.result is None:
+            piece = _piece_or_raise(_next_event(scheduler, request, events))
             yield piece
-            if piece.result is not None:
-                return
     finally:
-        request.cancel()
+        scheduler.cancel(request)
 
 
-def outcome(request: Request, events: queue.SimpleQueue[Event]) -> GenerationResult | Exception:
-    """The result of a submitted request, or what went wrong in its place."""
+async def apieces_of(
+    scheduler: Scheduler[Any], request: Request, events: asyncio.Queue[Event]
+) -> AsyncGenerator[Piece, None]:
+    """`pieces_of` for an event loop."""
+    scheduler.submit(request)
     try:
-        *_, last = drain(request, events)
-    except Exception as error:
-        return error
-    assert last.result is not None
-    return last.result
+        piece = Piece()
+        while piece.result is None:
+            piece = _piece_or_raise(await _anext_event(scheduler, request, events))
+            yield piece
+    finally:
+        scheduler.cancel(request)
 
 
-def into_loop(loop: asyncio.AbstractEventLoop, events: asyncio.Queue[Event]) -> Callable[[Event], None]:
-    """A `deliver` for the worker thread that hands events to a task's loop."""
+def into_loop(loop: asyncio.AbstractEventLoop, events: asyncio.Queue[Event]) -> Deliver:
+    """A `deliver` for other threads that hands events to a task's loop."""
 
     def deliver(event: Event) -> None:
         # A loop that is closed has no task left that waits.
@@ -49,3 +60,95 @@ def into_loop(loop: asyncio.AbstractEventLoop, events: asyncio.Queue[Event]) -> 
             loop.call_soon_threadsafe(events.put_nowait, event)
 
     return deliver
+
+
+def results_of(
+    scheduler: Scheduler[Any], prepare: Sequence[Callable[[Deliver], Request]]
+) -> list[GenerationResult | Exception]:
+    """Prepare and answer requests, at most `max_waiting` of them under way; what goes wrong stands in its place."""
+    results: dict[int, GenerationResult | Exception] = {}
+    requests: dict[int, Request] = {}
+    events: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
+    left = deque(enumerate(prepare))
+
+    def deliver(index: int, event: Event) -> None:
+        if is_last(event):
+            events.put((index, event))
+
+    try:
+        while left or requests:
+            while left and len(requests) < scheduler.max_waiting:
+                index, make = left.popleft()
+                try:
+                    request = make(partial(deliver, index))
+                    scheduler.submit(request)
+                except Exception as error:
+                    results[index] = error
+                else:
+                    requests[index] = request
+            for index, event in _ended(scheduler, requests, events) if requests else []:
+                if index in requests:
+                    scheduler.cancel(requests.pop(index))
+                    results[index] = _result_of(event)
+    finally:
+        for request in requests.values():
+            scheduler.cancel(request)
+    return [results[index] for index in range(len(prepare))]
+
+
+def _next_event(scheduler: Scheduler[Any], request: Request, events: queue.SimpleQueue[Event]) -> Event:
+    """What the caller is told next, if need be by itself."""
+    error: BaseException | None = None
+    while error is None:
+        with contextlib.suppress(queue.Empty):
+            return events.get(timeout=_patience([request]))
+        error = _overdue(scheduler, request)
+    with contextlib.suppress(queue.Empty):
+        return events.get_nowait()  # came while it was looked for what is wrong
+    return error
+
+
+async def _anext_event(scheduler: Scheduler[Any], request: Request, events: asyncio.Queue[Event]) -> Event:
+    error: BaseException | None = None
+    while error is None:
+        with contextlib.suppress(TimeoutError):
+            return await asyncio.wait_for(events.get(), _patience([request]))
+        error = _overdue(scheduler, request)
+    await asyncio.sleep(0)  # for what the loop was given meanwhile
+    return error if events.empty() else events.get_nowait()
+
+
+def _ended(
+    scheduler: Scheduler[Any], requests: dict[int, Request], events: queue.SimpleQueue[tuple[int, Event]]
+) -> list[tuple[int, Event]]:
+    """The requests that have ended, if need be by themselves; none where it is only time to look again."""
+    with contextlib.suppress(queue.Empty):
+        return [events.get(timeout=_patience(requests.values()))]
+    overdue = [(index, error) for index, request in requests.items() if (error := _overdue(scheduler, request))]
+    with contextlib.suppress(queue.Empty):
+        return [events.get_nowait()]
+    return list(overdue)
+
+
+def _patience(requests: Collection[Request]) -> float:
+    """Seconds to wait before the requests are looked after."""
+    return min([_CHECK_SECONDS, *(left for request in requests if (left := request.remaining) is not None)])
+
+
+def _overdue(scheduler: Scheduler[Any], request: Request) -> Exception | None:
+    """What a request's caller has to be told although nobody tells it."""
+    return request.timeout_error or scheduler.lost_error
+
+
+def _piece_or_raise(event: Event) -> Piece:
+    if isinstance(event, BaseException):
+        raise event
+    return event
+
+
+def _result_of(event: Event) -> GenerationResult | Exception:
+    if isinstance(event, Exception):
+        return event
+    result = _piece_or_raise(event).result
+    assert result is not None
+    return result

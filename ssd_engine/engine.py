@@ -5,25 +5,29 @@ from __future__ import annotations
 import asyncio
 import queue
 import weakref
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from collections.abc import AsyncGenerator, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from ssd_engine.config import Backend, GenerationParams, SSDConfig
-from ssd_engine.delivery import drain, into_loop, outcome, piece_or_raise
-from ssd_engine.errors import EngineClosedError, InvalidRequestError
+from ssd_engine.delivery import Deliver, apieces_of, into_loop, pieces_of, results_of
+from ssd_engine.errors import InvalidRequestError
 from ssd_engine.intake import Intake, ModelFacts, end_of_sequence_ids
 from ssd_engine.models.presets import default_preset, get_preset, title
 from ssd_engine.prompt import Prompt, Tools
+from ssd_engine.request import Event, Request
 from ssd_engine.result import GenerationResult, Piece
-from ssd_engine.scheduler import Decoder, Event, Request, Scheduler
+from ssd_engine.scheduler import Decoder, Scheduler
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MAX_BATCH_SIZE = 8
+MAX_WAITING = 16_384
 PREFIX_CACHE_BYTES = 512 * 2**20
 
 
@@ -32,7 +36,7 @@ class SSDEngine:
 
     Safe to call from any number of threads and tasks: one worker thread owns the models and decodes up to
     `max_batch_size` requests together, the others wait in the order of their arrival. Usable as a context manager;
-    `close()` frees the models.
+    `close()` frees the models. It answers in the process that made it: in a forked child it is closed.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class SSDEngine:
         *,
         name: str | None = None,
         max_batch_size: int = MAX_BATCH_SIZE,
+        max_waiting: int = MAX_WAITING,
         kv_cache_bytes: int | None = None,
         prefix_cache_bytes: int = PREFIX_CACHE_BYTES,
         compile: bool = False,
@@ -59,6 +64,7 @@ class SSDEngine:
             config: settings of the algorithm.
             name: what responses call the pair; None: taken from the models.
             max_batch_size: most requests that decode together.
+            max_waiting: most requests that wait for a place; further ones raise `EngineBusyError`.
             kv_cache_bytes: memory for the key-value caches of both models, which never grow. None: room for
                 `max_batch_size` sequences of 4,096 tokens and for one of 32,768, or half of the memory that is
                 available, whichever is less. A request that finds no room waits.
@@ -68,7 +74,7 @@ class SSDEngine:
                 before. Needs torch 2.13, a C++ compiler (on a GPU, Triton) and models without sliding windows.
 
         Raises:
-            InvalidRequestError: `max_batch_size` is below 1.
+            InvalidRequestError: `max_batch_size` or `max_waiting` is below 1.
             VocabularyMismatchError: a token id means two different tokens.
             ModelLoadError: a model keeps a state that cannot be rolled back or cannot be compiled, or the caches do not
                 fit in memory.
@@ -76,8 +82,9 @@ class SSDEngine:
         from ssd_engine.backends.transformers.decoder import make_decoder
         from ssd_engine.backends.transformers.loader import require_same_tokens, shared_vocabulary_size
 
-        if max_batch_size < 1:
-            raise InvalidRequestError(f"max_batch_size={max_batch_size} answers nobody; use 1 or more")
+        for option, value in (("max_batch_size", max_batch_size), ("max_waiting", max_waiting)):
+            if value < 1:
+                raise InvalidRequestError(f"{option}={value} answers nobody; use 1 or more")
         draft_tokenizer = draft_tokenizer or tokenizer
         require_same_tokens(tokenizer, draft_tokenizer, shared_vocabulary_size(target, draft))
         facts = ModelFacts.of(target.config, tokenizer), ModelFacts.of(draft.config, draft_tokenizer)
@@ -96,25 +103,25 @@ class SSDEngine:
                 compile=compile,
             ).result()
         name = name or f"{_short_name(target)} + {_short_name(draft)}"
-        self._assemble(intake, decoder, decoder.positions, tokenizer, config, name, max_batch_size)
+        self._assemble(intake, decoder, tokenizer, config, name, max_batch_size, max_waiting)
 
     def _assemble(
         self,
         intake: Intake,
         decoder: Decoder[Any],
-        positions: int,
         tokenizer: PreTrainedTokenizerBase,
         config: SSDConfig | None,
         name: str,
         max_batch_size: int,
+        max_waiting: int,
     ) -> None:
         """Put the parts together, whichever backend the decoder is of."""
         self.config = config or SSDConfig()
         self.name = name
         self.tokenizer = tokenizer
         self._intake = intake
-        self._cache_positions = positions
-        self._scheduler: Scheduler[Any] = Scheduler(decoder, max_batch_size)
+        self._cache_positions = decoder.positions
+        self._scheduler: Scheduler[Any] = Scheduler(decoder, max_batch_size, max_waiting)
         self._close = weakref.finalize(self, self._scheduler.close)
 
     @classmethod
@@ -146,8 +153,8 @@ class SSDEngine:
             backend: "transformers" runs the models in this process. "vllm" runs them in vLLM's, with its paged
                 caches, continuous batching and parallelism; device and quantization are then vLLM's to choose, and
                 both models get one prompt, written by the target's template.
-            options: `name`, `max_batch_size`, `kv_cache_bytes`, `prefix_cache_bytes` and `compile`, as for
-                `SSDEngine()`; with vLLM the fields of `VllmOptions`.
+            options: `name`, `max_batch_size`, `max_waiting`, `kv_cache_bytes`, `prefix_cache_bytes` and `compile`, as
+                for `SSDEngine()`; with vLLM the fields of `VllmOptions`.
 
         Raises:
             ModelLoadError: a source cannot be found, reached or used, or vLLM is missing or of another version;
@@ -209,7 +216,13 @@ class SSDEngine:
         engine = cls.__new__(cls)
         decoder = pair.make_decoder()
         engine._assemble(
-            pair.intake, decoder, decoder.positions, pair.tokenizer, pair.config, name, settings.max_batch_size
+            pair.intake,
+            decoder,
+            pair.tokenizer,
+            pair.config,
+            name,
+            settings.max_batch_size,
+            settings.max_waiting,
         )
         return engine
 
@@ -250,8 +263,9 @@ class SSDEngine:
 
         Raises:
             InvalidRequestError: the prompt cannot be used; `ContextLengthError` where it is too long.
-            RequestTimeoutError: `params.timeout` ran out.
-            EngineClosedError: the engine is closed.
+            RequestTimeoutError: `params.timeout` ran out; it counts from the submission.
+            EngineBusyError: `max_waiting` requests wait already.
+            EngineClosedError: the engine is closed, or its worker has failed.
         """
         for piece in self.stream(prompt, params, draft_prompt, tools=tools):
             last = piece
@@ -270,13 +284,9 @@ class SSDEngine:
 
         Closing the iterator stops the decoding within one round. Arguments and errors are `generate`'s.
         """
-        request, events = self._prepare(prompt, params, draft_prompt, tools)
-
-        def pieces() -> Generator[Piece, None, None]:
-            self._scheduler.submit(request)
-            yield from drain(request, events)
-
-        return pieces()
+        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        request = self._request(prompt, params, draft_prompt, tools, events.put)
+        return pieces_of(self._scheduler, request, events)
 
     async def agenerate(
         self,
@@ -305,15 +315,9 @@ class SSDEngine:
         deliver = into_loop(asyncio.get_running_loop(), events)
         # Rendering and encoding a long prompt takes a while; the loop goes on meanwhile.
         request = await asyncio.to_thread(self._request, prompt, params, draft_prompt, tools, deliver)
-        self._scheduler.submit(request)
-        try:
-            while True:
-                piece = piece_or_raise(await events.get())
+        async with aclosing(apieces_of(self._scheduler, request, events)) as pieces:
+            async for piece in pieces:
                 yield piece
-                if piece.result is not None:
-                    return
-        finally:
-            request.cancel()
 
     def batch(
         self, prompts: Sequence[Prompt], params: GenerationParams | None = None, *, tools: Tools | None = None
@@ -322,24 +326,20 @@ class SSDEngine:
 
         A prompt that fails has its exception in the place of a result; the others are answered all the same.
         """
-        started = [self._start(prompt, params, tools) for prompt in prompts]
-        try:
-            return [item if isinstance(item, Exception) else outcome(*item) for item in started]
-        finally:
-            for item in started:
-                if not isinstance(item, Exception):
-                    item[0].cancel()
+        return results_of(self._scheduler, [partial(self._request, prompt, params, None, tools) for prompt in prompts])
 
     async def abatch(
         self, prompts: Sequence[Prompt], params: GenerationParams | None = None, *, tools: Tools | None = None
     ) -> list[GenerationResult | Exception]:
         """`batch` for an event loop."""
+        places = asyncio.Semaphore(self._scheduler.max_waiting)
 
         async def answer(prompt: Prompt) -> GenerationResult | Exception:
-            try:
-                return await self.agenerate(prompt, params, tools=tools)
-            except Exception as error:
-                return error
+            async with places:
+                try:
+                    return await self.agenerate(prompt, params, tools=tools)
+                except Exception as error:
+                    return error
 
         return await asyncio.gather(*map(answer, prompts))
 
@@ -358,7 +358,8 @@ class SSDEngine:
 
     @property
     def is_closed(self) -> bool:
-        return not self._close.alive
+        """Whether it answers no more: closed, failed, or made before this process was forked."""
+        return self._scheduler.is_closed
 
     @property
     def num_running(self) -> int:
@@ -385,35 +386,17 @@ class SSDEngine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _start(
-        self, prompt: Prompt, params: GenerationParams | None, tools: Tools | None
-    ) -> tuple[Request, queue.SimpleQueue[Event]] | Exception:
-        """Submit one prompt of a batch; what is wrong with it is returned."""
-        try:
-            request, events = self._prepare(prompt, params, None, tools)
-            self._scheduler.submit(request)
-        except Exception as error:
-            return error
-        return request, events
-
-    def _prepare(
-        self, prompt: Prompt, params: GenerationParams | None, draft_prompt: Prompt | None, tools: Tools | None
-    ) -> tuple[Request, queue.SimpleQueue[Event]]:
-        """A request for a caller that waits in a thread, and where its pieces will come."""
-        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        return self._request(prompt, params, draft_prompt, tools, events.put), events
-
     def _request(
         self,
         prompt: Prompt,
         params: GenerationParams | None,
         draft_prompt: Prompt | None,
         tools: Tools | None,
-        deliver: Callable[[Event], None],
+        deliver: Deliver,
     ) -> Request:
         """Check and encode a request; all that is wrong with it is raised here."""
-        if self.is_closed:
-            raise EngineClosedError("the engine is closed; make a new one")
+        if (error := self._scheduler.closed_error) is not None:
+            raise error
         params = params or GenerationParams()
         config = params.ssd or self.config
         return self._intake.request(prompt, draft_prompt, params, config, tools, self._cache_positions, deliver)

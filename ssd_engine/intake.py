@@ -14,7 +14,7 @@ from ssd_engine.detokenizer import Detokenizer
 from ssd_engine.errors import ContextLengthError, InvalidRequestError
 from ssd_engine.grammar import GrammarCompiler, Guide
 from ssd_engine.prompt import Prompt, PromptEncoder, Tools, offered_tools, parse_prompt, with_draft_system_prompt
-from ssd_engine.scheduler import Event, Request
+from ssd_engine.request import Event, Request
 from ssd_engine.tool_calls import MARKERS, ToolCallParser, detect_format
 
 if TYPE_CHECKING:

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import os
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+import weakref
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from ssd_engine.answer import Answer
+from ssd_engine.answer_thread import AnswerThread
 from ssd_engine.config import GenerationParams, SSDConfig
-from ssd_engine.errors import EngineClosedError, RequestTimeoutError
-from ssd_engine.result import Piece, Timings
+from ssd_engine.errors import EngineBusyError, EngineClosedError, SSDError
+from ssd_engine.request import Event, Request, Round, is_last
+from ssd_engine.result import Timings
 
 if TYPE_CHECKING:
     from ssd_engine.grammar import Guide
     from ssd_engine.verify import Choice
 
-
-Event = Piece | BaseException
+_logger = logging.getLogger(__name__)
 
 
 class DecodedSequence(Protocol):
@@ -29,10 +32,12 @@ class DecodedSequence(Protocol):
     timings: Timings
 
     @property
-    def cached_prompt_tokens(self) -> int: ...
+    def cached_prompt_tokens(self) -> int:
+        """Tokens of the prompt that were reused instead of read."""
 
     @property
-    def is_reading_prompt(self) -> bool: ...
+    def num_unread_tokens(self) -> int:
+        """Tokens of the prompt that `read_prompt` has still to read."""
 
 
 S = TypeVar("S", bound=DecodedSequence)
@@ -54,6 +59,10 @@ class Decoder(Protocol[S]):
     def close(self, sequence: S) -> None:
         """Free what a sequence holds."""
 
+    @property
+    def positions(self) -> int:
+        """Most token positions that one sequence can have."""
+
     def shut_down(self) -> None:
         """Let go of the models; nothing is asked of the decoder afterwards."""
 
@@ -65,76 +74,92 @@ class Decoder(Protocol[S]):
 
 
 @dataclass(eq=False)
-class Request:
-    """A prompt in each model's tokens, how to answer it, and where the pieces go.
+class _Running(Generic[S]):
+    """A request that holds a place."""
 
-    `deliver` is called in the worker thread: with pieces, the last of which has the result, or with one exception.
-    """
-
-    target_ids: Sequence[int]
-    draft_ids: Sequence[int]
-    params: GenerationParams
-    config: SSDConfig
-    guide: Guide | None
-    answer: Answer
-    deliver: Callable[[Event], None]
-    submitted: float = field(default_factory=time.perf_counter)
-    is_cancelled: bool = False
-
-    def cancel(self) -> None:
-        """Stop within one round; nothing more is delivered."""
-        self.is_cancelled = True
-
-    @property
-    def elapsed(self) -> float:
-        return time.perf_counter() - self.submitted
-
-    @property
-    def timeout_error(self) -> RequestTimeoutError | None:
-        """What the caller is told where the request has run out of time and was not cancelled."""
-        timeout = self.params.timeout
-        if self.is_cancelled or timeout is None or self.elapsed <= timeout:
-            return None
-        return RequestTimeoutError(
-            f"the request took longer than its timeout of {timeout} s; allow more time or fewer max_new_tokens"
-        )
+    request: Request
+    sequence: S
+    thread: AnswerThread | None
+    """Where its pieces are made, if not in the worker."""
 
     @property
     def has_ended(self) -> bool:
-        return self.is_cancelled or self.timeout_error is not None
+        return self.request.has_ended or (self.thread is not None and self.thread.is_over)
 
-
-@dataclass(eq=False)
-class _Running(Generic[S]):
-    request: Request
-    sequence: S
+    @property
+    def is_reading_prompt(self) -> bool:
+        return self.sequence.num_unread_tokens > 0
 
 
 class Scheduler(Generic[S]):
     """Runs requests first come, first served, up to `max_batch_size` at once.
 
-    Requests join and leave between rounds. A request that finds no room waits, and so do those behind it.
+    Requests join and leave between rounds. A request that finds no room waits, and so do those behind it. Whatever
+    ends the worker, every request is told so; and a waiting caller can ask `lost_error`, which needs no worker.
     """
 
-    def __init__(self, decoder: Decoder[S], max_batch_size: int) -> None:
+    def __init__(self, decoder: Decoder[S], max_batch_size: int, max_waiting: int) -> None:
         self._decoder = decoder
         self._max_batch_size = max_batch_size
-        self._waiting: deque[Request] = deque()
+        self.max_waiting = max_waiting
+        # In order of arrival; a request that is given up leaves from anywhere in constant time.
+        self._waiting: OrderedDict[Request, None] = OrderedDict()
         self._running: list[_Running[S]] = []
         self._changed = threading.Condition()
         self._closed = False
+        self._failure: BaseException | None = None
+        """What ended the worker."""
+        self._is_forked = False
         self._thread: threading.Thread | None = None
+        self._reads_oldest = True
+        _schedulers.add(self)
 
     def submit(self, request: Request) -> None:
-        """Put a request in line; raises `EngineClosedError` once the engine is closed."""
+        """Put a request in line.
+
+        Raises:
+            EngineClosedError: the engine is closed.
+            EngineBusyError: `max_waiting` requests wait.
+        """
         with self._changed:
-            if self._closed:
-                raise EngineClosedError("the engine is closed; make a new one")
+            if (error := self.closed_error) is not None:
+                raise error
+            if len(self._waiting) >= self.max_waiting:
+                raise EngineBusyError(
+                    f"{len(self._waiting)} requests wait, the most that this engine takes; come again later, or raise "
+                    "max_waiting"
+                )
             if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="ssd-engine", daemon=True)
-                self._thread.start()
-            self._waiting.append(request)
+                thread = threading.Thread(target=self._work, name="ssd-engine", daemon=True)
+                thread.start()
+                self._thread = thread
+            request.submitted = time.perf_counter()
+            self._waiting[request] = None
             self._changed.notify()
+
+    def cancel(self, request: Request) -> None:
+        """Give a request up, within one round where it runs; nothing more is delivered."""
+        request.is_cancelled = True
+        with self._changed:
+            self._waiting.pop(request, None)
+
+    @property
+    def closed_error(self) -> EngineClosedError | None:
+        """What is said to new requests: None while they are taken."""
+        return self._closed_error("the engine is closed; make a new one") if self._closed else None
+
+    @property
+    def lost_error(self) -> EngineClosedError | None:
+        """What a caller has to be told whom no worker will tell anything any more."""
+        thread = self._thread
+        if self._is_forked or (thread is not None and not thread.is_alive()):
+            return self._closed_error("the engine's worker is gone; make a new engine")
+        return None
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether no request is taken any more: closed, failed, or made before this process was forked."""
+        return self._closed
 
     @property
     def num_running(self) -> int:
@@ -151,24 +176,44 @@ class Scheduler(Generic[S]):
     def close(self) -> None:
         """End every request with `EngineClosedError`, after the round under way, and the worker with them."""
         with self._changed:
+            has_worker = self._thread is not None
+            is_first = not self._closed
             self._closed = True
             self._changed.notify()
+        if self._is_forked:
+            return  # the models are the parent's
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
-        self._decoder.shut_down()
-        del self._decoder  # and with it the models
+        if is_first and not has_worker:
+            self._shut_down()
+
+    def _closed_error(self, message: str) -> EngineClosedError:
+        """The error that says why the engine answers no more."""
+        if self._is_forked:
+            return EngineClosedError(
+                f"the engine was made before this process, {os.getpid()}, was forked, and its worker stayed behind; "
+                "make an engine in each process, or start processes with 'spawn'"
+            )
+        error = EngineClosedError(message)
+        if self._failure is not None:
+            reason = f"{type(self._failure).__name__}: {self._failure}"
+            error = EngineClosedError(f"the engine's worker has failed with {reason}; make a new engine")
+            error.__cause__ = self._failure
+        return error
 
     def _work(self) -> None:
-        while self._wait_for_work():
-            self._drop_ended()
-            self._admit()
-            self._read_prompts()
-            self._advance()
-        closed = EngineClosedError("the engine was closed before this request was finished")
-        for running in list(self._running):
-            self._end(running, closed)
-        while self._waiting:
-            self._waiting.popleft().deliver(closed)
+        try:
+            while self._wait_for_work():
+                self._drop_ended()
+                self._admit()
+                self._read_prompts()
+                self._advance()
+        except BaseException as error:
+            _logger.exception("the engine's worker has failed")
+            self._failure = error
+        finally:
+            self._end_all()
+            self._shut_down()
 
     def _wait_for_work(self) -> bool:
         """Block until there is something to do; False once closed."""
@@ -177,48 +222,57 @@ class Scheduler(Generic[S]):
             return not self._closed
 
     def _drop_ended(self) -> None:
-        """Let go of requests that were cancelled or ran out of time, in line or running."""
+        """Free the places of requests that were cancelled, ran out of time, or need no more tokens."""
         for running in list(self._running):
-            if running.request.has_ended:
-                self._end(running, running.request.timeout_error)
-        with self._changed:
-            ended = [request for request in self._waiting if request.has_ended]
-            self._waiting = deque(request for request in self._waiting if request not in ended)
-        for request in ended:
-            if request.timeout_error is not None:
-                request.deliver(request.timeout_error)
+            if running.has_ended:
+                error = running.request.timeout_error
+                self._end(running, *([] if error is None else [error]))
 
     def _admit(self) -> None:
-        while len(self._running) < self._max_batch_size:
+        while len(self._running) < self._max_batch_size and not self._closed:
             with self._changed:
-                if not self._waiting:
-                    return
-                request = self._waiting[0]
-                try:
-                    sequence = self._decoder.open(
-                        request.target_ids, request.draft_ids, request.params, request.config, request.guide
-                    )
-                except Exception as error:
-                    self._waiting.popleft()
-                    request.deliver(error)
-                    continue
-                if sequence is None:
-                    return  # the first in line waits for room, and nobody overtakes it
-                self._waiting.popleft()
-                self._running.append(_Running(request, sequence))
+                request = next(iter(self._waiting), None)
+            if request is None:
+                return
+            if request.has_ended:  # its caller has been told, or is about to find out
+                self._leave_line(request)
+                continue
+            try:
+                sequence = self._decoder.open(
+                    request.target_ids, request.draft_ids, request.params, request.config, request.guide
+                )
+                if sequence is None and not self._running:
+                    raise SSDError("there is no room for this request although nothing runs; make a new engine")
+            except Exception as error:
+                self._leave_line(request)
+                request.deliver(error)
+                continue
+            if sequence is None:
+                return  # the first in line waits for room, and nobody overtakes it
+            self._leave_line(request, _Running(request, sequence, _thread_for(request)))
+
+    def _leave_line(self, request: Request, running: _Running[S] | None = None) -> None:
+        """Take a request out of the line, for good or to run."""
+        with self._changed:
+            self._waiting.pop(request, None)
+            if running is not None:
+                self._running.append(running)
 
     def _read_prompts(self) -> None:
-        """Read parts of prompts, oldest first: as many as there are unread prompts to each answer that streams.
+        """Read parts of prompts: as many as there are unread prompts to each answer that streams.
 
-        So a stream waits for one part where streams are many, and where most requests still wait to be read, those few
-        that stream wait for them instead.
+        So a stream waits for one part where streams are many, and where most requests still wait to be read, the few
+        that stream wait for them instead. Every second part is of the oldest prompt, the others of the one that has
+        least left: a short prompt of n parts waits for n parts of a long one, and no prompt for ever.
         """
-        num_streaming = sum(not running.sequence.is_reading_prompt for running in self._running)
+        num_streaming = sum(not running.is_reading_prompt for running in self._running)
         for _ in range(math.ceil((len(self._running) - num_streaming) / max(num_streaming, 1))):
-            unread = (each for each in self._running if each.sequence.is_reading_prompt and not each.request.has_ended)
-            running = next(unread, None)
-            if running is None or self._closed:
+            unread = [running for running in self._running if running.is_reading_prompt and not running.has_ended]
+            if not unread or self._closed:
                 return
+            shortest = min(unread, key=lambda running: running.sequence.num_unread_tokens)
+            running = unread[0] if self._reads_oldest else shortest
+            self._reads_oldest = not self._reads_oldest
             try:
                 self._decoder.read_prompt(running.sequence)
             except Exception as error:
@@ -226,40 +280,93 @@ class Scheduler(Generic[S]):
 
     def _advance(self) -> None:
         """One round for all whose prompts have been read."""
-        ready = [running for running in self._running if not running.sequence.is_reading_prompt]
+        ready = [running for running in self._running if not running.is_reading_prompt]
         if not ready:
             return
-        outcomes = self._decoder.round([running.sequence for running in ready])
-        for running, outcome in zip(ready, outcomes, strict=True):
-            if not outcome:  # it had no part in this round
-                continue
-            event: Event = outcome if isinstance(outcome, Exception) else self._piece(running, outcome)
-            if isinstance(event, Piece) and (error := running.request.answer.error) is not None:
-                running.request.deliver(event)
-                event = error
-            if isinstance(event, Piece) and event.result is None:
-                running.request.deliver(event)
-            else:
-                self._end(running, event)
-
-    def _piece(self, running: _Running[S], choices: list[Choice]) -> Piece | Exception:
-        """What a round added to an answer; whatever goes wrong here ends this one request, not the worker."""
-        request, timings = running.request, running.sequence.timings
         try:
-            piece = request.answer.add_round(choices)
-            timings.total = request.elapsed
-            timings.first_token = timings.first_token or timings.total
-            if not request.answer.is_finished:
-                return piece
-            cached = running.sequence.cached_prompt_tokens
-            return replace(piece, result=request.answer.result(len(request.target_ids), cached, timings))
+            outcomes = self._decoder.round([running.sequence for running in ready])
         except Exception as error:
-            return error
+            outcomes = [error for _ in ready]
+        for running, outcome in zip(ready, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                self._end(running, outcome)
+            elif outcome:  # else it had no part in this round
+                self._take(running, outcome)
 
-    def _end(self, running: _Running[S], event: Event | None) -> None:
+    def _take(self, running: _Running[S], choices: list[Choice]) -> None:
+        """Hand a round's tokens to the request's answer."""
+        sequence, request = running.sequence, running.request
+        added = Round(choices, sequence.cached_prompt_tokens, sequence.timings)
+        if running.thread is None:
+            events = request.events(added)
+        else:
+            events = []
+            try:
+                running.thread.add(added)
+            except RuntimeError as error:  # the system starts no more threads
+                events = [error]
+        if (events and is_last(events[-1])) or (running.thread is not None and running.thread.is_over):
+            self._end(running, *events)
+            return
+        for event in events:
+            request.deliver(event)
+
+    def _end(self, running: _Running[S], *events: Event) -> None:
         """Free a request's place, then tell its caller."""
         with self._changed:
             self._running.remove(running)
-        self._decoder.close(running.sequence)
-        if event is not None:
+        try:
+            self._decoder.close(running.sequence)
+        finally:
+            self._tell(running, *events)
+
+    def _tell(self, running: _Running[S], *events: Event) -> None:
+        if running.thread is not None and (events or running.request.has_ended):
+            running.thread.stop()
+        for event in events:
             running.request.deliver(event)
+
+    def _end_all(self) -> None:
+        """Tell every request that there will be no more."""
+        with self._changed:
+            self._closed = True
+            ended, self._running = self._running, []
+            waiting, self._waiting = list(self._waiting), OrderedDict()
+        for running in ended:
+            try:
+                self._decoder.close(running.sequence)
+            except BaseException:
+                _logger.exception("a sequence could not be closed")
+            self._tell(running, self._closed_error("the engine was closed before this request was finished"))
+        for request in waiting:
+            request.deliver(self._closed_error("the engine was closed before this request was finished"))
+
+    def _shut_down(self) -> None:
+        """Let go of the models."""
+        try:
+            self._decoder.shut_down()
+        finally:
+            del self._decoder
+
+    def _forget_worker(self) -> None:
+        """In a forked child, where no thread but the one that forked goes on, and locks may be held for ever."""
+        self._changed = threading.Condition()
+        self._closed = self._is_forked = True
+        self._running, self._waiting = [], OrderedDict()
+
+
+def _thread_for(request: Request) -> AnswerThread | None:
+    """Where a request's pieces are made that asks its caller about risk."""
+    return AnswerThread(request) if callable(request.params.on_risk) else None
+
+
+_schedulers: weakref.WeakSet[Scheduler[Any]] = weakref.WeakSet()
+
+
+def _forget_workers() -> None:
+    for scheduler in list(_schedulers):
+        scheduler._forget_worker()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_workers)

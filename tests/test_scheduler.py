@@ -10,8 +10,9 @@ from typing import Any, cast
 import pytest
 
 from ssd_engine.config import GenerationParams, SSDConfig
+from ssd_engine.request import Request
 from ssd_engine.result import Piece, Timings
-from ssd_engine.scheduler import Request, Scheduler
+from ssd_engine.scheduler import Scheduler
 from ssd_engine.verify import Choice
 
 
@@ -19,13 +20,9 @@ from ssd_engine.verify import Choice
 class FakeSequence:
     """A prompt of so many parts."""
 
-    unread: int
+    num_unread_tokens: int
     timings: Timings = field(default_factory=Timings)
     cached_prompt_tokens: int = 0
-
-    @property
-    def is_reading_prompt(self) -> bool:
-        return self.unread > 0
 
 
 class RecordingDecoder:
@@ -54,7 +51,7 @@ class RecordingDecoder:
 
     def read_prompt(self, sequence: FakeSequence) -> None:
         self.parts_before_round[-1] += 1
-        sequence.unread -= 1
+        sequence.num_unread_tokens -= 1
 
     def round(self, sequences: Sequence[FakeSequence]) -> list[list[Choice] | Exception]:
         self.parts_before_round.append(0)
@@ -84,7 +81,7 @@ class EmptyAnswer:
 )
 def test_few_streams_wait_for_many_prompts_and_not_the_other_way_round(parts: list[int], read: list[int]) -> None:
     decoder = RecordingDecoder(rounds=len(read))
-    scheduler = Scheduler[FakeSequence](cast("Any", decoder), max_batch_size=8)
+    scheduler = Scheduler[FakeSequence](cast("Any", decoder), max_batch_size=8, max_waiting=8)
     requests = [
         Request([0] * count, [], GenerationParams(), SSDConfig(), None, cast("Any", EmptyAnswer()), lambda event: None)
         for count in parts

@@ -47,6 +47,11 @@ class Row:
         return self.token_ids[self.length : end]
 
     @property
+    def num_unread_prompt_tokens(self) -> int:
+        """Tokens of the prompt's blocks that are still to be read."""
+        return max(self.ends[-1] - self.length, 0) if self.ends else 0
+
+    @property
     def unread(self) -> list[int]:
         """The tokens that the next pass has to read: the one chosen last, and what a grammar forced after it."""
         return self.token_ids[len(self.token_ids) - self._num_unread :]

@@ -51,9 +51,9 @@ class SequenceState:
         return self.target.cached_prompt_tokens
 
     @property
-    def is_reading_prompt(self) -> bool:
-        """Whether a part of the prompt, other than its last token, is still to be read."""
-        return any(row.next_block for row in self.rows)
+    def num_unread_tokens(self) -> int:
+        """Tokens of the prompts, but for their last ones, that are still to be read, in both models together."""
+        return sum(row.num_unread_prompt_tokens for row in self.rows)
 
     @property
     def has_chosen_length(self) -> bool:

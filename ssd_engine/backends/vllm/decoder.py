@@ -33,9 +33,9 @@ class VllmSequence:
         self._reader = TraceReader(config) if params.decoding == "ssd" else None
 
     @property
-    def is_reading_prompt(self) -> bool:
-        """vLLM reads prompts within its own steps."""
-        return False
+    def num_unread_tokens(self) -> int:
+        """None: vLLM reads prompts within its own steps."""
+        return 0
 
     def choices(self, output: Any) -> list[Choice]:
         """What a step of vLLM added, as its `RequestOutput` with the new tokens alone says."""
@@ -103,7 +103,7 @@ class VllmDecoder:
         del self._engine
 
     def read_prompt(self, sequence: VllmSequence) -> None:
-        """Nothing: see `VllmSequence.is_reading_prompt`."""
+        """Nothing: see `VllmSequence.num_unread_tokens`."""
 
     def round(self, sequences: Sequence[VllmSequence]) -> list[list[Choice] | Exception]:
         """One step of vLLM: new tokens of those sequences that had a part in it."""

@@ -15,6 +15,7 @@ class VllmOptions(Settings):
     tensor_parallel_size: int = Field(1, ge=1, description="Devices (on the CPU: processes) that share each layer.")
     pipeline_parallel_size: int = Field(1, ge=1, le=1, description="vLLM drafts with a model on one stage only.")
     max_batch_size: int = Field(64, ge=1, description="Most requests that decode together.")
+    max_waiting: int = Field(16_384, ge=1, description="Most requests that wait for a place.")
     max_model_len: int | None = Field(
         None, ge=16, description="Most tokens, prompt and answer together. None: what models and caches have room for."
     )
