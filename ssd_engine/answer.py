@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ssd_engine.config import GenerationParams
-from ssd_engine.detokenizer import Detokenizer, StopStrings
+from ssd_engine.detokenizer import StopStrings
 from ssd_engine.errors import JailbreakRiskError
 from ssd_engine.result import (
     FinishReason,
@@ -27,6 +27,16 @@ if TYPE_CHECKING:
     from ssd_engine.verify import Choice
 
 
+class TextSource(Protocol):
+    """What says, id by id, what an answer's tokens add to its text, as a `Detokenizer` does."""
+
+    def feed(self, token_id: int) -> str:
+        """The text that became certain with `token_id`."""
+
+    def finish(self) -> str:
+        """The text that was held back."""
+
+
 @dataclass(frozen=True)
 class AnswerSettings:
     """What turns token ids into an answer."""
@@ -34,7 +44,7 @@ class AnswerSettings:
     params: GenerationParams
     bin_size: int
     eos_ids: frozenset[int]
-    detokenizer: Detokenizer
+    detokenizer: TextSource
     tool_parser: ToolCallParser | None
     decode_token: Callable[[int], str]
 
@@ -120,6 +130,8 @@ class Answer:
             self._ended = "stop"
         elif len(self._token_ids) == self._settings.params.max_new_tokens:
             self._ended = "length"
+        elif choice.ends is not None:
+            self._ended = choice.ends
         if choice.bin is not None:
             self.trace.bins.append(choice.bin)
             self.trace.bin_ends.append(len(self._token_ids))

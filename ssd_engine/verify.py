@@ -18,6 +18,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -47,6 +48,8 @@ class Choice:
     """Whether a grammar left no other token; such a token is no match, no mismatch, and in no bin."""
     logprob: float | None = None
     top_logprobs: tuple[tuple[int, float], ...] = ()
+    ends: Literal["stop", "length"] | None = None
+    """Why the backend ends the answer with this token, where it does."""
 
     @property
     def next_scheme(self) -> Scheme:
