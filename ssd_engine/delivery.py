@@ -12,20 +12,52 @@ import queue
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Collection, Generator, Sequence
 from functools import partial
-from typing import Any
+from typing import Protocol
 
+from ssd_engine.errors import EngineClosedError
 from ssd_engine.request import Event, Request, is_last
 from ssd_engine.result import GenerationResult, Piece
-from ssd_engine.scheduler import Scheduler
 
 _CHECK_SECONDS = 0.5
 """How often a caller that waits looks whether there is still a worker."""
 Deliver = Callable[[Event], None]
 
 
-def pieces_of(
-    scheduler: Scheduler[Any], request: Request, events: queue.SimpleQueue[Event]
-) -> Generator[Piece, None, None]:
+class Line(Protocol):
+    """Where requests are put to be answered: the scheduler of a pair in this process, or the way to a server."""
+
+    @property
+    def max_waiting(self) -> int:
+        """Most requests of one batch that are put there together."""
+
+    def submit(self, request: Request) -> None:
+        """Put a request in line; its pieces go to its `deliver`."""
+
+    def cancel(self, request: Request) -> None:
+        """Give a request up; nothing more is delivered."""
+
+    @property
+    def closed_error(self) -> EngineClosedError | None:
+        """What is said to new requests: None while they are taken."""
+
+    @property
+    def lost_error(self) -> EngineClosedError | None:
+        """What a caller has to be told whom nobody will tell anything any more."""
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether no request is taken any more."""
+
+    @property
+    def num_running(self) -> int:
+        """Requests that are being answered."""
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait for their turn."""
+
+
+def pieces_of(scheduler: Line, request: Request, events: queue.SimpleQueue[Event]) -> Generator[Piece, None, None]:
     """Submit a request and give its pieces, which come in `events`; leaving early cancels it."""
     scheduler.submit(request)
     try:
@@ -37,9 +69,7 @@ def pieces_of(
         scheduler.cancel(request)
 
 
-async def apieces_of(
-    scheduler: Scheduler[Any], request: Request, events: asyncio.Queue[Event]
-) -> AsyncGenerator[Piece, None]:
+async def apieces_of(scheduler: Line, request: Request, events: asyncio.Queue[Event]) -> AsyncGenerator[Piece, None]:
     """`pieces_of` for an event loop."""
     scheduler.submit(request)
     try:
@@ -62,9 +92,7 @@ def into_loop(loop: asyncio.AbstractEventLoop, events: asyncio.Queue[Event]) -> 
     return deliver
 
 
-def results_of(
-    scheduler: Scheduler[Any], prepare: Sequence[Callable[[Deliver], Request]]
-) -> list[GenerationResult | Exception]:
+def results_of(scheduler: Line, prepare: Sequence[Callable[[Deliver], Request]]) -> list[GenerationResult | Exception]:
     """Prepare and answer requests, at most `max_waiting` of them under way; what goes wrong stands in its place."""
     results: dict[int, GenerationResult | Exception] = {}
     requests: dict[int, Request] = {}
@@ -96,7 +124,7 @@ def results_of(
     return [results[index] for index in range(len(prepare))]
 
 
-def _next_event(scheduler: Scheduler[Any], request: Request, events: queue.SimpleQueue[Event]) -> Event:
+def _next_event(scheduler: Line, request: Request, events: queue.SimpleQueue[Event]) -> Event:
     """What the caller is told next, if need be by itself."""
     error: BaseException | None = None
     while error is None:
@@ -108,7 +136,7 @@ def _next_event(scheduler: Scheduler[Any], request: Request, events: queue.Simpl
     return error
 
 
-async def _anext_event(scheduler: Scheduler[Any], request: Request, events: asyncio.Queue[Event]) -> Event:
+async def _anext_event(scheduler: Line, request: Request, events: asyncio.Queue[Event]) -> Event:
     error: BaseException | None = None
     while error is None:
         with contextlib.suppress(TimeoutError):
@@ -119,7 +147,7 @@ async def _anext_event(scheduler: Scheduler[Any], request: Request, events: asyn
 
 
 def _ended(
-    scheduler: Scheduler[Any], requests: dict[int, Request], events: queue.SimpleQueue[tuple[int, Event]]
+    scheduler: Line, requests: dict[int, Request], events: queue.SimpleQueue[tuple[int, Event]]
 ) -> list[tuple[int, Event]]:
     """The requests that have ended, if need be by themselves; none where it is only time to look again."""
     with contextlib.suppress(queue.Empty):
@@ -135,7 +163,7 @@ def _patience(requests: Collection[Request]) -> float:
     return min([_CHECK_SECONDS, *(left for request in requests if (left := request.remaining) is not None)])
 
 
-def _overdue(scheduler: Scheduler[Any], request: Request) -> Exception | None:
+def _overdue(scheduler: Line, request: Request) -> Exception | None:
     """What a request's caller has to be told although nobody tells it."""
     return request.timeout_error or scheduler.lost_error
 

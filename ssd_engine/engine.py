@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from ssd_engine.config import Backend, GenerationParams, SSDConfig
-from ssd_engine.delivery import Deliver, apieces_of, into_loop, pieces_of, results_of
+from ssd_engine.delivery import Deliver, Line, apieces_of, into_loop, pieces_of, results_of
 from ssd_engine.errors import InvalidRequestError
 from ssd_engine.intake import Intake, ModelFacts, end_of_sequence_ids
 from ssd_engine.models.presets import default_preset, get_preset, title
@@ -121,8 +121,9 @@ class SSDEngine:
         self.tokenizer = tokenizer
         self._intake = intake
         self._cache_positions = decoder.positions
-        self._scheduler: Scheduler[Any] = Scheduler(decoder, max_batch_size, max_waiting)
-        self._close = weakref.finalize(self, self._scheduler.close)
+        scheduler = Scheduler(decoder, max_batch_size, max_waiting)
+        self._scheduler: Line = scheduler
+        self._close = weakref.finalize(self, scheduler.close)
 
     @classmethod
     def from_pretrained(
