@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,7 +24,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
-from ssd_engine.backends.transformers.loader import LoadOptions, load_model, vocabulary_size
+from ssd_engine.backends.transformers.loader import LoadOptions, load_model
 from ssd_engine.backends.transformers.runner import ModelRunner
 from ssd_engine.models.presets import get_preset
 from ssd_engine.models.resolve import resolve_pair
@@ -38,11 +39,12 @@ NOT_OPERATORS = ("ssd_engine::", "## Call", "Torch-Compiled", "TorchDynamo", "Pr
 COLUMNS = ("whole", "products", "attention", "other", "between")
 
 
-def ours(source: Path, quantization: str | None, compile: bool) -> Callable[[int], Callable[[], Any]]:
+def ours(source: Path, *, quantization: str | None = None, compile: bool = False) -> Callable[[int], Callable[[], Any]]:
     """Passes of this engine: `size` sequences with a token each."""
     with ThreadPoolExecutor(1) as loading:
         model = loading.submit(load_model, source, LoadOptions(quantization=quantization)).result()
-        runner = loading.submit(ModelRunner, model, vocabulary_size(model), compile=compile).result()
+        vocabulary_size = model.config.get_text_config().vocab_size
+        runner = loading.submit(ModelRunner, model, vocabulary_size, compile=compile).result()
     runner.allocate(max(SIZES) * (CONTEXT + 8), 2**28)  # the rows share one prompt, read once
 
     def of(size: int) -> Callable[[], Any]:
@@ -109,10 +111,10 @@ def main() -> None:
     print(f"{'':30} tokens " + " ".join(f"{column:>9}" for column in COLUMNS))
     kinds: dict[str, Callable[[Path], Callable[[int], Callable[[], Any]]]] = {
         "transformers": theirs,
-        "16 bit": lambda source: ours(source, None, False),
-        "16 bit, compiled": lambda source: ours(source, None, True),
-        "int8": lambda source: ours(source, "int8", False),
-        "int8, compiled": lambda source: ours(source, "int8", True),
+        "16 bit": ours,
+        "16 bit, compiled": partial(ours, compile=True),
+        "int8": partial(ours, quantization="int8"),
+        "int8, compiled": partial(ours, quantization="int8", compile=True),
     }
     pair = dict(zip(("target", "draft"), resolve_pair(get_preset("qwen2.5-coder-1.5b")), strict=True))
     for name in sys.argv[1:] or pair:

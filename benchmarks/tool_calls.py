@@ -144,7 +144,7 @@ def main(
     first_calls = [(task, 0) for task in tasks if task.steps[0].expected]
     decodings = [name for name in DECODINGS if not decoding or name in decoding]
     answers: list[Answer] = []
-    with EngineOptions(preset, target, draft).load() as engine:
+    with EngineOptions(preset=preset, target=target, draft=draft).load() as engine:
         for name in decodings:
             for choice, asked in (("auto", steps), ("any", first_calls)):
                 params = GenerationParams(max_new_tokens=max_tokens, decoding=name, tool_choice=choice)

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from ssd_engine.errors import InvalidRequestError
 
@@ -32,6 +41,26 @@ class Settings(BaseModel):
                 for e in error.errors()
             )
             raise InvalidRequestError(f"{type(self).__name__}: {'; '.join(problems)}") from error
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_value_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Python and pydantic take True for 1, which hides that a value stands in another one's place."""
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        kinds = {annotation, *get_args(annotation)}
+        if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
+            raise ValueError("give a number")
+        return value
+
+    def replaced(self, **changes: Any) -> Self:
+        """A copy with other values for some fields, validated as a new object is: raises `InvalidRequestError`."""
+        given = {name: getattr(self, name) for name in self.model_fields_set}
+        return type(self)(**{**given, **changes})
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Pydantic's way to copy; unlike pydantic's own it validates `update`, as `replaced` does."""
+        copied = super().model_copy(deep=deep)
+        return copied.replaced(**update) if update else copied
 
 
 class SSDConfig(Settings):
@@ -70,7 +99,7 @@ class Grammar(Settings):
     json_schema: dict[str, Any] | None = Field(None, description="JSON Schema, or a pydantic model in its place.")
     regex: str | None = Field(None, description="Regular expression, in the syntax of Rust's regex crate.")
     lark: str | None = Field(None, description="Grammar in llguidance's dialect of Lark.")
-    lenient: bool = Field(False, description="Pass over keywords of `json_schema` that cannot be enforced.")
+    lenient: bool = Field(default=False, description="Pass over keywords of `json_schema` that cannot be enforced.")
 
     @field_validator("json_schema", mode="before")
     @classmethod
@@ -97,18 +126,18 @@ class GenerationParams(Settings):
     stop: tuple[str, ...] = Field((), description="Strings that end the answer; they are never part of it.")
     seed: int | None = Field(None, ge=0, lt=2**63, description="Seed of this request's own random numbers.")
     decoding: Decoding = Field("ssd", description="'ssd', or a baseline in the same loop.")
-    logprobs: bool = Field(False, description="Report the composite's log-probability of each token.")
+    logprobs: bool = Field(default=False, description="Report the composite's log-probability of each token.")
     top_logprobs: int = Field(
         0, ge=0, le=20, description="With logprobs: likeliest alternatives reported at each token."
     )
-    continue_final_message: bool = Field(False, description="Go on from the last assistant message.")
+    continue_final_message: bool = Field(default=False, description="Go on from the last assistant message.")
     timeout: float | None = Field(None, gt=0, description="Seconds from submission after which the request fails.")
     ssd: SSDConfig | None = Field(None, description="This request's own SSD settings; None: the engine's.")
     grammar: Grammar | None = Field(None, description="What the answer has to be; tools on offer may be called first.")
     tool_choice: str = Field(
         "auto", description="'auto', 'any' (some tool is called), 'none' (no tool is offered), or the name of a tool."
     )
-    parallel_tool_calls: bool = Field(True, description="Whether one answer may hold several calls.")
+    parallel_tool_calls: bool = Field(default=True, description="Whether one answer may hold several calls.")
     strict: bool | None = Field(
         None,
         description="None: calls follow their tools' schemas, as far as these can be enforced; True: a schema that "

@@ -184,7 +184,7 @@ class SSDEngine:
         )
 
         sides = [
-            LoadOptions(dtype, device, device_map, quantization)
+            LoadOptions(dtype=dtype, device=device, device_map=device_map, quantization=quantization)
             for quantization in (target_quantization, draft_quantization)
         ]
         # Tokenizers first: a wrong id or family is told in a second, before gigabytes are read.

@@ -84,7 +84,7 @@ def test_the_draft_learns_to_refuse_at_once_and_in_the_midst_of_an_answer(
             begun = [
                 engine.generate(
                     [{"role": "user", "content": goal}, {"role": "assistant", "content": "Sure, here"}],
-                    params.model_copy(update={"continue_final_message": True}),
+                    params.replaced(continue_final_message=True),
                 ).text
                 for goal in GOALS
             ]

@@ -90,7 +90,7 @@ def _harmful(folder: Path) -> str:
 def test_ordinary_rows_may_have_instructions_and_tools(tmp_path: Path) -> None:
     tool = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
     rows: list[dict[str, object]] = [{"prompt": "Hi"}, {"prompt": "Rain?", "system": "Be brief.", "tools": [tool]}]
-    sources = Sources([_harmful(tmp_path)], [_ordinary(tmp_path, rows)])
+    sources = Sources(harmful=[_harmful(tmp_path)], ordinary=[_ordinary(tmp_path, rows)])
     plain, instructed = (question.conversation for question in Prompts(sources, with_agents=False).ordinary)
     assert [message["role"] for message in plain.messages] == ["user"]
     assert not plain.tools

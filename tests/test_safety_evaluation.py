@@ -237,7 +237,7 @@ def test_a_chat_model_judges_attacks_with_their_beginnings_and_harmless_requests
         asked.append(prompt)
         return SimpleNamespace(content="no")
 
-    pair = PairOptions(pair_options[1], pair_options[3], "tiny")
+    pair = PairOptions(target=pair_options[1], draft=pair_options[3], name="tiny")
     settings = EvalSettings(contestants=("target",), prefills=(5,), templates=("role play",), attack_tokens=4)
     sources = EvalSources(harmful=[data[1]], over_refusal=[data[5]])
     judge = ChatJudge(SimpleNamespace(invoke=invoke), "a model")

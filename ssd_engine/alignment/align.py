@@ -31,7 +31,7 @@ _HARMFUL_FIELDS = {"goal": ("goal", "prompt", "Behavior", "behavior")}
 _ORDINARY_FIELDS = {"prompt": ("prompt", "question", "instruction")}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sources:
     """Where the prompts come from: files or datasets of the hub."""
 
@@ -41,7 +41,7 @@ class Sources:
     """None given: the package's own."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PairSource:
     """What is aligned: hub ids or folders."""
 

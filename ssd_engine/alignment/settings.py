@@ -22,7 +22,7 @@ class AlignSettings(Settings):
     disguises: int = Field(2, ge=0, description="Disguises in which each harmful request is refused besides.")
     framed_share: float = Field(0.3, ge=0, le=1, description="Share of answers begun for a request in a disguise.")
     agents: bool = Field(
-        True,
+        default=True,
         description="Ask as agents do too: the package's own ordinary requests with tools or instructions, and "
         "harmful ones among these.",
     )

@@ -27,6 +27,7 @@ def _setting(name: str) -> Any:
 
 
 def align(
+    *,
     output: Annotated[Path, typer.Option(help="Folder for the adapter.")] = Path("safety-adapter"),
     harmful: Annotated[
         list[str] | None,
@@ -72,8 +73,8 @@ def align(
     from ssd_engine.alignment.align import Sources
     from ssd_engine.alignment.align import align as run
 
-    sources = Sources(harmful or (), ordinary or (), look_alikes or ())
-    pair = EngineOptions(preset, target, draft).pair_source(quantization)
+    sources = Sources(harmful=harmful or (), ordinary=ordinary or (), look_alikes=look_alikes or ())
+    pair = EngineOptions(preset=preset, target=target, draft=draft).pair_source(quantization)
     with WorkProgress() as report:
         done = run(pair, sources, output, settings, report, resume=resume, merged=merged)
     stdout.print(

@@ -49,7 +49,7 @@ app.command("eval")(evaluate)
 app.add_typer(models.app, name="models")
 
 
-def _print_version(wanted: bool) -> None:
+def _print_version(*, wanted: bool) -> None:
     if wanted:
         typer.echo(f"ssd-integrations {version('ssd-integrations')}")
         raise typer.Exit
@@ -57,6 +57,7 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _global_options(
+    *,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
     show_version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 
 def bench(
+    *,
     preset: engine_options.PresetOption = None,
     target: engine_options.TargetOption = None,
     draft: engine_options.DraftOption = None,
@@ -44,7 +45,14 @@ def bench(
     """Measure the pair against transformers' generate and assisted generation, or on vLLM against vLLM's own."""
     from ssd_engine.evaluation import speed
 
-    options = EngineOptions(preset, target, draft, draft_adapter, num_draft_tokens=num_draft_tokens, compile=compile)
+    options = EngineOptions(
+        preset=preset,
+        target=target,
+        draft=draft,
+        draft_adapter=draft_adapter,
+        num_draft_tokens=num_draft_tokens,
+        compile=compile,
+    )
     pair = replace(options.resolve(), vllm_dtype=vllm_dtype)
     with _progress() as progress:
         task = progress.add_task("")

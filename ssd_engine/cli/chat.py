@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 
 def chat(
+    *,
     system: generation_options.SystemOption = None,
     decoding: generation_options.DecodingOption = "ssd",
     max_tokens: generation_options.MaxTokensOption = 1024,
@@ -45,11 +46,20 @@ def chat(
     target_quantization: engine_options.TargetQuantizationOption = None,
     draft_quantization: engine_options.DraftQuantizationOption = None,
     draft_system_prompt: engine_options.DraftSystemPromptOption = None,
+    num_draft_tokens: engine_options.NumDraftTokensOption = None,
     compile: engine_options.CompileOption = False,
 ) -> None:
     """Talk to a pair. Tokens chosen under Union are coloured, mismatches underlined; /help lists the commands."""
     options = EngineOptions(
-        preset, target, draft, draft_adapter, target_quantization, draft_quantization, draft_system_prompt, compile
+        preset=preset,
+        target=target,
+        draft=draft,
+        draft_adapter=draft_adapter,
+        target_quantization=target_quantization,
+        draft_quantization=draft_quantization,
+        draft_system_prompt=draft_system_prompt,
+        num_draft_tokens=num_draft_tokens,
+        compile=compile,
     )
     try:
         params = GenerationParams(

@@ -45,7 +45,7 @@ NumDraftTokensOption = Annotated[
 DraftSystemPromptOption = Annotated[str | None, typer.Option(help="System prompt for the draft alone.", **_PANEL)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EngineOptions:
     """Which pair to load; without a preset and without models, the default preset."""
 
@@ -94,19 +94,37 @@ class EngineOptions:
 
         _silence_transformers()
         if self.target is not None and self.draft is not None:
-            return Pair(self.target, self.draft, self.draft_adapter, self._config(SSDConfig()), self.compile)
+            return Pair(
+                target=self.target,
+                draft=self.draft,
+                draft_adapter=self.draft_adapter,
+                config=self._config(SSDConfig()),
+                compile=self.compile,
+            )
         preset = get_preset(self.preset or default_preset())
         with Stages() as stages:
             target, draft = resolve_pair(preset, stages)
-        adapter = self.draft_adapter or preset.draft_adapter
-        return Pair(target, draft, adapter, self._config(preset.config), self.compile)
+        return Pair(
+            target=target,
+            draft=draft,
+            draft_adapter=self.draft_adapter or preset.draft_adapter,
+            config=self._config(preset.config),
+            compile=self.compile,
+        )
 
     def pair_source(self, quantization: Quantization | None) -> PairSource:
         """The pair as an alignment takes it: its folders or ids, and what its models are called."""
         from ssd_engine.alignment.align import PairSource
 
         pair = self.resolve()
-        return PairSource(pair.target, pair.draft, *self._names(), quantization)
+        target_name, draft_name = self._names()
+        return PairSource(
+            target=pair.target,
+            draft=pair.draft,
+            target_name=target_name,
+            draft_name=draft_name,
+            quantization=quantization,
+        )
 
     def evaluated_pair(self, quantization: Quantization | None) -> PairOptions:
         """The pair as an evaluation takes it."""
@@ -114,7 +132,14 @@ class EngineOptions:
 
         pair = self.resolve()
         name = " + ".join(name.rsplit("/", 1)[-1] for name in self._names())
-        return PairOptions(pair.target, pair.draft, name, pair.draft_adapter, quantization, pair.config)
+        return PairOptions(
+            target=pair.target,
+            draft=pair.draft,
+            name=name,
+            draft_adapter=pair.draft_adapter,
+            quantization=quantization,
+            config=pair.config,
+        )
 
     def _names(self) -> tuple[str, str]:
         """What target and draft are called, wherever they lie."""
@@ -126,7 +151,7 @@ class EngineOptions:
 
     def _config(self, base: SSDConfig) -> SSDConfig:
         given = {"draft_system_prompt": self.draft_system_prompt, "num_draft_tokens": self.num_draft_tokens}
-        return base.model_copy(update={name: value for name, value in given.items() if value is not None})
+        return base.replaced(**{name: value for name, value in given.items() if value is not None})
 
 
 def _silence_transformers() -> None:

@@ -19,6 +19,7 @@ Paths = list[str] | None
 
 
 def evaluate(
+    *,
     output: Annotated[Path, typer.Option(help="Folder for answers, report and plots.")] = Path("safety-report"),
     harmful: Annotated[Paths, typer.Option(help="Harmful requests: field goal, and target if there.", **_DATA)] = None,
     attacked: Annotated[Paths, typer.Option(help="Prompts made by an attack: goal and prompt.", **_DATA)] = None,
@@ -40,6 +41,7 @@ def evaluate(
     target: engine_options.TargetOption = None,
     draft: engine_options.DraftOption = None,
     draft_adapter: engine_options.DraftAdapterOption = None,
+    num_draft_tokens: engine_options.NumDraftTokensOption = None,
     quantization: Annotated[
         engine_options.Quantization | None, typer.Option(help="Of both models.", rich_help_panel="Models")
     ] = None,
@@ -57,8 +59,17 @@ def evaluate(
         settings = EvalSettings(limit=limit, **{name: tuple(values) for name, values in chosen.items() if values})
     except InvalidRequestError as error:
         raise typer.BadParameter(str(error)) from error
-    sources = EvalSources(harmful or (), attacked or (), over_refusal or (), utility or (), ordinary or ())
-    pair = EngineOptions(preset, target, draft, draft_adapter).evaluated_pair(quantization)
+    sources = EvalSources(
+        harmful=harmful or (),
+        attacked=attacked or (),
+        over_refusal=over_refusal or (),
+        utility=utility or (),
+        ordinary=ordinary or (),
+    )
+    options = EngineOptions(
+        preset=preset, target=target, draft=draft, draft_adapter=draft_adapter, num_draft_tokens=num_draft_tokens
+    )
+    pair = options.evaluated_pair(quantization)
     with WorkProgress() as report:
         done = run(pair, sources, output, settings, report, judges=load_judges(judge or ()), sweep=sweep)
     stdout.print(Markdown((output / "report.md").read_text(encoding="utf-8")))

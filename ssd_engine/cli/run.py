@@ -19,6 +19,7 @@ from ssd_engine.result import GenerationResult
 
 def run(
     prompt: Annotated[str, typer.Argument(help="The user's message; - reads it from standard input.")],
+    *,
     system: generation_options.SystemOption = None,
     prefill: Annotated[str | None, typer.Option(help="Beginning of the answer, to go on from.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the text.")] = False,
@@ -36,11 +37,20 @@ def run(
     target_quantization: engine_options.TargetQuantizationOption = None,
     draft_quantization: engine_options.DraftQuantizationOption = None,
     draft_system_prompt: engine_options.DraftSystemPromptOption = None,
+    num_draft_tokens: engine_options.NumDraftTokensOption = None,
     compile: engine_options.CompileOption = False,
 ) -> None:
     """Answer one prompt, with a summary of its safety trace on stderr."""
     options = EngineOptions(
-        preset, target, draft, draft_adapter, target_quantization, draft_quantization, draft_system_prompt, compile
+        preset=preset,
+        target=target,
+        draft=draft,
+        draft_adapter=draft_adapter,
+        target_quantization=target_quantization,
+        draft_quantization=draft_quantization,
+        draft_system_prompt=draft_system_prompt,
+        num_draft_tokens=num_draft_tokens,
+        compile=compile,
     )
     try:
         params = GenerationParams(

@@ -24,6 +24,7 @@ _VLLM: Any = {"rich_help_panel": "vLLM"}
 
 
 def serve(
+    *,
     preset: PresetOption = None,
     target: TargetOption = None,
     draft: DraftOption = None,
@@ -60,7 +61,9 @@ def serve(
     from ssd_engine.backends.vllm.serve import ServerOptions
     from ssd_engine.backends.vllm.serve import serve as run
 
-    source = EngineOptions(preset, target, draft, draft_adapter, num_draft_tokens=num_draft_tokens).resolve()
+    source = EngineOptions(
+        preset=preset, target=target, draft=draft, draft_adapter=draft_adapter, num_draft_tokens=num_draft_tokens
+    ).resolve()
     settings = VllmOptions(
         tensor_parallel_size=tensor_parallel_size,
         max_batch_size=max_batch_size,
@@ -68,7 +71,9 @@ def serve(
         kv_cache_bytes=kv_cache_bytes,
     )
     name = name or preset or (Path(target).name if target else default_preset())
-    options = ServerOptions(host, port, api_key, name, max_waiting, drain_seconds)
+    options = ServerOptions(
+        host=host, port=port, api_key=api_key, name=name, max_waiting=max_waiting, drain_seconds=drain_seconds
+    )
     pair = VllmPair.of(source.target, source.draft, source.draft_adapter, source.config, dtype, settings)
     stderr.print(f"Serving at http://{host}:{port}/v1 once the models are loaded; Ctrl-C stops.", highlight=False)
     run(pair, options)

@@ -25,7 +25,7 @@ _VLLM_MODEL_LEN = 1024
 _VLLM_CACHE_BYTES = 2**30
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Host:
     """What a process loads; contenders that differ in their decoding alone share one."""
 
@@ -36,7 +36,7 @@ class Host:
     """Whether a prompt may find its beginning read already, which would be unfair where contenders share a process."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Contender:
     """One way to answer."""
 
@@ -46,7 +46,7 @@ class Contender:
     most_requests: int = MOST_REQUESTS
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Pair:
     """What is loaded: hub ids or folders."""
 
@@ -61,7 +61,7 @@ class Pair:
     """Type of the weights in vLLM; not every processor is quick in the checkpoint's own."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sample:
     """One answered prompt. Times are in seconds of wall clock, memory in bytes."""
 
@@ -100,8 +100,8 @@ class EngineAnswerer:
         self._engine = SSDEngine.from_pretrained(
             pair.target,
             pair.draft,
-            pair.draft_adapter,
-            pair.config,
+            draft_adapter=pair.draft_adapter,
+            config=pair.config,
             max_batch_size=MOST_REQUESTS,
             **self._options(host, pair),
         )

@@ -27,7 +27,7 @@ from ssd_engine.made_of import claim, digest
 from ssd_engine.work import Reporter
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EvalSources:
     """Where the prompts come from: files or datasets of the hub."""
 

@@ -45,5 +45,5 @@ def sweep_configs(base: SSDConfig) -> list[SSDConfig]:
     """The base, and what it is with all values of `alpha_union` and `match_threshold`, and of `bin_size`."""
     grid = [{"alpha_union": a, "match_threshold": t} for a, t in product(SWEEP_ALPHA_UNION, SWEEP_MATCH_THRESHOLD)]
     grid += [{"bin_size": b} for b in SWEEP_BIN_SIZE]
-    configs = [base, *(base.model_copy(update=changes) for changes in grid)]
+    configs = [base, *(base.replaced(**changes) for changes in grid)]
     return list(dict.fromkeys(configs))

@@ -34,25 +34,28 @@ PROMPTS = (
     'Give a JSON object that describes a book: "title", "author", "year" and "genres".',
 )
 
-_TRANSFORMERS = Host("transformers")
-_ENGINE = Host("ssd")
-GENERATE = Contender("generate", _TRANSFORMERS)
-SSD = Contender("ssd", _ENGINE, "ssd")
+_TRANSFORMERS = Host(library="transformers")
+_ENGINE = Host(library="ssd")
+_INT8_DRAFT = Host(library="ssd", draft_quantization="int8")
+_INT8 = Host(library="ssd", target_quantization="int8", draft_quantization="int8")
+GENERATE = Contender(name="generate", host=_TRANSFORMERS)
+SSD = Contender(name="ssd", host=_ENGINE, decoding="ssd")
 CONTENDERS = (
     GENERATE,
-    Contender("assisted", _TRANSFORMERS, "speculative", most_requests=1),  # transformers takes no batch here
-    Contender("target", _ENGINE),
-    Contender("speculative", _ENGINE, "speculative"),
+    # transformers takes no batch here
+    Contender(name="assisted", host=_TRANSFORMERS, decoding="speculative", most_requests=1),
+    Contender(name="target", host=_ENGINE),
+    Contender(name="speculative", host=_ENGINE, decoding="speculative"),
     SSD,
-    Contender("ssd, int8 draft", Host("ssd", draft_quantization="int8"), "ssd"),
-    Contender("ssd, int8 both", Host("ssd", "int8", "int8"), "ssd"),
+    Contender(name="ssd, int8 draft", host=_INT8_DRAFT, decoding="ssd"),
+    Contender(name="ssd, int8 both", host=_INT8, decoding="ssd"),
 )
-_ON_VLLM = Host("ssd on vllm")
-VLLM = Contender("vllm", Host("vllm"))
+_ON_VLLM = Host(library="ssd on vllm")
+VLLM = Contender(name="vllm", host=Host(library="vllm"))
 VLLM_CONTENDERS = (
     VLLM,
-    Contender("vllm, speculative", _ON_VLLM, "speculative"),
-    Contender("vllm, ssd", _ON_VLLM, "ssd"),
+    Contender(name="vllm, speculative", host=_ON_VLLM, decoding="speculative"),
+    Contender(name="vllm, ssd", host=_ON_VLLM, decoding="ssd"),
     SSD,
 )
 """With `backend="vllm"`: the same target and the same draft, adapter included, in all of them."""
@@ -300,7 +303,7 @@ def _second_turn(pair: Pair) -> SecondTurn:
     """Ask about a text of some 1,000 tokens, then ask again."""
     facts = "\n".join(f"{i}. Parcel {i} goes to house {i * 37 % 100} on street {i * 53 % 90}." for i in range(1, 51))
     first_turn = _question(f"{facts}\nWhich house does parcel 7 go to?")
-    with closing(HostProcess(Host("ssd", keeps_prefixes=True), pair)) as process:
+    with closing(HostProcess(Host(library="ssd", keeps_prefixes=True), pair)) as process:
         [first] = process.answer("ssd", [first_turn], 24)
         follow_up = [
             *first_turn,

@@ -31,7 +31,7 @@ BASE_RECORD = "base.json"
 """In an adapter's folder: the name and `fingerprint` of the model that it was made for."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LoadOptions:
     """How one model is loaded."""
 
@@ -65,7 +65,7 @@ def load_model(source: str | Path, options: LoadOptions, adapter: str | Path | N
         ModelLoadError: the source cannot be found or reached, or holds pickled weights or remote code.
     """
     model = load_unprepared(source, options, adapter)
-    model.requires_grad_(False)
+    model.requires_grad_(requires_grad=False)
     _prepare_linears(model, options)
     return model
 
