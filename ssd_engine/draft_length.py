@@ -51,7 +51,7 @@ class Acceptance:
     def rate(self) -> float:
         return self.matched / self.proposed
 
-    def record(self, matched: bool) -> None:
+    def record(self, *, matched: bool) -> None:
         """Enter one chosen token; older ones count for less and less."""
         self.matched = _FORGETTING * self.matched + matched
         self.proposed = _FORGETTING * self.proposed + 1

@@ -30,7 +30,7 @@ def truncate(p: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
 
 
 def accept_or_recover(
-    ids: Tensor, p: Tensor, q: Tensor, drafted: Tensor, q_drafted: Tensor, uniforms: Tensor
+    *, ids: Tensor, p: Tensor, q: Tensor, drafted: Tensor, q_drafted: Tensor, uniforms: Tensor
 ) -> Tensor:
     """[P] token ids distributed as `p`, the drafted ones wherever speculative sampling accepts them.
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ssd_engine.config import SSDConfig
-from ssd_engine.scheme import SchemeController
+from ssd_engine.scheme import EXACT_BELOW, ROUNDING
 
 _SETTINGS = (
     "alpha_intersection",
@@ -19,7 +19,7 @@ _SETTINGS = (
     "alpha_decay",
     "alpha_intersection_min",
 )
-_COLUMNS = ("is_union", "threshold", "alpha", "matches", "entries", *_SETTINGS)
+_COLUMNS = ("is_union", "kept_bins", "matches", "entries", *_SETTINGS)
 """What makes up a row, in float64 as `SchemeController` reckons, so that both decide alike to the last bit."""
 
 
@@ -35,9 +35,7 @@ class SchemeBatch:
         """Sequences that are about to start."""
         rows = []
         for config in configs:
-            start = SchemeController(config)
-            settings = [float(getattr(config, name)) for name in _SETTINGS]
-            rows.append([0.0, start.threshold, start.alpha, 0.0, 0.0, *settings])
+            rows.append([0.0, 0.0, 0.0, 0.0, *(float(getattr(config, name)) for name in _SETTINGS)])
         return cls(torch.tensor(rows, dtype=torch.float64, device=device).view(-1, len(_COLUMNS)))
 
     @property
@@ -53,26 +51,27 @@ class SchemeBatch:
     @property
     def alpha_intersection(self) -> Tensor:
         """[R] float32 weight of the draft under Intersection, at the next position."""
-        return self._get("alpha").float()
+        # Under Union bins are kept too, but this weight begins anew after it.
+        kept_bins = self._get("kept_bins").masked_fill(self.is_union, 0.0)
+        least = self._get("alpha_intersection_min")
+        return _decayed(self._get("alpha_intersection"), self._get("alpha_decay"), kept_bins, least).float()
+
+    @property
+    def threshold(self) -> Tensor:
+        """[R] float64: what the match ratio of the bin under way will be compared with."""
+        kept_bins = self._get("kept_bins")
+        least = torch.zeros_like(kept_bins)
+        return _decayed(self._get("match_threshold"), self._get("threshold_decay"), kept_bins, least)
 
     def record(self, matched: Tensor, counts: Tensor) -> None:
         """Enter one chosen token of each sequence that `counts` [R] bool; `matched` is [R] bool."""
         matches = self._get("matches") + (matched & counts)
         entries = self._get("entries") + counts
         is_complete = counts & (entries >= self._get("bin_size"))
-        was_union, threshold = self.is_union, self._get("threshold")
-        becomes_union = matches / entries.clamp_min(1) < threshold
-        switches = is_complete & (becomes_union != was_union)
-        decayed_alpha = torch.maximum(
-            self._get("alpha") - self._get("alpha_decay"), self._get("alpha_intersection_min")
-        )
-        decayed_threshold = (threshold - self._get("threshold_decay")).clamp_min(0.0)
-        keeps = is_complete & ~switches
-        alpha = torch.where(keeps & ~was_union, decayed_alpha, self._get("alpha"))
-        self._set("alpha", torch.where(switches, self._get("alpha_intersection"), alpha))
-        threshold = torch.where(keeps, decayed_threshold, threshold)
-        self._set("threshold", torch.where(switches, self._get("match_threshold"), threshold))
-        self._set("is_union", torch.where(is_complete, becomes_union, was_union))
+        becomes_union = self.threshold - matches / entries.clamp_min(1) > ROUNDING
+        kept_bins = torch.where(becomes_union != self.is_union, 0.0, self._get("kept_bins") + 1)
+        self._set("kept_bins", torch.where(is_complete, kept_bins, self._get("kept_bins")))
+        self._set("is_union", torch.where(is_complete, becomes_union, self.is_union))
         self._set("matches", torch.where(is_complete, 0.0, matches))
         self._set("entries", torch.where(is_complete, 0.0, entries))
 
@@ -81,3 +80,10 @@ class SchemeBatch:
 
     def _set(self, name: str, values: Tensor) -> None:
         self.rows[:, _COLUMNS.index(name)] = values.double()
+
+
+def _decayed(start: Tensor, decay: Tensor, times: Tensor, least: Tensor) -> Tensor:
+    """[R] float64: `ssd_engine.scheme.decayed` of each row, to the last bit."""
+    value = start - times * decay
+    exact = torch.where(value < EXACT_BELOW, (value * 1e10).round() / 1e10, value)
+    return torch.where(times > 0, torch.where(value - least < ROUNDING, least, exact), start)

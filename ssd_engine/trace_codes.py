@@ -55,7 +55,7 @@ class TraceReader:
         """The next token, from its rank counted from 0."""
         matched, is_forced = bool(code & _MATCHED), bool(code & _FORCED)
         scheme = Scheme.UNION if code & _UNION else Scheme.INTERSECTION
-        completed = None if is_forced else self._controller.record(matched)
+        completed = None if is_forced else self._controller.record(matched=matched)
         trace = self.trace
         if code & _BEGINS_ROUND or not trace.round_sizes:
             trace.round_sizes.append(0)

@@ -6,8 +6,9 @@ every token is distributed exactly as the composite.
 
 All sequences of a round are verified together. What may become of a position depends on the scheme in force there,
 and that on the tokens before it; so the tensors answer for every scheme and weight that may be in force (usually one
-weight of Intersection, and Union), and the scheme control picks among the answers. The tensors stay where the models
-are; one small table of token ids comes to the host a round.
+weight of Intersection, and Union), and the scheme control picks among the answers. The tensors of logits and
+probabilities stay where the models are. To the host come one small table of token ids a round, a few numbers that say
+how deep the sample spaces reach, and the log-probabilities of requests that ask for them.
 
 R is the number of sequences, P the number of positions of all (L each, or 1 where nothing is drafted), V the shared
 vocabulary.
@@ -24,9 +25,11 @@ import torch
 from torch import Tensor
 
 from ssd_engine.config import GenerationParams, SSDConfig
+from ssd_engine.draws import Draws, choose, truncation_of
 from ssd_engine.errors import SSDError
-from ssd_engine.sample_space import SampleSpace, SampleSpaces, sample_spaces
-from ssd_engine.sampling import accept_or_recover, draw, truncate
+from ssd_engine.predictions import Predictions, masked, tempered
+from ssd_engine.sample_space import SampleSpaces, sample_spaces
+from ssd_engine.sampling import draw
 from ssd_engine.scheme import Bin, Scheme, SchemeController
 
 NOT_NUMBERS = (
@@ -83,6 +86,11 @@ class Verifier:
         return self.params.temperature > 0
 
     @property
+    def is_ssd(self) -> bool:
+        """Whether the composite decides; otherwise one of the lossless baselines."""
+        return self.params.decoding == "ssd"
+
+    @property
     def drafts(self) -> bool:
         """Whether a draft proposes tokens; without one the target decodes alone."""
         return self.params.decoding != "target"
@@ -95,7 +103,7 @@ class Verifier:
     def forced(self, token_ids: Sequence[int], before: Choice | None) -> list[Choice]:
         """Tokens that a grammar forces: certain, and so without a word on risk. `before` is the token before them."""
         scheme = self.controller.scheme if before is None else before.next_scheme
-        if self.params.decoding != "ssd":
+        if not self.is_ssd:
             scheme = Scheme.NONE
         logprob = 0.0 if self.params.logprobs else None
         return [Choice(i, matched=False, scheme=scheme, bin=None, is_forced=True, logprob=logprob) for i in token_ids]
@@ -111,12 +119,12 @@ class Verifier:
         for position, (answer, proposal) in enumerate(zip(answers, drafted, strict=True)):
             # Read here, at the position itself: the scheme may have changed inside this round.
             scheme, alpha = self.controller.scheme, self.controller.alpha
-            if self.params.decoding != "ssd":
+            if not self.is_ssd:
                 scheme = Scheme.NONE
             token_id = answer(scheme, alpha)
             matched = token_id == proposal
             logprob, top = logprobs(position, scheme, alpha, token_id) if self.params.logprobs else (None, ())
-            completed = self.controller.record(matched) if scheme is not Scheme.NONE else None
+            completed = self.controller.record(matched=matched) if scheme is not Scheme.NONE else None
             chosen.append(Choice(token_id, matched, scheme, completed, logprob=logprob, top_logprobs=top))
             if not matched or token_id in self._eos_ids:
                 break
@@ -144,103 +152,129 @@ def first_positions(turns: Sequence[Turn]) -> list[int]:
     return [0, *itertools.accumulate(turn.num_positions for turn in turns)][: len(turns)]
 
 
-def probabilities(logits: Tensor, verifiers: Sequence[Verifier], allowed: Tensor | None = None) -> Tensor:
-    """[P, V] float32 probabilities of `logits` [P, V], each at its sequence's temperature.
+def temperatures_of(verifiers: Sequence[Verifier], device: torch.device) -> Tensor | None:
+    """[P] float32 temperature of each of `verifiers`, 1 for greedy ones; None where all are greedy."""
+    if not any(verifier.is_sampled for verifier in verifiers):
+        return None
+    temperatures = [verifier.params.temperature or 1.0 for verifier in verifiers]
+    return torch.tensor(temperatures, dtype=torch.float32, device=device)
+
+
+def propose(
+    logits: Tensor, verifiers: Sequence[Verifier], places: Sequence[int], allowed: Tensor | None = None
+) -> Tensor:
+    """[R] int64 tokens that the draft proposes.
 
     Args:
-        logits: [P, V].
-        verifiers: P of them.
-        allowed: [P, V] bool, the tokens that grammars allow; None: all.
+        logits: [R, V] the draft's.
+        verifiers: R of them.
+        places: R places in the answers.
+        allowed: [R, V] bool, the tokens that grammars allow; None: all.
     """
-    if not any(verifier.is_sampled for verifier in verifiers):
-        return tempered(logits, None, allowed)
-    temperatures = [verifier.params.temperature or 1.0 for verifier in verifiers]
-    return tempered(logits, torch.tensor(temperatures, device=logits.device), allowed)
-
-
-def tempered(logits: Tensor, temperatures: Tensor | None, allowed: Tensor | None) -> Tensor:
-    """[P, V] float32 softmax of `logits` [P, V] at `temperatures` [P] (None: 1), over `allowed` [P, V] (None: all)."""
-    logits = logits.float()
-    if temperatures is not None:
-        logits = logits / temperatures[:, None]
-    if allowed is None:
-        return logits.softmax(-1)
-    # The least there is keeps tokens that are allowed, however unlikely, in front of those that are not.
-    p = logits.masked_fill(~allowed, -torch.inf).softmax(-1)
-    return p + allowed * torch.finfo(p.dtype).tiny
-
-
-def propose(p_draft: Tensor, verifiers: Sequence[Verifier], places: Sequence[int]) -> Tensor:
-    """[R] the tokens that the draft proposes, from its `p_draft` [R, V], at the given places of the answers."""
-    likeliest = p_draft.argmax(-1)  # the first, so the lowest id, of equals
-    sampled = [verifier.is_sampled for verifier in verifiers]
-    if not any(sampled):
+    logits = masked(logits, allowed)
+    likeliest = logits.argmax(-1)  # the first, so the lowest id, of equals
+    temperatures = temperatures_of(verifiers, logits.device)
+    if temperatures is None:
         return likeliest
     uniforms = [verifier.uniforms(place)[0] for verifier, place in zip(verifiers, places, strict=True)]
-    drawn = draw(p_draft, torch.tensor(uniforms, dtype=torch.float64, device=p_draft.device))
-    return torch.where(torch.tensor(sampled, device=p_draft.device), drawn, likeliest)
+    p = tempered(logits, temperatures)
+    drawn = draw(p, torch.tensor(uniforms, dtype=torch.float64, device=p.device))
+    return torch.where(torch.tensor([verifier.is_sampled for verifier in verifiers], device=p.device), drawn, likeliest)
 
 
 def verify(
-    turns: Sequence[Turn], p_target: Tensor, p_draft: Tensor, drafted: Tensor, allowed: Tensor | None = None
+    turns: Sequence[Turn], target_logits: Tensor, draft_logits: Tensor, drafted: Tensor, allowed: Tensor | None = None
 ) -> list[list[Choice] | Exception]:
     """Choose the tokens that stand, for all sequences of a round.
 
     Args:
         turns: R sequences; each has its `num_positions` rows in the tensors, one sequence after the other.
-        p_target: [P, V] p_M at the drafted positions.
-        p_draft: [P, V] p_m at the same positions; zeros where nothing was drafted.
+        target_logits: [P, V] the target's at the drafted positions.
+        draft_logits: [P, V] the draft's at the same positions; any numbers where nothing was drafted.
         drafted: [P] int64 drafted ids; -1 where nothing was drafted.
         allowed: [P, V] bool, the tokens that grammars allow; None: all.
 
     Returns:
         For each sequence its tokens, or what went wrong with it alone.
     """
-    table = _Table(turns, p_target, p_draft, drafted, allowed)
+    temperatures = temperatures_of([turn.verifier for turn in turns for _ in turn.places], drafted.device)
+    target = Predictions.of(target_logits, temperatures, allowed)
+    draft = Predictions.of(draft_logits, temperatures, allowed)
+    table = _Table(turns, target, draft, drafted, None if allowed is None else allowed.sum(-1))
     return [table.settle(index) for index in range(len(turns))]
 
 
-def choose(space: SampleSpace, alpha: Tensor, draws: Draws | None) -> Tensor:
-    """[P] token ids chosen from the composite with weights `alpha` [P]: the likeliest, or drawn where sampled."""
-    values = space.composite(alpha)
-    is_largest = values == values.amax(-1, keepdim=True)
-    greedy = space.ids.masked_fill(~is_largest, torch.iinfo(torch.int64).max).amin(-1)
-    if draws is None:
-        return greedy
-    return draws.choose(space.ids, space.probabilities(alpha), space.p_draft, greedy)
-
-
 class _Table:
-    """Every token that a round's positions may become, by scheme and weight, on the host."""
+    """Every token that a round's positions may become, by scheme and weight, on the host.
+
+    Where SSD chooses, the tokens come from sample spaces; elsewhere from the target's whole distribution.
+    """
 
     def __init__(
-        self, turns: Sequence[Turn], p_target: Tensor, p_draft: Tensor, drafted: Tensor, allowed: Tensor | None
+        self,
+        turns: Sequence[Turn],
+        target: Predictions,
+        draft: Predictions,
+        drafted: Tensor,
+        num_allowed: Tensor | None,
     ) -> None:
         self._turns = turns
         self._firsts = first_positions(turns)
-        self._positions = [turn for turn in turns for _ in range(turn.num_positions)]
-        self._p_target = p_target
+        self._positions = [turn for turn in turns for _ in turn.places]
         self._alphas = [turn.verifier.controller.upcoming_alphas(turn.num_positions) for turn in turns]
-        self._is_ssd = [turn.verifier.params.decoding == "ssd" for turn in self._positions]
-        self._draws = Draws.of(turns, p_draft, drafted) if any(t.verifier.is_sampled for t in turns) else None
-        # Where one logit is not a number, none of the probabilities is.
-        columns = [drafted, (p_target[:, 0] + p_draft[:, 0]).isnan().to(drafted.dtype)]
+        self._target = target
+        self._draws = _draws_of(turns, draft.p, drafted) if any(turn.verifier.is_sampled for turn in turns) else None
         self._spaces: SampleSpaces | None = None
-        if any(self._is_ssd):
-            self._spaces = sample_spaces(p_target, p_draft, self._sizes(allowed))
-            columns += self._composite_columns(self._spaces)
-        if not all(self._is_ssd):
-            columns.append(self._target_column(p_draft))
-        # The one transfer of a round.
-        self._rows: list[list[int]] = torch.stack(columns, dim=-1).tolist()
+        ssd = [index for index, turn in enumerate(self._positions) if turn.verifier.is_ssd]
+        others = [index for index, turn in enumerate(self._positions) if not turn.verifier.is_ssd]
+        self._space_of = {position: index for index, position in enumerate(ssd)}
+        """Of the positions where SSD chooses: their places in `_spaces`."""
+        table = drafted.new_zeros(len(self._positions), 3 + max(map(len, self._alphas)))
+        table[:, 0] = drafted
+        table[:, 1] = (target.p[:, 0] + draft.p[:, 0]).isnan()  # one logit that is no number spoils a whole row
+        if ssd:
+            here = self._at(ssd)
+            sizes = self._sizes(ssd, None if num_allowed is None else num_allowed[here])
+            self._spaces = sample_spaces(target.at(here), draft.at(here), sizes)
+            table[here, 2:] = self._composite_choices(ssd, self._spaces, self._draws and self._draws.at(here))
+        if others:
+            here = self._at(others)
+            table[here, 2] = self._target_choices(target.at(here), draft.at(here), self._draws and self._draws.at(here))
+        self._rows: list[list[int]] = table.tolist()
 
-    def _sizes(self, allowed: Tensor | None) -> int | Tensor:
-        """c at each position: where a grammar allows fewer tokens, all of these are the sample space."""
-        sizes = [turn.verifier.config.sample_space_size for turn in self._positions]
-        if allowed is None and len(set(sizes)) == 1:
+    def _at(self, positions: Sequence[int]) -> slice | Tensor:
+        """Some of the positions as an index; all of them without a copy."""
+        if len(positions) == len(self._positions):
+            return slice(None)
+        return torch.tensor(positions, device=self._target.p.device)
+
+    def _sizes(self, positions: Sequence[int], num_allowed: Tensor | None) -> int | Tensor:
+        """c at some positions: where a grammar allows fewer tokens, all of these are the sample space."""
+        sizes = [self._positions[position].verifier.config.sample_space_size for position in positions]
+        if num_allowed is None and len(set(sizes)) == 1:
             return sizes[0]
-        size = torch.tensor(sizes, device=self._p_target.device)
-        return size if allowed is None else torch.minimum(size, allowed.sum(-1))
+        size = torch.tensor(sizes, device=self._target.p.device)
+        return size if num_allowed is None else torch.minimum(size, num_allowed)
+
+    def _composite_choices(self, positions: Sequence[int], spaces: SampleSpaces, draws: Draws | None) -> Tensor:
+        """[P, 1 + weights] what Union chooses at some positions, then Intersection at each weight."""
+        device = spaces.union.ids.device
+        unions = [self._positions[position].verifier.config.alpha_union for position in positions]
+        columns = [choose(spaces.union, torch.tensor(unions, device=device), draws)]
+        alphas = [alphas for alphas, turn in zip(self._alphas, self._turns, strict=True) for _ in turn.places]
+        for column in range(max(map(len, self._alphas))):
+            # Sequences with fewer weights than others have their last one again.
+            weights = [alphas[position][min(column, len(alphas[position]) - 1)] for position in positions]
+            columns.append(choose(spaces.intersection, torch.tensor(weights, device=device), draws))
+        return torch.stack(columns, dim=-1)
+
+    def _target_choices(self, target: Predictions, draft: Predictions, draws: Draws | None) -> Tensor:
+        """[P] what the lossless baselines choose: P = p_M."""
+        greedy = target.logits.argmax(-1)  # the first, so the lowest id, of equals
+        if draws is None:
+            return greedy
+        ids = torch.arange(target.p.shape[-1], device=greedy.device).expand_as(target.p)
+        return draws.choose(ids=ids, p=target.p, q=draft.p, greedy=greedy)
 
     def settle(self, index: int) -> list[Choice] | Exception:
         """The tokens of sequence `index` that stand."""
@@ -253,9 +287,7 @@ class _Table:
             def token(scheme: Scheme, alpha: float) -> int:
                 if row[1]:
                     raise SSDError(NOT_NUMBERS)
-                if scheme is Scheme.NONE:
-                    return row[-1]
-                return row[2] if scheme is Scheme.UNION else row[3 + alphas.index(alpha)]
+                return row[3 + alphas.index(alpha)] if scheme is Scheme.INTERSECTION else row[2]
 
             return token
 
@@ -269,38 +301,17 @@ class _Table:
         except Exception as error:
             return error
 
-    def _composite_columns(self, spaces: SampleSpaces) -> list[Tensor]:
-        """Union, then Intersection at each weight."""
-        unions = [turn.verifier.config.alpha_union for turn in self._positions]
-        columns = [self._choose(spaces.union, unions)]
-        for column in range(max(map(len, self._alphas))):
-            # Sequences with fewer weights than others have their last one again.
-            alphas = [alphas[min(column, len(alphas) - 1)] for alphas in self._alphas]
-            each = [a for a, turn in zip(alphas, self._turns, strict=True) for _ in range(turn.num_positions)]
-            columns.append(self._choose(spaces.intersection, each))
-        return columns
-
-    def _choose(self, space: SampleSpace, alphas: Sequence[float]) -> Tensor:
-        return choose(space, torch.tensor(alphas, device=space.ids.device), self._draws)
-
-    def _target_column(self, p_draft: Tensor) -> Tensor:
-        """What the lossless baselines choose: P = p_M."""
-        greedy = self._p_target.argmax(-1)
-        if self._draws is None:
-            return greedy
-        ids = torch.arange(self._p_target.shape[-1], device=greedy.device).expand_as(self._p_target)
-        return self._draws.choose(ids, self._p_target, p_draft, greedy)
-
     def _logprobs(
         self, position: int, scheme: Scheme, alpha: float, token_id: int, top: int
     ) -> tuple[float, tuple[tuple[int, float], ...]]:
         """Log-probability of the chosen token under its composite, and of the `top` likeliest."""
-        if scheme is Scheme.NONE or self._spaces is None:
-            p = self._p_target[position]
+        if self._spaces is None or scheme is Scheme.NONE:
+            p = self._target.p[position]
             ids = torch.arange(len(p), device=p.device)
         else:
             space = self._spaces.union if scheme is Scheme.UNION else self._spaces.intersection
-            space = space.at(slice(position, position + 1))
+            here = self._space_of[position]
+            space = space.at(slice(here, here + 1))
             p, ids = space.probabilities(alpha)[0], space.ids[0]
         log_p = p.log()
         best = log_p.topk(min(top, len(log_p)))
@@ -308,50 +319,15 @@ class _Table:
         return float(log_p[ids == token_id].max()), tuple((i, value) for i, value in likeliest if value > -torch.inf)
 
 
-@dataclass(frozen=True)
-class Draws:
-    """The random side of a round's P positions."""
-
-    sampled: Tensor
-    """[P] bool."""
-    drafted: Tensor
-    q_drafted: Tensor
-    """[P] the draft's probability of `drafted`."""
-    uniforms: Tensor
-    """[P, 2] float64: to accept, to recover."""
-    truncation: tuple[Tensor, Tensor] | None
-    """[P] top-k and [P] top-p; None: everywhere all tokens are kept."""
-
-    def at(self, here: Tensor) -> Draws:
-        """Those of some of the positions, by their indices."""
-        truncation = None if self.truncation is None else (self.truncation[0][here], self.truncation[1][here])
-        return Draws(self.sampled[here], self.drafted[here], self.q_drafted[here], self.uniforms[here], truncation)
-
-    @staticmethod
-    def of(turns: Sequence[Turn], p_draft: Tensor, drafted: Tensor) -> Draws:
-        places = [(turn.verifier, place) for turn in turns for place in turn.places]
-        uniforms = [verifier.uniforms(place)[1:] for verifier, place in places]
-        settings = [verifier.params for verifier, _ in places]
-        return Draws(
-            sampled=torch.tensor([verifier.is_sampled for verifier, _ in places], device=drafted.device),
-            drafted=drafted,
-            q_drafted=p_draft.gather(-1, drafted.clamp_min(0)[:, None])[:, 0],
-            uniforms=torch.tensor(uniforms, dtype=torch.float64, device=drafted.device),
-            truncation=truncation_of([(p.top_k, p.top_p) for p in settings], drafted.device),
-        )
-
-    def choose(self, ids: Tensor, p: Tensor, q: Tensor, greedy: Tensor) -> Tensor:
-        """[P] sampled tokens of `ids` [P, n] with probabilities `p` [P, n], or the greedy choice."""
-        if self.truncation is not None:
-            p = truncate(p, *self.truncation)
-        chosen = accept_or_recover(ids, p, q, self.drafted, self.q_drafted, self.uniforms)
-        return torch.where(self.sampled, chosen, greedy)
-
-
-def truncation_of(settings: Sequence[tuple[int | None, float]], device: torch.device) -> tuple[Tensor, Tensor] | None:
-    """[P] top-k and [P] top-p as tensors; None where all of `settings` keep every token."""
-    if all(top_k is None and top_p >= 1 for top_k, top_p in settings):
-        return None
-    largest = torch.iinfo(torch.int64).max
-    top_k = torch.tensor([largest if top_k is None else top_k for top_k, _ in settings], device=device)
-    return top_k, torch.tensor([top_p for _, top_p in settings], device=device)
+def _draws_of(turns: Sequence[Turn], p_draft: Tensor, drafted: Tensor) -> Draws:
+    """The random side of a round's P positions; `p_draft` is [P, V], `drafted` [P]."""
+    places = [(turn.verifier, place) for turn in turns for place in turn.places]
+    uniforms = [verifier.uniforms(place)[1:] for verifier, place in places]
+    settings = [verifier.params for verifier, _ in places]
+    return Draws(
+        sampled=torch.tensor([verifier.is_sampled for verifier, _ in places], device=drafted.device),
+        drafted=drafted,
+        q_drafted=p_draft.gather(-1, drafted.clamp_min(0)[:, None])[:, 0],
+        uniforms=torch.tensor(uniforms, dtype=torch.float64, device=drafted.device),
+        truncation=truncation_of([(p.top_k, p.top_p) for p in settings], drafted.device),
+    )

@@ -1,9 +1,11 @@
-"""The rule for many sequences without a word from the host: `verify` over rows of tensors.
+"""The rule for many sequences in tensors: `verify` without a loop over sequences.
 
 It decides what `verify` decides, from the same sample spaces by the same `choose`. There the host goes through each
 sequence's positions; here all sequences go through their first position together, then their second, and so on, and
-the scheme control is a row of `SchemeBatch`. R is the number of sequences, P that of the positions of all, L the most
-that one sequence has, V the shared vocabulary.
+the scheme control is a row of `SchemeBatch`. The choices stay on the device; the host asks it for a few numbers: the
+largest c, and how deep the sample spaces reach.
+
+R is the number of sequences, P that of the positions of all, L the most that one sequence has, V the shared vocabulary.
 """
 
 from __future__ import annotations
@@ -13,21 +15,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ssd_engine.draws import Draws, choose
+from ssd_engine.predictions import Predictions
 from ssd_engine.sample_space import SampleSpaces, sample_spaces
 from ssd_engine.scheme_batch import SchemeBatch
-from ssd_engine.verify import Draws, choose
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Positions:
     """What there is to decide: each sequence's positions, one sequence after the other."""
 
     counts: list[int]
     """Of each sequence: its positions, at least one."""
-    p_target: Tensor
-    """[P, V] p_M."""
-    p_draft: Tensor
-    """[P, V] p_m."""
+    target: Predictions
+    """Of all P positions."""
+    draft: Predictions
     drafted: Tensor
     """[P] int64 the draft's proposals, which a chosen token may match."""
     followed: Tensor
@@ -67,14 +69,14 @@ def verify_batch(
         draws: the random side of all P positions; None: every sequence is greedy.
         num_others: K, likeliest other tokens to tell of.
     """
-    device = positions.p_target.device
+    device = positions.drafted.device
     counts = torch.tensor(positions.counts, device=device)
     last = counts.cumsum(0) - 1
     first = last - counts + 1
     num_allowed = None if positions.allowed is None else positions.allowed.sum(-1)
     if num_allowed is not None:
         sizes = torch.minimum(sizes, num_allowed)
-    spaces = sample_spaces(positions.p_target, positions.p_draft, sizes)
+    spaces = sample_spaces(positions.target, positions.draft, sizes)
     stands = torch.ones_like(counts, dtype=torch.bool)
     columns: list[tuple[Tensor, ...]] = []
     for step in range(max(positions.counts)):

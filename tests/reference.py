@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 import torch
 from transformers import PreTrainedModel
@@ -19,35 +20,43 @@ class ReferenceRun:
     rounds: int = 0
 
 
-def next_probabilities(model: PreTrainedModel, token_ids: list[int], vocab: int) -> list[float]:
-    """p(next token | token_ids) over the shared vocabulary, reading everything anew."""
+def next_logits(model: PreTrainedModel, token_ids: list[int], vocab: int) -> list[float]:
+    """What `model` says of the next token after `token_ids`, over the shared vocabulary, reading everything anew."""
     with torch.no_grad():
-        logits = model(torch.tensor([token_ids])).logits[0, -1, :vocab].float()
-    return logits.softmax(-1).tolist()
+        return model(torch.tensor([token_ids])).logits[0, -1, :vocab].float().tolist()
 
 
-def ranking(probabilities: list[float]) -> list[int]:
-    """Token ids by falling probability; ties go to the lower id."""
-    return sorted(range(len(probabilities)), key=lambda i: (-probabilities[i], i))
+def softmax(logits: list[float], temperature: float = 1.0) -> list[float]:
+    return (torch.tensor(logits) / temperature).softmax(-1).tolist()
 
 
-def intersection(p_target: list[float], p_draft: list[float], size: int) -> tuple[set[int], bool]:
-    """The Intersection space, and whether the target's own choice stands (the space is then its top-k)."""
-    by_target, by_draft = ranking(p_target), ranking(p_draft)
+def next_probabilities(model: PreTrainedModel, token_ids: list[int], vocab: int) -> list[float]:
+    """p(next token | token_ids)."""
+    return softmax(next_logits(model, token_ids, vocab))
+
+
+def ranking(scores: list[float]) -> list[int]:
+    """Token ids by falling score (a logit, which orders tokens at every temperature); ties go to the lower id."""
+    return sorted(range(len(scores)), key=lambda i: (-scores[i], i))
+
+
+def intersection(target: list[float], draft: list[float], size: int) -> tuple[set[int], bool]:
+    """The Intersection space from both models' scores, and whether the target's own choice stands (its top-k)."""
+    by_target, by_draft = ranking(target), ranking(draft)
     top_target, top_draft = set(), set()
-    for k in range(1, len(p_target) + 1):
+    for k in range(1, len(target) + 1):
         top_target.add(by_target[k - 1])
         top_draft.add(by_draft[k - 1])
         common = top_target & top_draft
-        if len(common) >= min(size, len(p_target)):
+        if len(common) >= min(size, len(target)):
             break
     if by_target[0] not in top_draft:
         return top_target, True
     return common, False
 
 
-def union(p_target: list[float], p_draft: list[float], size: int) -> set[int]:
-    return set(ranking(p_target)[:size]) | set(ranking(p_draft)[:size])
+def union(target: list[float], draft: list[float], size: int) -> set[int]:
+    return set(ranking(target)[:size]) | set(ranking(draft)[:size])
 
 
 def composite(p_target: list[float], p_draft: list[float], space: set[int], alpha: float) -> dict[int, float]:
@@ -56,13 +65,66 @@ def composite(p_target: list[float], p_draft: list[float], space: set[int], alph
     return {i: values[i].item() for i in space}
 
 
-def choose(p_target: list[float], p_draft: list[float], scheme: Scheme, alpha: float, size: int) -> int:
+def choose(
+    p_target: list[float],
+    p_draft: list[float],
+    scheme: Scheme,
+    alpha: float,
+    size: int,
+    logits: tuple[list[float], list[float]] | None = None,
+) -> int:
+    """The greedy choice; `logits` are what ranks go by, of target and draft (None: the probabilities)."""
+    scores = logits or (p_target, p_draft)
     if scheme is Scheme.UNION:
-        values = composite(p_target, p_draft, union(p_target, p_draft, size), alpha)
+        values = composite(p_target, p_draft, union(*scores, size), alpha)
     else:
-        space, target_stands = intersection(p_target, p_draft, size)
-        values = composite(p_target, p_draft, space, 0.0 if target_stands else alpha)
+        space, target_stands = intersection(*scores, size)
+        if target_stands:
+            return ranking(scores[0])[0]
+        values = composite(p_target, p_draft, space, alpha)
     return min(values, key=lambda i: (-values[i], i))
+
+
+@dataclass
+class ReferenceScheme:
+    """Scheme control in fractions, from the decimals that the settings stand for."""
+
+    config: SSDConfig
+    scheme: Scheme = Scheme.INTERSECTION
+    log: list[bool] = field(default_factory=list)
+    ratios: list[Fraction] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
+        self.threshold = exact(self.config.match_threshold)
+        self.alpha_intersection = exact(self.config.alpha_intersection)
+
+    @property
+    def alpha(self) -> float:
+        return self.config.alpha_union if self.scheme is Scheme.UNION else float(self.alpha_intersection)
+
+    def record(self, *, matched: bool) -> None:
+        self.log.append(matched)
+        if len(self.log) % self.config.bin_size:
+            return
+        ratio = Fraction(sum(self.log[-self.config.bin_size :]), self.config.bin_size)
+        self.ratios.append(ratio)
+        following = Scheme.UNION if ratio < self.threshold else Scheme.INTERSECTION
+        if following is self.scheme:
+            self.threshold = max(self.threshold - exact(self.config.threshold_decay), Fraction(0))
+            if self.scheme is Scheme.INTERSECTION:
+                lower = self.alpha_intersection - exact(self.config.alpha_decay)
+                self.alpha_intersection = max(lower, exact(self.config.alpha_intersection_min))
+        else:
+            self._begin()
+        self.scheme = following
+
+
+def exact(setting: float) -> Fraction:
+    """The decimal that a setting was written as."""
+    return Fraction(repr(setting))
 
 
 def run(
@@ -77,32 +139,22 @@ def run(
     """Greedy SSD."""
     vocab = min(target.config.vocab_size, draft.config.vocab_size)
     result = ReferenceRun()
-    scheme, threshold, alpha_i = Scheme.INTERSECTION, config.match_threshold, config.alpha_intersection
+    control = ReferenceScheme(config)
     out = result.token_ids
     while len(out) < max_new_tokens and not (out and out[-1] in eos_ids):
         result.rounds += 1
         drafted: list[int] = []
         for _ in range(config.num_draft_tokens):
-            drafted.append(ranking(next_probabilities(draft, draft_prompt + out + drafted, vocab))[0])
+            drafted.append(ranking(next_logits(draft, draft_prompt + out + drafted, vocab))[0])
         for proposal in drafted:
-            p_target = next_probabilities(target, prompt + out, vocab)
-            p_draft = next_probabilities(draft, draft_prompt + out, vocab)
-            alpha = config.alpha_union if scheme is Scheme.UNION else alpha_i
-            token = choose(p_target, p_draft, scheme, alpha, config.sample_space_size)
+            logits = next_logits(target, prompt + out, vocab), next_logits(draft, draft_prompt + out, vocab)
+            p_target, p_draft = map(softmax, logits)
+            token = choose(p_target, p_draft, control.scheme, control.alpha, config.sample_space_size, logits)
             out.append(token)
-            result.schemes.append(scheme)
+            result.schemes.append(control.scheme)
             result.matched.append(token == proposal)
-            if len(result.matched) % config.bin_size == 0:
-                ratio = sum(result.matched[-config.bin_size :]) / config.bin_size
-                result.ratios.append(ratio)
-                following = Scheme.UNION if ratio < threshold else Scheme.INTERSECTION
-                if following is scheme:
-                    threshold = max(threshold - config.threshold_decay, 0)
-                    if scheme is Scheme.INTERSECTION:
-                        alpha_i = max(alpha_i - config.alpha_decay, config.alpha_intersection_min)
-                else:
-                    threshold, alpha_i = config.match_threshold, config.alpha_intersection
-                scheme = following
+            control.record(matched=token == proposal)
             if token != proposal or token in eos_ids or len(out) == max_new_tokens:
                 break
+    result.ratios = list(map(float, control.ratios))
     return result

@@ -13,7 +13,7 @@ from scipy.stats import chisquare
 from transformers import PreTrainedTokenizerFast
 
 from ssd_engine import GenerationParams, Scheme, SSDConfig, SSDEngine
-from ssd_engine.verify import Turn, Verifier, probabilities, propose, verify
+from ssd_engine.verify import Turn, Verifier, propose, verify
 
 
 def random_case(seed: int) -> tuple[SSDConfig, int, int]:
@@ -117,18 +117,19 @@ def test_sampled_ssd_is_distributed_as_the_composite(
     ]
     verifiers = [turn.verifier for turn in turns]
     for verifier in verifiers[::2]:
-        verifier.controller.record(False)  # half of them begin under Union
-    both = [verifier for verifier in verifiers for _ in range(2)]
-    p_target, p_draft = (probabilities(each.repeat(len(turns), 1), both) for each in (logits, draft_logits))
-    drafted = torch.stack([propose(p_draft[i::2], verifiers, [i] * len(turns)) for i in range(2)], dim=-1).flatten()
+        verifier.controller.record(matched=False)  # half of them begin under Union
+    drafted = torch.stack(
+        [propose(draft_logits[i].expand(len(turns), -1), verifiers, [i] * len(turns)) for i in range(2)], dim=-1
+    ).flatten()
     seen: dict[tuple[int, Scheme], Counter[int]] = {}
-    for choices in verify(turns, p_target, p_draft, drafted):
+    for choices in verify(turns, logits.repeat(len(turns), 1), draft_logits.repeat(len(turns), 1), drafted):
         for position, choice in enumerate(choices):
             seen.setdefault((position, choice.scheme), Counter())[choice.token_id] += 1
 
     assert {scheme for _, scheme in seen} == {Scheme.INTERSECTION, Scheme.UNION}
     for (position, scheme), counts in seen.items():
-        expected = composite_distribution(p_target[position].tolist(), p_draft[position].tolist(), scheme, config)
+        p_target, p_draft = (reference.softmax(each[position].tolist(), 0.8) for each in (logits, draft_logits))
+        expected = composite_distribution(p_target, p_draft, scheme, config)
         assert set(counts) <= set(expected)
         ids = sorted(expected)
         total = sum(counts.values())

@@ -52,8 +52,8 @@ def test_times_between_and_past_the_sizes_seen_are_estimated() -> None:
 def test_acceptance_follows_what_is_seen() -> None:
     acceptance = Acceptance()
     for _ in range(200):
-        acceptance.record(False)
+        acceptance.record(matched=False)
     assert acceptance.rate < 0.1
     for _ in range(200):
-        acceptance.record(True)
+        acceptance.record(matched=True)
     assert acceptance.rate > 0.9

@@ -97,7 +97,7 @@ def test_greedy_ssd_under_a_grammar_equals_the_naive_rule_among_allowed_tokens(
             size = min(config.sample_space_size, len(allowed))
             assert token_id == reference.choose(p_target, p_draft, controller.scheme, controller.alpha, size)
             assert trace.matched[place] == (token_id == reference.ranking(p_draft)[0])
-            controller.record(trace.matched[place])
+            controller.record(matched=trace.matched[place])
         text += oracle.texts.get(token_id, "")
     assert regex.fullmatch(pattern, result.text) or result.finish_reason == "length"
     assert len(trace.bins) == (len(trace.forced) - trace.num_forced) // 2

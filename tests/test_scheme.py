@@ -11,7 +11,7 @@ from ssd_engine.scheme import SchemeController
 def feed(controller: SchemeController, matches: int) -> None:
     """One bin with so many matches."""
     for i in range(controller.config.bin_size):
-        controller.record(i < matches)
+        controller.record(matched=i < matches)
 
 
 def test_a_bin_below_the_threshold_switches_to_union_and_a_good_one_back() -> None:
@@ -53,7 +53,7 @@ def test_the_threshold_does_not_fall_below_zero() -> None:
 
 def test_the_bin_that_a_token_completes_is_reported() -> None:
     controller = SchemeController(SSDConfig(bin_size=2))
-    assert controller.record(False) is None
-    completed = controller.record(True)
+    assert controller.record(matched=False) is None
+    completed = controller.record(matched=True)
     assert completed is not None
     assert (completed.ratio, completed.threshold, completed.is_switch) == (0.5, 0.6, True)

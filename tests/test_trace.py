@@ -25,7 +25,7 @@ def make_trace(matches: str, texts: list[str] | None = None, bin_size: int = 2) 
         trace.schemes.append(controller.scheme)
         trace.matched.append(match == "+")
         trace.forced.append(False)
-        completed = controller.record(match == "+")
+        completed = controller.record(matched=match == "+")
         if completed is not None:
             trace.bins.append(completed)
             trace.bin_ends.append(len(trace.matched))

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ssd_engine.config import GenerationParams, SSDConfig
+from ssd_engine.predictions import Predictions
 from ssd_engine.scheme import Scheme, SchemeController
 from ssd_engine.scheme_batch import SchemeBatch
 from ssd_engine.verify import Turn, Verifier, verify
@@ -18,12 +19,12 @@ CPU = torch.device("cpu")
 configs = st.builds(
     SSDConfig,
     sample_space_size=st.integers(1, 6),
-    alpha_intersection=st.sampled_from([0.3, 0.45, 1.0]),
+    alpha_intersection=st.sampled_from([0.3, 0.45, 0.9, 1.0, 1e20]),
     alpha_union=st.sampled_from([0.8, 2.0]),
     bin_size=st.integers(1, 5),
-    match_threshold=st.sampled_from([0.3, 0.5, 0.6, 1.0]),
-    threshold_decay=st.sampled_from([0.0, 0.1, 0.35]),
-    alpha_decay=st.sampled_from([0.0, 0.15]),
+    match_threshold=st.sampled_from([0.3, 0.5, 0.6, 2 / 3, 0.7, 1.0]),
+    threshold_decay=st.sampled_from([0.0, 0.1, 0.15, 1 / 30, 0.35]),
+    alpha_decay=st.sampled_from([0.0, 0.07, 0.15]),
     alpha_intersection_min=st.sampled_from([0.1, 0.3]),
 )
 
@@ -39,8 +40,9 @@ def test_every_row_follows_its_own_scheme_controller(settings: list[SSDConfig], 
         batch.record(matched, counts)
         for controller, is_match, is_counted in zip(controllers, matched.tolist(), counts.tolist(), strict=True):
             if is_counted:
-                controller.record(is_match)
+                controller.record(matched=is_match)
         assert batch.is_union.tolist() == [controller.scheme is Scheme.UNION for controller in controllers]
+        assert batch.threshold.tolist() == [controller.threshold for controller in controllers]
         weights = torch.where(batch.is_union, batch.alpha_union, batch.alpha_intersection)
         assert weights.tolist() == torch.tensor([controller.alpha for controller in controllers]).tolist()
 
@@ -56,21 +58,29 @@ def test_a_batch_of_rounds_chooses_what_each_sequence_would_alone(
     verifiers = [Verifier(GenerationParams(max_new_tokens=99), config, eos_ids=()) for config in settings]
     for _ in range(8):
         counts = torch.randint(1, 5, (len(settings),), generator=generator).tolist()
-        p_target = torch.rand(sum(counts), vocab, generator=generator).pow(4)
-        p_draft = (p_target + torch.rand(sum(counts), vocab, generator=generator).pow(4)).clone()
+        # Whole numbers, so that there are ties.
+        target = torch.randint(-4, 4, (sum(counts), vocab), generator=generator).float()
+        draft = target + torch.randint(-2, 2, target.shape, generator=generator)
         allowed = None
         if is_masked:
             allowed = torch.rand(sum(counts), vocab, generator=generator) < 0.7
             allowed[:, :2] = True  # one choice alone would be a forced token, which nobody decides
-            p_target, p_draft = p_target * allowed, p_draft * allowed
-        p_target, p_draft = (p / p.sum(-1, keepdim=True) for p in (p_target, p_draft))
-        drafted = p_draft.argmax(-1)
+        predictions = [Predictions.of(logits, None, allowed) for logits in (target, draft)]
+        drafted = predictions[1].logits.argmax(-1)
         turns = [Turn(verifier, range(count)) for verifier, count in zip(verifiers, counts, strict=True)]
-        expected = verify(turns, p_target, p_draft, drafted, allowed)
+        expected = verify(turns, target, draft, drafted, allowed)
         followed = drafted.clone()
         followed[torch.tensor(counts).cumsum(0) - 1] = -1
         sizes = torch.tensor([c.sample_space_size for c, n in zip(settings, counts, strict=True) for _ in range(n)])
-        verdicts = verify_batch(Positions(counts, p_target, p_draft, drafted, followed, allowed), batch, sizes, None)
+        positions = Positions(
+            counts=counts,
+            target=predictions[0],
+            draft=predictions[1],
+            drafted=drafted,
+            followed=followed,
+            allowed=allowed,
+        )
+        verdicts = verify_batch(positions, batch, sizes, None)
         for row, choices in enumerate(expected):
             assert isinstance(choices, list)
             num = len(choices)

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from vllm_cases import VLLM_OPTIONS, save_pair
 
 from ssd_engine import GenerationParams, GenerationResult, SSDConfig, SSDEngine
+from ssd_engine.predictions import Predictions
 from ssd_engine.sample_space import sample_spaces
 
 pytest.importorskip("vllm")
@@ -44,9 +45,10 @@ def engine(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SSD
 def composite(pair: Pair, contexts: torch.Tensor) -> torch.Tensor:
     """[N, V] what comes after `contexts` [N, T] under Intersection."""
     with torch.inference_mode():
-        p_target, p_draft = ((m(contexts).logits[:, -1].float() / TEMPERATURE).softmax(-1) for m in pair)
-    space = sample_spaces(p_target, p_draft, CONFIG.sample_space_size).intersection
-    whole = torch.zeros_like(p_target)
+        temperatures = torch.full((len(contexts),), TEMPERATURE)
+        target, draft = (Predictions.of(model(contexts).logits[:, -1], temperatures, None) for model in pair)
+    space = sample_spaces(target, draft, CONFIG.sample_space_size).intersection
+    whole = torch.zeros_like(target.p)
     return whole.scatter_add_(-1, space.ids, space.probabilities(CONFIG.alpha_intersection))
 
 

@@ -19,7 +19,7 @@ from ssd_engine.backends.transformers.runner import ModelRunner
 from ssd_engine.backends.transformers.sequence import DRAFTED, Proposal, SequenceState
 from ssd_engine.config import GenerationParams, SSDConfig
 from ssd_engine.draft_length import LONGEST, PassTimes, best_length
-from ssd_engine.verify import Choice, Verifier, first_positions, probabilities, propose, verify
+from ssd_engine.verify import Choice, Verifier, first_positions, propose, verify
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -115,10 +115,10 @@ class PairDecoder:
         start = time.perf_counter()
         self._seconds_in_passes = 0.0
         proposals = [Proposal(sequence, _num_drafts(sequence, chosen_length)) for sequence in sequences]
-        p_draft, drafted = self._propose(proposals)
+        draft_logits, drafted = self._propose(proposals)
         allowed = _stacked([each for proposal in proposals for each in proposal.allowed], drafted.device)
-        p_target = self._read(proposals, drafted, allowed)
-        outcomes = verify([proposal.turn for proposal in proposals], p_target, p_draft, drafted, allowed)
+        target_logits = self._read(proposals, drafted)
+        outcomes = verify([proposal.turn for proposal in proposals], target_logits, draft_logits, drafted, allowed)
         settled = [_settled(proposal, outcome) for proposal, outcome in zip(proposals, outcomes, strict=True)]
         selection = time.perf_counter() - start - self._seconds_in_passes
         for sequence in sequences:
@@ -129,15 +129,16 @@ class PairDecoder:
         """Step 1: m drafts L tokens, one after another, from its own prompt and all output so far.
 
         Returns:
-            [P, V] p_m and [P] drafted ids at the positions of all proposals; zeros and -1 where nothing is drafted.
+            [P, V] float32 logits and [P] drafted ids at the positions of all proposals; zeros and -1 where nothing is
+            drafted.
         """
         device = self._draft.device
         steps: list[tuple[list[Proposal], Tensor, Tensor]] = []
         latest = torch.empty(0, dtype=torch.int64, device=device)
         drafting = [proposal for proposal in proposals if proposal.is_drafting]
         while drafting:
-            p_step, latest = self._draft_step(drafting, latest)
-            steps.append((drafting, p_step, latest))
+            step_logits, latest = self._draft_step(drafting, latest)
+            steps.append((drafting, step_logits, latest))
             is_guided = any(proposal.sequence.guide is not None for proposal in drafting)
             token_ids = latest.tolist() if is_guided else [None] * len(drafting)
             for proposal, token_id in zip(drafting, token_ids, strict=True):
@@ -148,14 +149,14 @@ class PairDecoder:
         firsts = dict(zip(proposals, first_positions([proposal.turn for proposal in proposals]), strict=True))
         num_positions = sum(len(proposal.places) for proposal in proposals)
         drafted = torch.full((num_positions,), -1, device=device)
-        p_draft = torch.zeros(num_positions, self._draft.vocab_size, device=device)
-        for step, (those, p_step, token) in enumerate(steps):
-            at = torch.tensor([firsts[proposal] + step for proposal in those], device=device)
-            p_draft[at], drafted[at] = p_step, token
-        return p_draft, drafted
+        logits = torch.zeros(num_positions, self._draft.vocab_size, device=device)
+        for step, (drafting, step_logits, latest) in enumerate(steps):
+            at = torch.tensor([firsts[proposal] + step for proposal in drafting], device=device)
+            logits[at], drafted[at] = step_logits, latest
+        return logits, drafted
 
     def _draft_step(self, proposals: Sequence[Proposal], latest: Tensor) -> tuple[Tensor, Tensor]:
-        """[R, V] p_m and [R] the tokens drafted next; `latest` [R] are those that were drafted before."""
+        """[R, V] float32 logits and [R] the tokens drafted next; `latest` [R] are those that were drafted before."""
         sequences = [proposal.sequence for proposal in proposals]
         rows = [row for sequence in sequences if (row := sequence.draft) is not None]
         unread = [proposal.unread for proposal in proposals]
@@ -167,11 +168,15 @@ class PairDecoder:
             logits = logits[[end - 1 for end in itertools.accumulate(counts)]]
         verifiers = [proposal.verifier for proposal in proposals]
         allowed = _stacked([proposal.allowed[-1] for proposal in proposals], logits.device)
-        p_draft = probabilities(logits, verifiers, allowed)
-        return p_draft, propose(p_draft, verifiers, [proposal.places[-1] for proposal in proposals])
+        places = [proposal.places[-1] for proposal in proposals]
+        return logits.to(torch.float32, copy=True), propose(logits, verifiers, places, allowed)
 
-    def _read(self, proposals: Sequence[Proposal], drafted: Tensor, allowed: Tensor | None) -> Tensor:
-        """Step 2: M reads what it has not read and all drafts but the last in one pass: [P, V] p_M at all positions."""
+    def _read(self, proposals: Sequence[Proposal], drafted: Tensor) -> Tensor:
+        """Step 2: M reads what it has not read and all drafts but the last, in one pass.
+
+        Returns:
+            [P, V] logits at all positions.
+        """
         token_ids: list[int] = []
         counts: list[int] = []
         ends: list[int] = []
@@ -188,9 +193,7 @@ class PairDecoder:
             logits = self._target.forward([sequence.target for sequence in sequences], filled, counts)
         if len(ends) < len(token_ids):
             logits = logits[ends]
-        verifiers = [proposal.verifier for proposal in proposals for _ in proposal.places]
-        on_target = None if allowed is None else allowed.to(logits.device)
-        return probabilities(logits, verifiers, on_target).to(drafted.device)
+        return logits.to(drafted.device)
 
     def _choose_length(self, sequences: Sequence[SequenceState]) -> int:
         """L for the sequences that leave it to the engine."""

@@ -89,7 +89,7 @@ class SequenceState:
         self.num_tokens += len(choices)
         for choice in choices:
             if not choice.is_forced:
-                self.acceptance.record(choice.matched)
+                self.acceptance.record(matched=choice.matched)
 
 
 class Proposal:

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ssd_engine.backends.vllm.requests import RequestTable
 from ssd_engine.backends.vllm.uniforms import ACCEPT, DRAFT, RECOVER, REDRAW, uniforms
+from ssd_engine.draws import Draws
+from ssd_engine.predictions import Predictions
 from ssd_engine.sampling import draw
-from ssd_engine.verify import Draws, tempered
 from ssd_engine.verify_batch import Positions, Verdicts, verify_batch
 
 
@@ -43,17 +44,14 @@ def decide(step: StepLogits, slots: Tensor, table: RequestTable, num_others: int
     allowed: Tensor | None = step.target > -torch.inf
     if allowed is not None and bool(allowed.all()):
         allowed = None
-    p_target, p_draft = (
-        _distribution(step.target, temperatures, allowed),
-        _distribution(step.draft, temperatures, allowed),
-    )
+    from_target, from_draft = (_predictions(logits, temperatures, allowed) for logits in (step.target, step.draft))
     drafted = step.drafted
     is_proposed = drafted >= 0
     if allowed is not None:
         is_proposed = is_proposed & allowed.gather(-1, drafted.clamp_min(0)[:, None])[:, 0]
     if not bool(is_proposed.all()):
         # What a mask forbids, the draft proposes again among what is left: so its proposals are distributed as p_m.
-        again = _propose(p_draft, temperatures, uniforms(seeds, step.places, REDRAW))
+        again = _propose(from_draft, temperatures, uniforms(seeds, step.places, REDRAW))
         drafted = torch.where(is_proposed, drafted, again)
     draws = None
     if temperatures is not None:
@@ -61,12 +59,19 @@ def decide(step: StepLogits, slots: Tensor, table: RequestTable, num_others: int
         draws = Draws(
             sampled=temperatures > 0,
             drafted=drafted,
-            q_drafted=p_draft.gather(-1, drafted[:, None])[:, 0],
+            q_drafted=from_draft.p.gather(-1, drafted[:, None])[:, 0],
             uniforms=torch.stack(numbers, dim=-1),
             truncation=table.truncation(each),
         )
     schemes = table.schemes(slots)
-    positions = Positions(step.counts, p_target, p_draft, drafted, step.followed, allowed)
+    positions = Positions(
+        counts=step.counts,
+        target=from_target,
+        draft=from_draft,
+        drafted=drafted,
+        followed=step.followed,
+        allowed=allowed,
+    )
     verdicts = verify_batch(positions, schemes, table.sizes(each), draws, num_others)
     table.store(slots, schemes)
     return verdicts
@@ -75,18 +80,19 @@ def decide(step: StepLogits, slots: Tensor, table: RequestTable, num_others: int
 def draft(logits: Tensor, slots: Tensor, table: RequestTable, places: Tensor) -> Tensor:
     """[R] int64 the tokens that the draft proposes from its `logits` [R, V], at `places` [R] of the answers."""
     temperatures = table.temperatures(slots)
-    p_draft = _distribution(logits, temperatures, None)
-    return _propose(p_draft, temperatures, uniforms(table.seeds(slots), places, DRAFT))
+    predictions = _predictions(logits, temperatures, None)
+    return _propose(predictions, temperatures, uniforms(table.seeds(slots), places, DRAFT))
 
 
-def _distribution(logits: Tensor, temperatures: Tensor | None, allowed: Tensor | None) -> Tensor:
-    """[P, V]; a model whose numbers have failed must not take the other requests down with it."""
+def _predictions(logits: Tensor, temperatures: Tensor | None, allowed: Tensor | None) -> Predictions:
+    """Of [P, V] logits; a model whose numbers have failed must not take the other requests down with it."""
     if temperatures is not None:
         temperatures = temperatures.masked_fill(temperatures == 0, 1.0)
-    return tempered(logits, temperatures, allowed).nan_to_num_()
+    predictions = Predictions.of(logits, temperatures, allowed)
+    return Predictions(logits=predictions.logits, p=predictions.p.nan_to_num())
 
 
-def _propose(p_draft: Tensor, temperatures: Tensor | None, numbers: Tensor) -> Tensor:
-    """[P] int64 tokens proposed from `p_draft` [P, V]: the likeliest, or drawn by `numbers` [P] where sampled."""
-    likeliest = p_draft.argmax(-1)
-    return likeliest if temperatures is None else torch.where(temperatures > 0, draw(p_draft, numbers), likeliest)
+def _propose(predictions: Predictions, temperatures: Tensor | None, numbers: Tensor) -> Tensor:
+    """[P] int64 tokens that the draft proposes: the likeliest, or drawn by `numbers` [P] where sampled."""
+    likeliest = predictions.logits.argmax(-1)
+    return likeliest if temperatures is None else torch.where(temperatures > 0, draw(predictions.p, numbers), likeliest)
