@@ -147,7 +147,14 @@ def test_a_presets_adapter_is_merged_unless_it_is_declined(
     folders: tuple[Path, Path], tiny_pair: tuple[PreTrainedModel, PreTrainedModel], tmp_path: Path, monkeypatch: Any
 ) -> None:
     target, draft = map(str, folders)
-    preset = Preset("tiny", "Small and random.", target, draft, "none", has_adapter=True)
+    preset = Preset(
+        name="tiny",
+        description="Small and random.",
+        target=folders[0],
+        draft=folders[1],
+        licence="none",
+        has_adapter=True,
+    )
     monkeypatch.setitem(presets.PRESETS, "tiny", preset)
     monkeypatch.setattr(presets, "_ADAPTERS", tmp_path)
     save_adapter(tiny_pair[1], tmp_path / "tiny")

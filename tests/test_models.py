@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import threading
@@ -25,14 +26,26 @@ from huggingface_hub import constants
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from ssd_engine.config import SSDConfig
-from ssd_engine.errors import ModelLoadError
+from ssd_engine.errors import InvalidRequestError, ModelLoadError
 from ssd_engine.models.cache import cache_folder, converted_folder, gguf_path
 from ssd_engine.models.convert import ensure_converted
 from ssd_engine.models.fetch import fetch
-from ssd_engine.models.presets import DEFAULT_PRESET, PRESETS, GGUFSource, Preset, WheelParts, get_preset
+from ssd_engine.models.presets import (
+    DEFAULT_PRESET,
+    PRESETS,
+    GGUFSource,
+    HubSource,
+    Preset,
+    WheelParts,
+    get_preset,
+    model_id,
+    title,
+)
 from ssd_engine.models.resolve import local_folder, pull_pair, resolve, resolve_pair
 
 CONTENT = random.Random(0).randbytes(300_000)
+COMMIT = "0123456789" * 4
+PINNED = HubSource("someone/tiny", COMMIT)
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +73,7 @@ def source_of(content: bytes, parts: int = 3, title: str = "Tiny") -> GGUFSource
         filename=f"{title.lower()}.gguf",
         size=len(content),
         sha256=hashlib.sha256(content).hexdigest(),
-        wheels=WheelParts(f"{title.lower()}-part", parts, "1.2.0"),
+        wheels=WheelParts(prefix=f"{title.lower()}-part", count=parts, version="1.2.0"),
     )
 
 
@@ -133,15 +146,38 @@ def test_unknown_preset_names_the_known_ones() -> None:
         get_preset("gpt-9")
 
 
-def test_hub_ids_resolve_to_themselves() -> None:
-    assert resolve("someone/model") == "someone/model"
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=lambda preset: preset.name)
+def test_a_preset_means_the_same_weights_for_ever(preset: Preset) -> None:
+    """A file is known by its checksum, a repository by a commit; nothing is what a branch holds today."""
+    for source in (preset.target, preset.draft):
+        if isinstance(source, GGUFSource):
+            assert re.fullmatch("[0-9a-f]{64}", source.sha256)
+        else:
+            assert isinstance(source, HubSource)
+            assert re.fullmatch("[0-9a-f]{40}", source.revision)
+
+
+@pytest.mark.parametrize("revision", ["main", "v1.0", "", "abc123", "A" * 40])
+def test_a_repository_without_a_commit_is_refused(revision: str) -> None:
+    with pytest.raises(InvalidRequestError, match=r"someone/model: revision=.* is no commit; give the 40 hexadecimal"):
+        HubSource("someone/model", revision)
+
+
+def test_names_of_sources(tmp_path: Path) -> None:
+    assert (title(PINNED), model_id(PINNED)) == ("tiny", "someone/tiny")
+    assert title(tmp_path / "tiny") == model_id(tmp_path / "tiny") == "tiny"
+
+
+def test_a_folder_resolves_to_itself(tmp_path: Path) -> None:
+    assert resolve(tmp_path) == str(tmp_path)
+    assert local_folder(tmp_path) == tmp_path
 
 
 def test_a_model_of_the_hub_that_cannot_be_reached_is_a_clear_error() -> None:
-    pair = Preset("tiny", "", "someone/large", "someone/small", "none")
-    with pytest.raises(ModelLoadError, match=r"someone/large could not be fetched .*HF_HUB_OFFLINE is set"):
+    pair = Preset(name="tiny", description="", target=PINNED, draft=PINNED, licence="none")
+    with pytest.raises(ModelLoadError, match=rf"someone/tiny could not .*{COMMIT}\): not asked, .*OFFLINE is set"):
         pull_pair(pair)
-    assert local_folder("someone/large") is None
+    assert local_folder(PINNED) is None
 
 
 def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -264,7 +300,10 @@ def test_two_at_once_fetch_only_once(index: Path) -> None:
 
 @pytest.fixture
 def hub() -> Iterator[dict[str, bytes]]:
-    """A hub on this machine that serves the files in this dict by `repo/filename`; its address stands under ""."""
+    """A hub on this machine that serves the files in this dict by their paths; its address stands under "".
+
+    A file of a repository's main branch stands under `repo/filename`.
+    """
     files: dict[str, bytes] = {}
 
     class Handler(BaseHTTPRequestHandler):
@@ -275,11 +314,13 @@ def hub() -> Iterator[dict[str, bytes]]:
             self.wfile.write(self._answer())
 
         def _answer(self) -> bytes:
-            content = files.get(self.path.removeprefix("/").replace("/resolve/main", ""))
+            path = self.path.partition("?")[0].removeprefix("/")
+            content = files.get(path.replace("/resolve/main", ""))
+            commit = re.search("[0-9a-f]{40}", path)
             self.send_response(404 if content is None else 200)
             self.send_header("Content-Length", str(len(content or b"")))
             self.send_header("ETag", f'"{hashlib.sha256(content or b"").hexdigest()}"')
-            self.send_header("X-Repo-Commit", "0" * 40)
+            self.send_header("X-Repo-Commit", commit[0] if commit else "0" * 40)
             if content is None:
                 self.send_header("X-Error-Code", "EntryNotFound")
             self.end_headers()
@@ -298,13 +339,40 @@ def hub() -> Iterator[dict[str, bytes]]:
     server.server_close()
 
 
-def fetch_through(hub: dict[str, bytes], source: GGUFSource) -> subprocess.CompletedProcess[str]:
-    """Fetch in a process whose hub is `hub`: the client reads its address once, when it is imported."""
+def with_hub(hub: dict[str, bytes], call: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """What `call` gives in a process whose hub is `hub`: the client reads its address once, when it is imported."""
     code = (
-        f"from ssd_engine.models.fetch import fetch; from ssd_engine.models.presets import *\nprint(fetch({source!r}))"
+        "from ssd_engine.models.fetch import fetch\nfrom ssd_engine.models.resolve import resolve\n"
+        f"from ssd_engine.models.presets import *\nprint({call})"
     )
-    environment = {**os.environ, "HF_ENDPOINT": hub[""].decode(), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
-    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    environment = {"HF_ENDPOINT": hub[""].decode(), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", **variables}
+    return subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
+
+
+def fetch_through(hub: dict[str, bytes], source: GGUFSource) -> subprocess.CompletedProcess[str]:
+    return with_hub(hub, f"fetch({source!r})")
+
+
+def test_a_repository_is_read_at_its_commit_and_asked_for_once(hub: dict[str, bytes], tmp_path: Path) -> None:
+    """The main branch has moved on; the tree also lists pickled weights and code, which are never fetched."""
+    files = {"config.json": b'{"of": "the commit"}', "model.safetensors": b"weights"}
+    tree = [
+        {"type": "file", "path": name, "size": len(files.get(name, b"")), "oid": "0" * 40}
+        for name in (*files, "pytorch_model.bin", "modeling_tiny.py")
+    ]
+    hub["someone/tiny/config.json"] = b'{"of": "another commit"}'
+    hub[f"api/models/someone/tiny/revision/{COMMIT}"] = json.dumps({"id": "someone/tiny", "sha": COMMIT}).encode()
+    hub[f"api/models/someone/tiny/tree/{COMMIT}"] = json.dumps(tree).encode()
+    for name, content in files.items():
+        hub[f"someone/tiny/resolve/{COMMIT}/{name}"] = content
+    cache = {"HF_HUB_CACHE": str(tmp_path / "hub")}
+    done = with_hub(hub, f"resolve({PINNED!r})", **cache)
+    folder = Path(done.stdout.strip())
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == files, done.stderr
+    again = with_hub(hub, f"resolve({PINNED!r})", **cache, HF_HUB_OFFLINE="1")
+    assert again.stdout == done.stdout, again.stderr
 
 
 def test_the_hub_is_asked_first(hub: dict[str, bytes], index: Path) -> None:
@@ -416,7 +484,7 @@ def test_a_file_that_is_no_gguf_is_a_clear_error_and_leaves_nothing(index: Path,
 def test_a_pair_is_converted_together_and_once(tiny_gguf: tuple[GGUFSource, PreTrainedModel]) -> None:
     target, _ = tiny_gguf
     draft = replace(target, title="Tiny draft")
-    pair = Preset("tiny", "", target, draft, "none")
+    pair = Preset(name="tiny", description="", target=target, draft=draft, licence="none")
     assert local_folder(target) is None
     folders = resolve_pair(pair)
     assert folders == (str(converted_folder(target)), str(converted_folder(draft)))

@@ -93,22 +93,21 @@ class EngineOptions:
         from ssd_engine.models.resolve import resolve_pair
 
         _silence_transformers()
+        target_name, draft_name = self._names()
         if self.target is not None and self.draft is not None:
-            return Pair(
-                target=self.target,
-                draft=self.draft,
-                draft_adapter=self.draft_adapter,
-                config=self._config(SSDConfig()),
-                compile=self.compile,
-            )
-        preset = get_preset(self.preset or default_preset())
-        with Stages() as stages:
-            target, draft = resolve_pair(preset, stages)
+            target, draft, adapter, config = self.target, self.draft, self.draft_adapter, SSDConfig()
+        else:
+            preset = get_preset(self.preset or default_preset())
+            adapter, config = self.draft_adapter or preset.draft_adapter, preset.config
+            with Stages() as stages:
+                target, draft = resolve_pair(preset, stages)
         return Pair(
             target=target,
             draft=draft,
-            draft_adapter=self.draft_adapter or preset.draft_adapter,
-            config=self._config(preset.config),
+            target_name=target_name,
+            draft_name=draft_name,
+            draft_adapter=adapter,
+            config=self._config(config),
             compile=self.compile,
         )
 
@@ -117,12 +116,11 @@ class EngineOptions:
         from ssd_engine.alignment.align import PairSource
 
         pair = self.resolve()
-        target_name, draft_name = self._names()
         return PairSource(
             target=pair.target,
             draft=pair.draft,
-            target_name=target_name,
-            draft_name=draft_name,
+            target_name=pair.target_name,
+            draft_name=pair.draft_name,
             quantization=quantization,
         )
 
@@ -131,11 +129,10 @@ class EngineOptions:
         from ssd_engine.evaluation.answering import PairOptions
 
         pair = self.resolve()
-        name = " + ".join(name.rsplit("/", 1)[-1] for name in self._names())
         return PairOptions(
             target=pair.target,
             draft=pair.draft,
-            name=name,
+            name=" + ".join(name.rsplit("/", 1)[-1] for name in (pair.target_name, pair.draft_name)),
             draft_adapter=pair.draft_adapter,
             quantization=quantization,
             config=pair.config,

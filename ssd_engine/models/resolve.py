@@ -8,13 +8,17 @@ from pathlib import Path
 from ssd_engine.models.cache import converted_folder
 from ssd_engine.models.convert import converting, ensure_converted, is_converted
 from ssd_engine.models.hub import download_repository, downloaded_repository
-from ssd_engine.models.presets import GGUFSource, ModelSource, Preset
+from ssd_engine.models.presets import GGUFSource, HubSource, ModelSource, Preset
 from ssd_engine.models.progress import Stage, tqdm_stage
 
 
 def resolve(source: ModelSource, stage: Stage = tqdm_stage) -> str:
-    """What transformers loads: a folder for a GGUF source (made on first use), a hub id as it is."""
-    return str(ensure_converted(source, stage)) if isinstance(source, GGUFSource) else source
+    """The folder that a model is loaded from; on first use it is fetched. Raises `ModelLoadError`."""
+    if isinstance(source, GGUFSource):
+        return str(ensure_converted(source, stage))
+    if isinstance(source, HubSource):
+        return str(downloaded_repository(source) or download_repository(source))
+    return str(source)
 
 
 def resolve_pair(preset: Preset, stage: Stage = tqdm_stage) -> tuple[str, str]:
@@ -29,15 +33,11 @@ def resolve_pair(preset: Preset, stage: Stage = tqdm_stage) -> tuple[str, str]:
 def pull_pair(preset: Preset, stage: Stage = tqdm_stage) -> tuple[Path, Path]:
     """Bring target and draft to this machine, ready to load, and return their folders. Raises `ModelLoadError`."""
     target, draft = resolve_pair(preset, stage)
-    return _pulled(preset.target, target), _pulled(preset.draft, draft)
-
-
-def _pulled(source: ModelSource, resolved: str) -> Path:
-    return Path(resolved) if isinstance(source, GGUFSource) else download_repository(source)
+    return Path(target), Path(draft)
 
 
 def local_folder(source: ModelSource) -> Path | None:
     """Where the model lies ready to load; None when it has still to be pulled."""
     if isinstance(source, GGUFSource):
         return converted_folder(source) if is_converted(source) else None
-    return downloaded_repository(source)
+    return downloaded_repository(source) if isinstance(source, HubSource) else source
