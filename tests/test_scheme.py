@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
+import reference
 
 from ssd_engine import Scheme, SSDConfig
 from ssd_engine.scheme import SchemeController
@@ -57,3 +60,70 @@ def test_the_bin_that_a_token_completes_is_reported() -> None:
     completed = controller.record(matched=True)
     assert completed is not None
     assert (completed.ratio, completed.threshold, completed.is_switch) == (0.5, 0.6, True)
+
+
+@pytest.mark.parametrize("bin_size", [1, 7])
+def test_a_threshold_that_has_decayed_to_zero_lets_a_bin_without_any_match_pass(bin_size: int) -> None:
+    """Six times 0.1 off 0.6 is nothing, though in binary 2.8e-17 is left."""
+    controller = SchemeController(SSDConfig(bin_size=bin_size))
+    for _ in range(6):
+        feed(controller, bin_size)
+    assert controller.threshold == 0
+    feed(controller, 0)
+    assert controller.scheme is Scheme.INTERSECTION
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept_bins", "matches"),
+    [
+        ({"bin_size": 5}, 4, 1),  # 0.6 - 4 x 0.1 against 1/5
+        ({"bin_size": 10}, 3, 3),
+        ({"bin_size": 2, "match_threshold": 0.9}, 4, 1),
+        ({"bin_size": 4, "match_threshold": 0.95, "threshold_decay": 0.05}, 4, 3),
+        ({"bin_size": 3, "match_threshold": 2 / 3}, 0, 2),
+    ],
+)
+def test_a_ratio_at_a_threshold_that_has_decayed_is_no_risk(
+    settings: dict[str, float], kept_bins: int, matches: int
+) -> None:
+    controller = SchemeController(SSDConfig(**settings))
+    for _ in range(kept_bins):
+        feed(controller, controller.config.bin_size)
+    assert controller.threshold == pytest.approx(matches / controller.config.bin_size)
+    feed(controller, matches)
+    assert controller.scheme is Scheme.INTERSECTION
+
+
+@pytest.mark.parametrize("seed", range(80))
+def test_scheme_control_equals_the_rule_in_fractions(seed: int) -> None:
+    """Schemes, weights, thresholds and ratios after each token, over 600 tokens that match more or less often."""
+    rng = random.Random(seed)
+    config = SSDConfig(
+        bin_size=rng.choice([1, 2, 3, 5, 7, 10, 20]),
+        alpha_intersection=rng.choice([0.3, 0.45, 0.7, 0.9, 1.2]),
+        alpha_union=rng.choice([0.8, 2.0]),
+        match_threshold=rng.choice([0.0, 0.3, 0.5, 0.6, 0.7, 0.9, 0.95, 1.0]),
+        threshold_decay=rng.choice([0.0, 0.05, 0.1, 0.15, 0.3]),
+        alpha_decay=rng.choice([0.0, 0.05, 0.1, 0.15]),
+        alpha_intersection_min=rng.choice([0.0, 0.1, 0.3]),
+    )
+    controller, expected = SchemeController(config), reference.ReferenceScheme(config)
+    bins = []
+    for place in range(600):
+        rate = (0.2, 0.6, 0.97)[place // 50 % 3]
+        matched = rng.random() < rate
+        upcoming = controller.upcoming_alphas(1)
+        assert (controller.scheme, controller.alpha) == (expected.scheme, expected.alpha)
+        assert controller.threshold == float(expected.threshold)
+        assert controller.scheme is Scheme.UNION or controller.alpha in upcoming
+        completed = controller.record(matched=matched)
+        expected.record(matched=matched)
+        bins += [completed] if completed else []
+    assert [completed.ratio for completed in bins] == list(map(float, expected.ratios))
+
+
+def test_a_decay_without_end_reaches_the_floor_at_once() -> None:
+    controller = SchemeController(SSDConfig(bin_size=1, alpha_intersection=0.9, alpha_decay=float("inf")))
+    assert controller.alpha == 0.9
+    feed(controller, 1)
+    assert controller.alpha == 0.3
