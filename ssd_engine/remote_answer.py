@@ -2,175 +2,122 @@
 
 from __future__ import annotations
 
-import json
-import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from ssd_engine.config import GenerationParams, SSDConfig
-from ssd_engine.errors import JailbreakRiskError
-from ssd_engine.result import (
-    FinishReason,
-    GenerationResult,
-    InvalidToolCall,
-    Piece,
-    Timings,
-    TokenLogprob,
-    ToolCall,
-    Usage,
-)
-from ssd_engine.risk import risk_action, risk_error
-from ssd_engine.trace import SafetyTrace
+from ssd_engine.answer import Answer, AnswerSettings
+from ssd_engine.answer_thread import AnswerThread
+from ssd_engine.config import SSDConfig
+from ssd_engine.errors import SSDError
+from ssd_engine.remote_errors import broke_off
+from ssd_engine.request import Request, Round, is_last
+from ssd_engine.result import Timings
+from ssd_engine.token_records import TokenReader
+from ssd_engine.tool_calls import ToolCallParser, ToolFormat
 from ssd_engine.trace_codes import TraceReader
+from ssd_engine.verify import Choice
+
+_ENDS: Mapping[str, Literal["stop", "length"]] = {"stop": "stop", "tool_calls": "stop", "length": "length"}
+"""What a server's finish reasons say of an answer; any other says that it has none."""
 
 
-@dataclass
-class _Call:
-    """A tool call, as its parts come."""
+@dataclass(eq=False)
+class RemoteRequest(Request):
+    """A request to a server. Its prompt's ids are not known here, only their number, once the answer begins."""
 
-    id: str = ""
-    name: str = ""
-    arguments: str = ""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """Of the client's `chat.completions.create`."""
+    tool_names: tuple[str, ...] = ()
+    refusal: SSDError | None = None
+    """Why the server has not taken the request yet."""
+
+    @property
+    def timeout_error(self) -> SSDError | None:
+        return super().timeout_error and (self.refusal or super().timeout_error)
 
 
 class RemoteAnswer:
-    """Collects an answer chunk by chunk. In its trace, `texts` has what a chunk added at the chunk's last token."""
+    """Takes in the chunks of one stream, and delivers what the embedded engine would deliver for the same tokens."""
 
-    def __init__(self, params: GenerationParams) -> None:
-        self._params = params
-        self._reader: TraceReader | None = None
-        self._trace = SafetyTrace(decoding=params.decoding)
-        self._texts: list[str] = []
-        self._token_ids: list[int] = []
-        self._calls: dict[int, _Call] = {}
-        self._logprobs: list[TokenLogprob] = []
-        self._finish: str = "stop"
-        self._usage = Usage(0, 0)
-        self._start = time.perf_counter()
+    def __init__(self, request: RemoteRequest, url: str) -> None:
+        self._request = request
+        self._url = url
+        self._tokens: TokenReader | None = None
+        self._cached_prompt_tokens = 0
         self._timings = Timings()
-        self._is_refused = False
-        self._error: JailbreakRiskError | None = None
-        """What the caller asked to be raised."""
+        self._thread = AnswerThread(request) if callable(request.params.on_risk) else None
+        self._is_over = False
+        self.has_ended = False
+        """Whether the server has told the end of the answer."""
 
     @property
     def is_over(self) -> bool:
-        """Whether risk ended the answer, whatever more the server sends."""
-        return self._is_refused or self._error is not None
+        """Whether no further token is needed."""
+        return self._is_over or (self._thread is not None and self._thread.is_over)
 
-    def add(self, chunk: Any) -> Piece:
-        """Take in a `ChatCompletionChunk`."""
-        before, bins_before = len(self._trace.matched), len(self._trace.bins)
-        ssd = (chunk.model_extra or {}).get("ssd") or {}
-        if self._reader is None and "config" in ssd:
-            self._reader = TraceReader(SSDConfig(**ssd["config"]))
-            self._trace = self._reader.trace
-        if chunk.usage is not None:
-            details = chunk.usage.prompt_tokens_details
-            cached = (details.cached_tokens or 0) if details is not None else 0
-            self._usage = Usage(chunk.usage.prompt_tokens, chunk.usage.completion_tokens, cached)
-        text, token_ids, logprobs = self._take(chunk.choices[0]) if chunk.choices else ("", [], [])
-        self._read_codes(ssd.get("token_codes", "") if chunk.choices else "", text)
-        if token_ids and not self._timings.first_token:
-            self._timings.first_token = time.perf_counter() - self._start
-        new = slice(before, None)
-        return Piece(
-            text=text,
-            token_ids=tuple(token_ids),
-            texts=tuple(self._trace.texts[new]),
-            schemes=tuple(self._trace.schemes[new]),
-            matched=tuple(self._trace.matched[new]),
-            forced=tuple(self._trace.forced[new]),
-            bins=tuple(self._trace.bins[bins_before:]),
-            logprobs=tuple(logprobs),
-        )
-
-    def finish(self) -> Piece:
-        """The last piece, with tool calls and the result; a refusal is added where risk called for one.
+    def take(self, chunk: Any) -> None:
+        """Take in a `ChatCompletionChunk`.
 
         Raises:
-            JailbreakRiskError: risk called for that; its `text` is what came before.
+            SSDError: the chunk is none of `ssd serve`, or says that the answer came to no good end.
         """
-        if self._error is not None:
-            self._error.text = "".join(self._texts)
-            raise self._error
-        text = ""
-        if self._is_refused:
-            text = ("\n\n" if any(self._texts) else "") + self._params.refusal_text
-            self._calls = {}
-        calls, invalid = self._parsed_calls()
-        self._timings.total = time.perf_counter() - self._start
-        usage = self._usage
-        if not usage.completion_tokens:  # the stream was left before its end
-            usage = Usage(usage.prompt_tokens, len(self._token_ids), usage.cached_prompt_tokens)
-        result = GenerationResult(
-            text=self._params.refusal_text if self._is_refused else "".join(self._texts),
-            token_ids=self._token_ids,
-            finish_reason=self._reason(calls),
-            usage=usage,
-            trace=self._trace,
-            tool_calls=calls,
-            invalid_tool_calls=invalid,
-            logprobs=self._logprobs if self._params.logprobs else None,
-            timings=self._timings,
+        if not chunk.choices:
+            return
+        choice, told = chunk.choices[0], (chunk.model_extra or {}).get("ssd") or {}
+        if "eos_ids" in told:
+            self._begin(told)
+        if self._tokens is None and (choice.delta.content or choice.delta.tool_calls):
+            raise SSDError(
+                f"the server at {self._url} does not tell how its tokens were chosen, so they may not be SSD's; give "
+                "the address of `ssd serve`, of the same version as this client"
+            )
+        reason = choice.finish_reason
+        end = None if reason is None else _ENDS.get(reason)
+        self.has_ended = end is not None
+        rounds: list[list[Choice]] = []
+        if self._tokens is not None:
+            self._tokens.rest = told.get("rest", "")
+            rounds = self._tokens.rounds(told.get("tokens", ()), told.get("token_codes", ""))
+            if rounds and end is not None:
+                rounds[-1][-1] = replace(rounds[-1][-1], ends=end)
+            for choices in rounds:
+                self._hand_over(choices)
+        if reason is not None and (end is None or not (rounds or self.is_over)):
+            raise broke_off(self._url, f"finish_reason={reason!r}")
+
+    def stop(self) -> None:
+        """Make nothing more of what was taken in."""
+        if self._thread is not None:
+            self._thread.stop()
+
+    def _begin(self, told: Mapping[str, Any]) -> None:
+        request = self._request
+        config = SSDConfig(**told.get("config", {}))
+        is_ssd = request.params.decoding == "ssd"
+        self._tokens = TokenReader(TraceReader(config) if is_ssd else None)
+        self._cached_prompt_tokens = int(told["cached_prompt_tokens"])
+        request.target_ids = range(told["prompt_tokens"])
+        tools = request.tool_names
+        request.answer = Answer(
+            AnswerSettings(
+                params=request.params,
+                bin_size=config.bin_size,
+                eos_ids=frozenset(told["eos_ids"]),
+                detokenizer=self._tokens,
+                tool_parser=ToolCallParser(ToolFormat(told["tool_format"]), tools) if tools else None,
+                decode_token=self._tokens.decode,
+            )
         )
-        return Piece(text=text, tool_calls=calls, invalid_tool_calls=invalid, result=result)
 
-    def _take(self, choice: Any) -> tuple[str, list[int], list[TokenLogprob]]:
-        """Text, token ids and log-probabilities that a chunk adds."""
-        text = choice.delta.content or ""
-        self._texts.append(text)
-        for part in choice.delta.tool_calls or []:
-            call = self._calls.setdefault(part.index, _Call())
-            call.id = part.id or call.id
-            if part.function is not None:
-                call.name += part.function.name or ""
-                call.arguments += part.function.arguments or ""
-        self._finish = choice.finish_reason or self._finish
-        token_ids: list[int] = (choice.model_extra or {}).get("token_ids") or []
-        self._token_ids += token_ids
-        content = (choice.logprobs.content or []) if choice.logprobs is not None else []
-        logprobs = [
-            TokenLogprob(token_id, each.token, each.logprob, tuple((-1, t.token, t.logprob) for t in each.top_logprobs))
-            for token_id, each in zip(token_ids, content, strict=False)
-        ]
-        self._logprobs += logprobs
-        return text, token_ids, logprobs
-
-    def _read_codes(self, codes: str, text: str) -> None:
-        for code in codes:
-            if self._reader is None or self.is_over:
-                return
-            choice = self._reader.read_code(-1, int(code, 16))
-            self._trace.texts.append("")
-            if choice.bin is not None:
-                self._act_on_risk()
-        if text and self._trace.texts:
-            self._trace.texts[-1] += text
-
-    def _act_on_risk(self) -> None:
-        action = risk_action(self._params, self._trace)
-        self._is_refused = action == "refuse"
-        if action == "raise":
-            self._error = risk_error(self._trace)
-
-    def _parsed_calls(self) -> tuple[tuple[ToolCall, ...], tuple[InvalidToolCall, ...]]:
-        calls: list[ToolCall] = []
-        invalid: list[InvalidToolCall] = []
-        for _, call in sorted(self._calls.items()):
-            try:
-                arguments = json.loads(call.arguments or "{}")
-                if not isinstance(arguments, dict):
-                    raise ValueError(f"arguments are {type(arguments).__name__}, not an object")
-            except ValueError as error:
-                invalid.append(InvalidToolCall(call.id, call.name or None, call.arguments, str(error)))
-            else:
-                calls.append(ToolCall(call.id, call.name, arguments))
-        return tuple(calls), tuple(invalid)
-
-    def _reason(self, calls: tuple[ToolCall, ...]) -> FinishReason:
-        if self._is_refused:
-            return "refused"
-        if calls:
-            return "tool_calls"
-        known: dict[str, Literal["stop", "length"]] = {"stop": "stop", "length": "length"}
-        return known.get(self._finish, "stop")
+    def _hand_over(self, choices: list[Choice]) -> None:
+        added = Round(choices, self._cached_prompt_tokens, self._timings)
+        if self.is_over:
+            return
+        if self._thread is not None:
+            self._thread.add(added)
+            return
+        events = self._request.events(added)
+        self._is_over = is_last(events[-1])
+        for event in events:
+            self._request.deliver(event)

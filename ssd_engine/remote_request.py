@@ -27,7 +27,8 @@ def chat_arguments(model: str, prompt: Prompt, params: GenerationParams, tools: 
             "decoding='target': a server drafts for every request; use 'speculative', whose tokens are distributed as "
             "the target's"
         )
-    further: dict[str, Any] = {"ssd": _ssd(params), "return_token_ids": True}
+    # With token ids every step has an event of its own, also where its text is held back.
+    further: dict[str, Any] = {"ssd": _ssd(params), "ssd_tokens": True, "return_token_ids": True}
     if params.top_k is not None:
         further["top_k"] = params.top_k
     if params.continue_final_message:
@@ -42,9 +43,7 @@ def chat_arguments(model: str, prompt: Prompt, params: GenerationParams, tools: 
         "seed": params.seed,
         "logprobs": params.logprobs or None,
         "top_logprobs": params.top_logprobs if params.logprobs else None,
-        "timeout": params.timeout,
         "stream": True,
-        "stream_options": {"include_usage": True},
         **_tools(tools, params),
         **_response_format(params, further),
     }
@@ -84,10 +83,16 @@ def _tools(tools: Tools, params: GenerationParams) -> dict[str, Any]:
     if choice not in ("auto", "none"):
         choice = "required" if choice == "any" else {"type": "function", "function": {"name": choice}}
     return {
-        "tools": [dict(tool) for tool in tools],
+        "tools": [_tool(tool, params.strict) for tool in tools],
         "tool_choice": choice,
         "parallel_tool_calls": params.parallel_tool_calls,
     }
+
+
+def _tool(tool: Mapping[str, Any], strict: bool | None) -> dict[str, Any]:
+    """A tool with the request's own `strict`, since that is what holds here."""
+    function = {name: value for name, value in tool["function"].items() if name != "strict"}
+    return {**tool, "function": function if strict is None else {**function, "strict": strict}}
 
 
 def _response_format(params: GenerationParams, further: dict[str, Any]) -> dict[str, Any]:
@@ -95,7 +100,7 @@ def _response_format(params: GenerationParams, further: dict[str, Any]) -> dict[
     if grammar is None:
         return {}
     if grammar.json_schema is not None:
-        schema = {"name": "answer", "schema": grammar.json_schema}
+        schema = {"name": "answer", "schema": grammar.json_schema, "strict": not grammar.lenient}
         return {"response_format": {"type": "json_schema", "json_schema": schema}}
     further["structured_outputs"] = {"regex": grammar.regex} if grammar.regex else {"grammar": grammar.lark}
     return {}

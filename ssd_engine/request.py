@@ -60,7 +60,7 @@ class Request:
         return None if self.params.timeout is None else max(self.params.timeout - self.elapsed, 0.0)
 
     @property
-    def timeout_error(self) -> RequestTimeoutError | None:
+    def timeout_error(self) -> SSDError | None:
         """What the caller is told where the request has run out of time and was not cancelled."""
         if self.is_cancelled or self.remaining is None or self.remaining > 0:
             return None

@@ -29,6 +29,11 @@ def encode(matched: Tensor, is_union: Tensor, is_forced: Tensor) -> Tensor:
     return ranks
 
 
+def begins_round(code: int) -> bool:
+    """Whether a token, by its rank counted from 0, was the first of its round."""
+    return bool(code & _BEGINS_ROUND)
+
+
 class TraceReader:
     """Tells from ranks how one answer's tokens were chosen, and keeps the trace; its texts stay empty."""
 

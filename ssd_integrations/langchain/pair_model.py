@@ -12,7 +12,7 @@ from ssd_engine.config import Decoding, GenerationParams, OnRisk, SSDConfig
 from ssd_engine.engine import SSDEngine
 from ssd_engine.errors import InvalidRequestError
 from ssd_engine.models.presets import PRESETS, default_preset
-from ssd_engine.remote import RemoteEngine
+from ssd_engine.remote import shared_remote_engine
 from ssd_engine.shared import shared_engine
 
 _LOAD_FIELDS = (
@@ -135,7 +135,7 @@ class PairModel(BaseChatModel):
         if self.base_url is not None:
             if self._engine is None or self._engine.is_closed:
                 key = self.api_key.get_secret_value() if self.api_key else None
-                self._engine = RemoteEngine(self.base_url, key, self.model)
+                self._engine = shared_remote_engine(self.base_url, key, self.model)
         elif self._engine is None or self._engine.is_closed:
             options = {name: getattr(self, name) for name in _LOAD_FIELDS}
             self._engine = shared_engine(target=self.model, **options)

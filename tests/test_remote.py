@@ -1,0 +1,418 @@
+"""`RemoteEngine` where the way to its server is bad: nothing hangs, is lost, is sent twice or called finished."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from conftest import wait_for
+from remote_cases import CONFIG, MESSAGES, RISKY, ROUNDS, Call, answer, busy, chunk, serving, whole
+
+from ssd_engine import GenerationParams, GenerationResult
+from ssd_engine.errors import (
+    EngineBusyError,
+    EngineClosedError,
+    InvalidRequestError,
+    JailbreakRiskError,
+    RequestTimeoutError,
+    SSDError,
+)
+
+pytest.importorskip("openai")
+from ssd_engine.remote import RemoteEngine
+from ssd_integrations.langchain import ChatSSD
+
+LONG_ENOUGH = GenerationParams(max_new_tokens=50)
+
+
+def generated(engine: RemoteEngine, way: str, params: GenerationParams = LONG_ENOUGH) -> GenerationResult:
+    """The answer to `MESSAGES`, asked for in one of the engine's four ways."""
+    if way == "sync":
+        return engine.generate(MESSAGES, params)
+    if way == "async":
+        return asyncio.run(engine.agenerate(MESSAGES, params))
+    (result,) = engine.batch([MESSAGES], params) if way == "batch" else asyncio.run(engine.abatch([MESSAGES], params))
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+every_way = pytest.mark.parametrize("way", ["sync", "async", "batch", "abatch"])
+
+
+@every_way
+def test_an_answer_has_its_tokens_its_trace_and_its_usage(way: str) -> None:
+    with serving() as server, RemoteEngine(server.url) as engine:
+        result = generated(engine, way)
+    assert result.text == "One two three four five"
+    assert result.finish_reason == "stop"
+    assert result.token_ids == [5, 6, 7, 8, 9]
+    assert result.trace.texts == ["One", " two", " three", " four", " five"]
+    assert result.trace.round_sizes == [1, 2, 2]
+    assert len(result.trace.schemes) == len(result.trace.matched) == len(result.trace.forced) == 5
+    assert result.trace.bin_size == CONFIG["bin_size"]
+    assert (result.usage.prompt_tokens, result.usage.completion_tokens, result.usage.cached_prompt_tokens) == (12, 5, 4)
+
+
+def test_each_piece_has_one_round_however_the_events_came() -> None:
+    together = [chunk([token for tokens in ROUNDS for token in tokens], "stop", is_first=True)]
+    with serving(lambda call: whole(call, together)) as server, RemoteEngine(server.url) as engine:
+        pieces = list(engine.stream(MESSAGES))
+    assert [piece.token_ids for piece in pieces] == [(5,), (6, 7), (8, 9)]
+    for piece in pieces:
+        assert len(piece.token_ids) == len(piece.schemes) == len(piece.matched) == len(piece.texts)
+
+
+def cut_between(call: Call) -> None:
+    """As a proxy does that ends the connection in good order."""
+    call.begin(is_chunked=False)
+    for event in answer()[:2]:
+        call.send(event)
+    call.cut()
+
+
+def cut_within(call: Call) -> None:
+    """As a proxy does that fails."""
+    call.begin()
+    for event in answer()[:2]:
+        call.send(event)
+    call.cut()
+
+
+def cut_at_once(call: Call) -> None:
+    call.cut()
+
+
+def unfinished(call: Call) -> None:
+    """A stream that says it is done, and has not told how the answer ended."""
+    whole(call, answer(finish=None))
+
+
+@every_way
+@pytest.mark.parametrize("script", [cut_between, cut_within, cut_at_once, unfinished])
+def test_a_connection_that_is_cut_is_no_finished_answer(script: Callable[[Call], None], way: str) -> None:
+    with serving(script) as server, RemoteEngine(server.url) as engine:
+        with pytest.raises(SSDError, match=f"(?s){server.url}.*broke off"):
+            generated(engine, way)
+        assert len(server.posts()) == 1, "a generation that may have been done is not asked for again"
+
+
+@every_way
+@pytest.mark.parametrize("reason", ["abort", "error", "content_filter", "whatever"])
+def test_an_answer_that_the_server_ends_is_no_finished_one(reason: str, way: str) -> None:
+    events = answer(finish=reason)
+    with (
+        serving(lambda call: whole(call, events)) as server,
+        RemoteEngine(server.url) as engine,
+        pytest.raises(SSDError, match=reason),
+    ):
+        generated(engine, way)
+
+
+@pytest.mark.parametrize("reason", ["length", "stop"])
+def test_a_limit_of_the_servers_own_ends_the_answer(reason: str) -> None:
+    events = answer(finish=reason)
+    with serving(lambda call: whole(call, events)) as server, RemoteEngine(server.url) as engine:
+        assert engine.generate(MESSAGES, LONG_ENOUGH).finish_reason == reason
+
+
+@every_way
+def test_an_error_within_a_stream_is_told(way: str) -> None:
+    failure = {"error": {"message": "the numbers are not numbers", "type": "InternalServerError", "code": 500}}
+    with (
+        serving(lambda call: whole(call, [*answer()[:2], failure])) as server,
+        RemoteEngine(server.url) as engine,
+        pytest.raises(SSDError, match="not numbers"),
+    ):
+        generated(engine, way)
+
+
+class Trickle:
+    """A server that always has a little more to say, and the moment when nobody listens any more."""
+
+    def __init__(self, event: dict[str, Any] | str | None) -> None:
+        self.event = event
+        self.is_left = threading.Event()
+
+    def __call__(self, call: Call) -> None:
+        if self.event is None:
+            call.connection.recv(1)  # until the other side goes
+        else:
+            call.begin()
+            call.send(answer()[0])
+            try:
+                while not self.is_left.wait(0.01):
+                    call.send(self.event)
+            except ConnectionError:
+                pass
+        self.is_left.set()
+
+
+@every_way
+@pytest.mark.parametrize(
+    "event", [": nothing yet\n\n", chunk([(6, " and", 9)]), None], ids=["comments", "tokens", "silence"]
+)
+def test_a_timeout_holds_for_the_whole_answer_and_the_connection_is_closed(event: Any, way: str) -> None:
+    trickle = Trickle(event)
+    params = GenerationParams(max_new_tokens=100_000, timeout=0.5)
+    with serving(trickle) as server, RemoteEngine(server.url) as engine:
+        with pytest.raises(RequestTimeoutError, match=r"0\.5"):
+            generated(engine, way, params)
+        wait_for(trickle.is_left.is_set)
+        assert len(server.posts()) == 1
+
+
+@pytest.mark.parametrize("way", ["sync", "async"])
+def test_a_stream_that_is_left_closes_its_connection(way: str) -> None:
+    trickle = Trickle(chunk([(6, " and", 9)]))
+
+    async def leave() -> None:
+        pieces = engine.astream(MESSAGES, LONG_ENOUGH)
+        await anext(pieces)
+        await pieces.aclose()
+
+    with serving(trickle) as server, RemoteEngine(server.url) as engine:
+        if way == "async":
+            asyncio.run(leave())
+        else:
+            stream = engine.stream(MESSAGES, LONG_ENOUGH)
+            next(stream)
+            stream.close()
+        wait_for(trickle.is_left.is_set)
+
+
+@every_way
+def test_a_busy_server_is_waited_for(way: str) -> None:
+    statuses = iter([429, 429, 503])
+
+    def script(call: Call) -> None:
+        status = next(statuses, None)
+        if status is None:
+            whole(call)
+        else:
+            call.reply(status, {"error": {"message": "not now", "code": status}}, Retry_After="0.01")
+
+    with serving(script) as server, RemoteEngine(server.url) as engine:
+        assert generated(engine, way).finish_reason == "stop"
+        assert len(server.posts()) == 4
+
+
+@every_way
+def test_a_server_that_stays_busy_is_told(way: str) -> None:
+    params = GenerationParams(max_new_tokens=50, timeout=1.0)
+    with serving(busy) as server, RemoteEngine(server.url) as engine:
+        with pytest.raises(EngineBusyError, match="too many"):
+            generated(engine, way, params)
+        assert len(server.posts()) > 1
+
+
+def test_a_servers_wish_to_wait_longer_than_there_is_time_is_told_at_once() -> None:
+    params = GenerationParams(max_new_tokens=50, timeout=30)
+    with serving(lambda call: busy(call, "3600")) as server, RemoteEngine(server.url) as engine:
+        with pytest.raises(EngineBusyError):
+            engine.generate(MESSAGES, params)
+        assert len(server.posts()) == 1
+
+
+@pytest.mark.parametrize("way", ["batch", "abatch"])
+def test_a_batch_takes_what_the_server_takes_and_loses_nothing(way: str) -> None:
+    slots = threading.Semaphore(8)
+    under_way, most = [0], [0]
+    lock = threading.Lock()
+
+    def script(call: Call) -> None:
+        with lock:
+            under_way[0] += 1
+            most[0] = max(most[0], under_way[0])
+        if slots.acquire(blocking=False):
+            try:
+                whole(call)
+            finally:
+                slots.release()
+        else:
+            busy(call, "0.01")
+        with lock:
+            under_way[0] -= 1
+
+    prompts = [MESSAGES] * 500
+    with serving(script) as server, RemoteEngine(server.url) as engine:
+        results = engine.batch(prompts) if way == "batch" else asyncio.run(engine.abatch(prompts))
+    assert [result for result in results if isinstance(result, Exception)] == []
+    assert len(results) == 500
+    assert most[0] <= 64
+
+
+def test_a_refusal_keeps_back_what_the_embedded_engine_keeps_back() -> None:
+    params = GenerationParams(max_new_tokens=50, on_risk="refuse", refusal_text="No.")
+    with serving(lambda call: whole(call, answer(RISKY))) as server, RemoteEngine(server.url) as engine:
+        pieces = list(engine.stream(MESSAGES, params))
+    result = pieces[-1].result
+    assert result is not None
+    # The second bin under Union ends with the sixth token: of its round nothing is shown, and nothing after it is kept.
+    assert "".join(piece.text for piece in pieces) == "One two three four five\n\nNo."
+    assert (result.text, result.finish_reason) == ("No.", "refused")
+    assert result.token_ids == [5, 6, 7, 8, 9, 10]
+    assert len(result.trace.schemes) == len(result.trace.matched) == len(result.trace.texts) == 6
+    assert result.trace.texts[-1] == " six"
+    assert (result.usage.prompt_tokens, result.usage.completion_tokens) == (12, 6)
+    for piece in pieces:
+        assert len(piece.token_ids) == len(piece.schemes) == len(piece.matched)
+
+
+@every_way
+def test_what_is_raised_has_the_text_up_to_the_risk(way: str) -> None:
+    params = GenerationParams(max_new_tokens=50, on_risk="raise")
+    with (
+        serving(lambda call: whole(call, answer(RISKY))) as server,
+        RemoteEngine(server.url) as engine,
+        pytest.raises(JailbreakRiskError) as caught,
+    ):
+        generated(engine, way, params)
+    assert caught.value.text == "One two three four five six"
+    assert len(caught.value.trace.texts) == 6
+
+
+@every_way
+def test_a_callback_may_ask_the_same_engine(way: str) -> None:
+    asked: list[str] = []
+
+    def judge(trace: Any) -> None:
+        asked.append(engine.generate(MESSAGES, LONG_ENOUGH).text)
+
+    with serving() as server, RemoteEngine(server.url) as engine:
+        result = generated(engine, way, GenerationParams(max_new_tokens=50, on_risk=judge))
+    assert result.text == "One two three four five"
+    assert asked == [result.text] * 2
+
+
+@every_way
+@pytest.mark.parametrize("failure", [SystemExit("enough"), KeyboardInterrupt(), ValueError("a mistake")])
+def test_a_callback_that_fails_ends_its_own_request(failure: BaseException, way: str) -> None:
+    def fail(trace: Any) -> None:
+        raise failure
+
+    kind = type(failure) if isinstance(failure, Exception) else SSDError
+    with serving() as server, RemoteEngine(server.url) as engine:
+        with pytest.raises(kind):
+            generated(engine, way, GenerationParams(max_new_tokens=50, on_risk=fail))
+        assert engine.generate(MESSAGES).finish_reason == "stop"
+
+
+def test_a_callback_that_never_returns_does_not_outlast_the_timeout() -> None:
+    stuck = threading.Event()
+    params = GenerationParams(max_new_tokens=50, timeout=0.5, on_risk=lambda trace: stuck.wait() and None)
+    with serving() as server, RemoteEngine(server.url) as engine:
+        with pytest.raises(RequestTimeoutError):
+            engine.generate(MESSAGES, params)
+        stuck.set()
+
+
+def test_a_server_without_ssd_is_not_taken_for_one_with_it() -> None:
+    plain = [{name: value for name, value in event.items() if name != "ssd"} for event in answer()]
+    with (
+        serving(lambda call: whole(call, plain)) as server,
+        RemoteEngine(server.url) as engine,
+        pytest.raises(SSDError, match="ssd serve"),
+    ):
+        engine.generate(MESSAGES)
+
+
+def test_tokens_are_counted_without_a_generation() -> None:
+    tools = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}]
+
+    def script(call: Call) -> None:
+        assert call.body["messages"] == MESSAGES
+        assert call.body["tools"] == tools
+        call.reply(200, {"count": 17, "tokens": list(range(17)), "max_model_len": 512})
+
+    with serving(script) as server, RemoteEngine(server.url) as engine:
+        assert engine.count_tokens(MESSAGES, tools=tools) == 17
+        assert server.posts() == []
+        assert len(server.posts("/v1/tokenize")) == 1
+
+
+def test_a_text_is_encoded_by_the_server() -> None:
+    def script(call: Call) -> None:
+        assert call.body["prompt"] == "Hello"
+        call.reply(200, {"count": 2, "tokens": [4, 2], "max_model_len": 512})
+
+    with serving(script) as server, RemoteEngine(server.url) as engine:
+        assert engine.encode("Hello") == [4, 2]
+
+
+@pytest.mark.parametrize("strict", [None, True, False])
+def test_strict_is_sent(strict: bool | None) -> None:
+    schema = {"type": "object", "properties": {}}
+    tools = [{"type": "function", "function": {"name": "look", "parameters": schema}}]
+    with serving() as server, RemoteEngine(server.url) as engine:
+        engine.generate(MESSAGES, GenerationParams(strict=strict), tools=tools)
+        engine.generate(MESSAGES, GenerationParams(grammar={"json_schema": schema}))
+        engine.generate(MESSAGES, GenerationParams(grammar={"json_schema": schema, "lenient": True}))
+        called, exact, lenient = (asked.body for asked in server.posts())
+    assert called["tools"][0]["function"].get("strict") is strict
+    assert exact["response_format"]["json_schema"]["strict"] is True
+    assert lenient["response_format"]["json_schema"]["strict"] is False
+
+
+def test_models_named_in_calls_share_their_clients() -> None:
+    with serving(models=("pair", "other")) as server:
+        model = ChatSSD(base_url=server.url)
+        for _ in range(5):
+            model.invoke("Count.")
+            model.invoke("Count.", model="other")
+        assert {asked.body["model"] for asked in server.posts()} == {"pair", "other"}
+        assert len(server.gets()) == 2
+        model.load().close()
+        assert model.invoke("Count.").content
+
+
+def test_a_forked_process_is_told_at_once() -> None:
+    with serving() as server, RemoteEngine(server.url) as engine:
+        engine.generate(MESSAGES)
+        reader, writer = os.pipe()
+        child = os.fork()
+        if not child:
+            try:
+                engine.generate(MESSAGES)
+            except EngineClosedError as error:
+                os.write(writer, str(error).encode())
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+        os.close(writer)
+        with os.fdopen(reader) as message:
+            assert "fork" in message.read()
+        assert engine.generate(MESSAGES).finish_reason == "stop"
+
+
+@every_way
+def test_a_bad_request_is_told_and_costs_nobody_else(way: str) -> None:
+    def script(call: Call) -> None:
+        if call.body["max_tokens"] == 1:
+            call.reply(400, {"error": {"message": "max_tokens is too small", "code": 400}})
+        else:
+            whole(call)
+
+    with serving(script) as server, RemoteEngine(server.url) as engine:
+        with pytest.raises(InvalidRequestError, match="too small"):
+            generated(engine, way, GenerationParams(max_new_tokens=1))
+        assert generated(engine, way).finish_reason == "stop"
+
+
+@every_way
+def test_what_runs_when_an_engine_is_closed_is_told(way: str) -> None:
+    trickle = Trickle(chunk([(6, " and", 9)]))
+    with serving(trickle) as server:
+        engine = RemoteEngine(server.url)
+        closing = threading.Thread(target=lambda: (wait_for(lambda: bool(server.posts())), engine.close()))
+        closing.start()
+        with pytest.raises(EngineClosedError):
+            generated(engine, way, GenerationParams(max_new_tokens=100_000))
+        closing.join()
+        with pytest.raises(EngineClosedError):
+            generated(engine, way)
+        wait_for(trickle.is_left.is_set)
