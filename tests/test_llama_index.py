@@ -29,7 +29,7 @@ from llama_index.core.instrumentation.events.llm import (
 )
 
 from ssd_engine import SSDConfig, SSDEngine
-from ssd_engine.errors import InvalidRequestError
+from ssd_engine.errors import EngineClosedError, InvalidRequestError
 from ssd_integrations.llama_index import SSDLLM
 
 QUESTION = "How many legs has a spider?"
@@ -282,6 +282,28 @@ async def test_instances_that_name_one_pair_share_one_engine(saved_pair: dict[st
         assert cautious.engine is engine
         assert pickle.loads(pickle.dumps(llm)).engine is engine
         assert SSDLLM.from_dict(llm.to_dict()).complete(QUESTION).text == text
+
+
+async def test_a_pair_whose_engine_was_closed_is_loaded_again(saved_pair: dict[str, str]) -> None:
+    llm = SSDLLM(**saved_pair, dtype="float32", max_tokens=8)
+    text = llm.complete(QUESTION).text
+    llm.engine.close()
+    assert llm.complete(QUESTION).text == text
+    llm.engine.close()
+    assert llm.to_payload()["model_name"] == saved_pair["model"], "it names the pair and loads nothing"
+    assert (await llm.acomplete(QUESTION)).text == text
+    llm.engine.close()
+    parts = [part async for part in await llm.astream_complete(QUESTION)]
+    assert parts[-1].text == text
+    llm.engine.close()
+
+
+def test_an_engine_that_was_given_stays_the_engine_when_it_is_closed(tiny_engine: SSDEngine) -> None:
+    llm = SSDLLM(engine=tiny_engine, max_tokens=8)
+    tiny_engine.close()
+    assert llm.engine is tiny_engine
+    with pytest.raises(EngineClosedError):
+        llm.complete(QUESTION)
 
 
 def test_copies_share_the_models(llm: SSDLLM) -> None:

@@ -121,14 +121,27 @@ class PairLLM(FunctionCallingLLM):
         return {name: value for name, value in values.items() if value is not None}
 
     def load(self) -> SSDEngine:
-        """The engine behind this LLM, loaded if it was not yet. Requests load it at their first need."""
-        if self._engine is None and self.base_url is not None:
-            key = self.api_key.get_secret_value() if self.api_key else None
-            self._engine = RemoteEngine(self.base_url, key, self.model)
-        if self._engine is None:
-            pair = self._pair
-            self._engine = shared_engine(target=pair.pop("model", None), **pair)
-        return self._engine
+        """The engine behind this LLM, loaded if it was not yet, or anew where it was closed.
+
+        Requests load it at their first need. An engine that was given stays the one, closed or not.
+        """
+        engine = self._loaded
+        if engine is None:
+            engine = self._engine = self._load()
+        return engine
+
+    def _load(self) -> SSDEngine:
+        pair = self._pair
+        if self.base_url is None:
+            return shared_engine(target=pair.pop("model", None), **pair)
+        key = self.api_key.get_secret_value() if self.api_key else None
+        return RemoteEngine(self.base_url, key, self.model)
+
+    @property
+    def _loaded(self) -> SSDEngine | None:
+        """The engine, where there is one that answers or one that was given."""
+        engine = self._engine
+        return engine if engine is not None and (self._is_engine_given or not engine.is_closed) else None
 
     @property
     def engine(self) -> SSDEngine:
@@ -137,13 +150,12 @@ class PairLLM(FunctionCallingLLM):
 
     async def _aengine(self) -> SSDEngine:
         """`load`, without blocking the event loop while models load."""
-        if self._engine is not None:
-            return self._engine
-        return await asyncio.to_thread(self.load)
+        engine = self._loaded
+        return await asyncio.to_thread(self.load) if engine is None else engine
 
     def to_payload(self) -> dict[str, Any]:
         """What callbacks are told of this LLM. It never loads models: async calls ask for it on the event loop."""
-        if self._engine is None:
+        if self._loaded is None:
             return {
                 "class_name": self.class_name(),
                 "model_name": self.model or self.base_url or self.preset or default_preset(),
