@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ import torch
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from ssd_engine.alignment.batches import IGNORED, collate, in_batches
+from ssd_engine.alignment.checkpoints import last_whole_checkpoint
 from ssd_engine.alignment.examples import Example
 from ssd_engine.alignment.settings import AlignSettings
 from ssd_engine.backends.transformers.memory import available_bytes
@@ -63,6 +62,7 @@ def train_adapter(
         The model with the adapter of the lowest validation loss (a `peft.PeftModel`), and how it went.
 
     Raises:
+        InvalidDataError: the last checkpoint cannot be read.
         InvalidRequestError: there is not enough memory for a batch.
     """
     from peft import LoraConfig, get_peft_model
@@ -74,7 +74,7 @@ def train_adapter(
     )
     ordered = in_batches(training, settings.batch_size, settings.epochs, settings.seed)
     adapted = get_peft_model(model, config)
-    checkpoint = _last_whole_checkpoint(folder)
+    checkpoint = last_whole_checkpoint(folder, report)
     arguments = _arguments(settings, folder, len(ordered), model.device.type, is_new=checkpoint is None)
     loss = _SummedLoss(settings.batch_size * sum(e.num_learned for e in ordered) / len(ordered))
     trainer = _trainer(adapted, arguments, validation, loss, _Reports(report), ordered, settings.patience)
@@ -136,19 +136,6 @@ def _trainer(
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
-
-
-def _last_whole_checkpoint(folder: Path) -> str | None:
-    """The last checkpoint that was written to its end; its state is what the Trainer writes last."""
-    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    for path in reversed(checkpoints):
-        try:
-            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            shutil.rmtree(path)  # a kill left a part of it
-        else:
-            return str(path)
-    return None
 
 
 def _require_memory(model: PreTrainedModel, examples: Sequence[Example], batch_size: int) -> None:
