@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Message = Mapping[str, Any]
+_PRIVATE_USE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
@@ -149,7 +151,13 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(item)
 
 
-def _unused_character(texts: Sequence[str] | Iterator[str]) -> str:
-    """A character of Unicode's private use area that none of `texts` holds."""
+def _unused_character(texts: Iterable[str]) -> str:
+    """A character of Unicode's private use areas that none of `texts` holds."""
     used = set().union(*texts)
-    return next(c for c in map(chr, range(0xE000, 0xF900)) if c not in used)
+    character = next((c for c in map(chr, itertools.chain(*_PRIVATE_USE)) if c not in used), None)
+    if character is None:
+        raise InvalidRequestError(
+            f"the prompt holds all {sum(map(len, _PRIVATE_USE))} characters of Unicode's private use areas, one of "
+            "which is needed to keep its text from becoming control tokens; leave one out"
+        )
+    return character

@@ -1,0 +1,300 @@
+"""Whatever happens to the worker, every caller has an outcome, and the engine goes on or says why it cannot."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from conftest import make_model, wait_for
+from outcomes import CALLERS, SECONDS, Outcome, agenerate, generate, stream
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from ssd_engine import GenerationParams, GenerationResult, SSDConfig, SSDEngine
+from ssd_engine.errors import EngineBusyError, EngineClosedError, InvalidRequestError, RequestTimeoutError, SSDError
+
+Pair = tuple[PreTrainedModel, PreTrainedModel]
+SHORT = GenerationParams(max_new_tokens=12)
+PROMPTS = [[5 + i, 20, 33, *range(40, 90)] for i in range(len(CALLERS))]
+"""Each with several blocks to read."""
+
+
+class FaultyDecoder:
+    """The engine's own decoder, which raises at the given call of one of its methods."""
+
+    def __init__(self, decoder: Any, method: str, call: int, error: BaseException) -> None:
+        self._decoder = decoder
+        self._calls_left = call
+        self._error = error
+        self.has_raised = threading.Event()
+        setattr(self, method, self._faulty(getattr(decoder, method)))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._decoder, name)
+
+    def _faulty(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            self._calls_left -= 1
+            if self._calls_left == 0:
+                self.has_raised.set()
+                raise self._error
+            return method(*arguments)
+
+        return call
+
+
+@pytest.mark.parametrize("error", [ValueError("bad luck"), SystemExit(3)], ids=["Exception", "BaseException"])
+@pytest.mark.parametrize("call", [1, 3, 6])
+@pytest.mark.parametrize("method", ["open", "read_prompt", "round", "close"])
+def test_every_caller_has_an_outcome_wherever_the_decoder_fails(
+    tiny_pair: Pair, tokenizer: PreTrainedTokenizerFast, method: str, call: int, error: BaseException
+) -> None:
+    """Six callers of six kinds, on an engine that takes three at once; the first, a middle or the last call fails."""
+    with SSDEngine(*tiny_pair, tokenizer, max_batch_size=3) as engine:
+        expected = [engine.generate(prompt, SHORT).token_ids for prompt in PROMPTS]
+    engine = SSDEngine(*tiny_pair, tokenizer, max_batch_size=3, prefix_cache_bytes=0)
+    decoder = FaultyDecoder(engine._scheduler._decoder, method, call, error)
+    engine._scheduler._decoder = decoder
+    outcomes = [
+        Outcome(lambda caller=caller, prompt=prompt: caller(engine, prompt, SHORT))  # type: ignore[misc]
+        for caller, prompt in zip(CALLERS, PROMPTS, strict=True)
+    ]
+    results = [outcome.get() for outcome in outcomes]
+    assert decoder.has_raised.is_set()
+    for result, token_ids in zip(results, expected, strict=True):
+        if isinstance(result, EngineClosedError):
+            assert result.__cause__ is error
+        elif isinstance(result, BaseException):
+            assert result is error
+        else:
+            assert result.token_ids == token_ids
+    afterwards = Outcome(lambda: engine.generate(PROMPTS[0], SHORT)).get()
+    if engine.is_closed:
+        assert isinstance(afterwards, EngineClosedError)
+        assert afterwards.__cause__ is error
+        assert type(error).__name__ in str(afterwards)
+    else:
+        assert isinstance(error, Exception)
+        assert afterwards.token_ids == expected[0]
+        assert any(isinstance(result, BaseException) for result in results)
+    engine.close()
+
+
+def test_a_request_that_never_finds_room_on_an_idle_engine_is_told_so(tiny_engine: SSDEngine) -> None:
+    class FullDecoder:
+        def open(self, *_: Any) -> None:
+            return None
+
+        def shut_down(self) -> None:
+            pass
+
+    tiny_engine._scheduler._decoder = FullDecoder()  # type: ignore[assignment]
+    assert isinstance(Outcome(lambda: tiny_engine.generate([1, 2], SHORT)).get(), SSDError)
+
+
+# -- Timeouts --
+
+
+@pytest.fixture
+def stuck(tiny_engine: SSDEngine) -> Iterator[SSDEngine]:
+    """An engine whose worker stands still in a round."""
+    released, has_begun = threading.Event(), threading.Event()
+    decoder = tiny_engine._scheduler._decoder
+    advance = decoder.round
+
+    def stand_still(sequences: Any) -> Any:
+        has_begun.set()
+        released.wait()
+        return advance(sequences)
+
+    decoder.round = stand_still  # type: ignore[method-assign]
+    first = Outcome(lambda: tiny_engine.generate([1, 2], SHORT))
+    assert has_begun.wait(SECONDS)
+    yield tiny_engine
+    released.set()
+    assert first.get().token_ids
+
+
+@pytest.mark.parametrize("caller", CALLERS)
+def test_a_timeout_holds_while_the_worker_stands_still(stuck: SSDEngine, caller: Any) -> None:
+    error = Outcome(lambda: caller(stuck, [1, 2], GenerationParams(timeout=0.2))).get()
+    assert isinstance(error, RequestTimeoutError)
+    assert "0.2 s" in str(error)
+    assert stuck.num_waiting == 0
+
+
+def test_a_timeout_counts_from_the_submission(tiny_engine: SSDEngine) -> None:
+    """A stream is submitted when it is first read."""
+    pieces = tiny_engine.stream([1, 2], GenerationParams(max_new_tokens=3, timeout=1))
+    threading.Event().wait(1.2)  # longer than the timeout: nothing else can tell the two apart
+    *_, last = pieces
+    assert last.result is not None
+
+
+# -- The line --
+
+
+def test_a_full_line_turns_the_next_request_away(tiny_pair: Pair, tokenizer: PreTrainedTokenizerFast) -> None:
+    with SSDEngine(*tiny_pair, tokenizer, max_batch_size=1, max_waiting=2) as engine:
+        running = engine.stream([1, 2], GenerationParams(max_new_tokens=1500))
+        next(running)
+        waiting = [Outcome(lambda: engine.generate([1, 2], SHORT)) for _ in range(2)]
+        wait_for(lambda: engine.num_waiting == 2)
+        with pytest.raises(EngineBusyError, match="2 requests wait"):
+            engine.generate([1, 2], SHORT)
+        running.close()
+        assert all(isinstance(outcome.get(), GenerationResult) for outcome in waiting)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_batch_that_is_longer_than_the_line_loses_nothing(
+    tiny_pair: Pair, tokenizer: PreTrainedTokenizerFast, is_async: bool
+) -> None:
+    prompts = [[1, 2, 3 + i] for i in range(20)]
+    with SSDEngine(*tiny_pair, tokenizer, max_batch_size=2, max_waiting=3) as engine:
+        expected = [engine.generate(prompt, SHORT).token_ids for prompt in prompts]
+        results = asyncio.run(engine.abatch(prompts, SHORT)) if is_async else engine.batch(prompts, SHORT)
+        assert [result.token_ids for result in results if isinstance(result, GenerationResult)] == expected
+
+
+def test_a_request_that_is_given_up_leaves_the_line(stuck: SSDEngine) -> None:
+    outcomes = [Outcome(lambda: stuck.generate([1, 2], GenerationParams(timeout=0.5))) for _ in range(5)]
+    wait_for(lambda: stuck.num_waiting == 5)
+    assert all(isinstance(outcome.get(), RequestTimeoutError) for outcome in outcomes)
+    assert stuck.num_waiting == 0
+
+
+# -- Callbacks --
+
+
+def one_bin(on_risk: Any) -> GenerationParams:
+    return GenerationParams(max_new_tokens=12, on_risk=on_risk, ssd=SSDConfig(bin_size=3))
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt("stop")])
+@pytest.mark.parametrize("caller", CALLERS)
+def test_a_callback_that_ends_the_program_ends_its_own_request(
+    tiny_engine: SSDEngine, caller: Any, error: BaseException
+) -> None:
+    def ends(trace: Any) -> None:
+        raise error
+
+    outcome = Outcome(lambda: caller(tiny_engine, [1, 2], one_bin(ends))).get()
+    assert isinstance(outcome, SSDError)
+    assert type(error).__name__ in str(outcome)
+    assert outcome.__cause__ is error
+    assert Outcome(lambda: tiny_engine.generate([1, 2], SHORT)).get().token_ids
+
+
+@pytest.mark.parametrize("caller", CALLERS)
+def test_a_callback_may_ask_the_same_engine(tiny_pair: Pair, tokenizer: PreTrainedTokenizerFast, caller: Any) -> None:
+    """A judge, on an engine that answers one request at a time."""
+    with SSDEngine(*tiny_pair, tokenizer, max_batch_size=1) as engine:
+        judged: list[str] = []
+
+        def judge(trace: Any) -> str | None:
+            judged.append(engine.generate([7, 8, 9], SHORT).text)
+            return "refuse" if len(judged) == 2 else None
+
+        outcome = Outcome(lambda: caller(engine, [1, 2], one_bin(judge))).get()
+        assert outcome.finish_reason == "refused"
+        assert len(outcome.token_ids) == 6
+        assert len(judged) == 2
+
+
+def test_a_slow_callback_stops_nobody_else(tiny_engine: SSDEngine) -> None:
+    released = threading.Event()
+
+    def slow(trace: Any) -> None:
+        released.wait()
+
+    waiting = Outcome(lambda: tiny_engine.generate([1, 2], one_bin(slow)))
+    others = [Outcome(lambda: tiny_engine.generate([3, 4], SHORT)).get() for _ in range(3)]
+    assert all(isinstance(other, GenerationResult) for other in others)
+    assert not waiting.is_there
+    released.set()
+    assert waiting.get().finish_reason == "length"
+
+
+def test_a_callback_that_never_returns_is_bounded_by_the_timeout(tiny_engine: SSDEngine) -> None:
+    released = threading.Event()
+    params = one_bin(lambda trace: released.wait() and None).replaced(timeout=0.3)
+    assert isinstance(Outcome(lambda: tiny_engine.generate([1, 2], params)).get(), RequestTimeoutError)
+    wait_for(lambda: tiny_engine.is_idle)
+    released.set()
+
+
+def test_an_answer_is_the_same_with_a_callback_that_says_nothing(tiny_engine: SSDEngine) -> None:
+    params = GenerationParams(max_new_tokens=40, stop=("a",), ssd=SSDConfig(bin_size=3))
+    for prompt in PROMPTS:
+        expected = tiny_engine.generate(prompt, params)
+        result = tiny_engine.generate(prompt, params.replaced(on_risk=lambda trace: None))
+        assert result.token_ids == expected.token_ids
+        assert result.text == expected.text
+        assert result.trace == expected.trace
+
+
+# -- Forks --
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.parametrize("caller", [generate, stream, agenerate])
+def test_a_forked_child_is_told_at_once_and_can_make_an_engine_of_its_own(
+    tiny_pair: Pair, tokenizer: PreTrainedTokenizerFast, caller: Any
+) -> None:
+    with SSDEngine(*tiny_pair, tokenizer) as engine:
+        expected = engine.generate([1, 2], SHORT).token_ids
+        under_way = engine.stream([1, 2], GenerationParams(max_new_tokens=1500))
+        next(under_way)
+
+        def child(results: Any) -> None:
+            told = []
+            for ask in (lambda: caller(engine, [1, 2], SHORT), lambda: list(under_way)):
+                try:
+                    ask()
+                except EngineClosedError as error:
+                    told.append(str(error))
+            size = len(tokenizer)
+            with SSDEngine(make_model(1, size), make_model(2, size), tokenizer) as own:
+                num_tokens = len(own.generate([1, 2], SHORT).token_ids)
+            engine.close()
+            results.put((told, engine.is_closed, num_tokens))
+
+        context = multiprocessing.get_context("fork")
+        results = context.Queue()
+        process = context.Process(target=child, args=(results,), daemon=True)
+        process.start()
+        try:
+            told, is_closed, num_tokens = results.get(timeout=SECONDS)
+        finally:
+            process.kill()
+        assert len(told) == 2
+        assert all("fork" in message for message in told)
+        assert is_closed
+        assert num_tokens == 12
+        under_way.close()
+        assert engine.generate([1, 2], SHORT).token_ids == expected
+
+
+# -- Text --
+
+
+def test_a_message_of_all_private_characters_is_answered(tiny_engine: SSDEngine) -> None:
+    text = "".join(map(chr, range(0xE000, 0xF900)))
+    for prompt in ([{"role": "user", "content": text}], text):
+        for caller in CALLERS:
+            outcome = Outcome(lambda caller=caller, prompt=prompt: caller(tiny_engine, prompt, SHORT)).get()  # type: ignore[misc]
+            # It is longer than the model's context: that is what is to be said, and nothing else.
+            assert isinstance(outcome, InvalidRequestError)
+            assert "context" in str(outcome)
+
+
+def test_a_message_of_every_private_character_there_is_is_refused(tiny_engine: SSDEngine) -> None:
+    areas = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
+    text = "".join(chr(i) for area in areas for i in area)
+    with pytest.raises(InvalidRequestError, match="137468 characters"):
+        tiny_engine.generate([{"role": "user", "content": text}], SHORT)
