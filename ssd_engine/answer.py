@@ -69,10 +69,11 @@ class Answer:
     def is_finished(self) -> bool:
         return self._ended is not None
 
-    def ends_at(self, token_id: int, num_tokens: int) -> bool:
-        """Whether an answer of `num_tokens` tokens ends with `token_id`, whatever its text."""
+    def ends_at(self, choice: Choice, num_tokens: int) -> bool:
+        """Whether an answer of `num_tokens` tokens ends with `choice`, whatever its text."""
         settings = self._settings
-        return token_id in settings.eos_ids or num_tokens >= settings.params.max_new_tokens
+        is_end = choice.ends is not None or choice.token_id in settings.eos_ids
+        return is_end or num_tokens >= settings.params.max_new_tokens
 
     def add_round(self, choices: Sequence[Choice]) -> Piece:
         """Take in one round's tokens; those after the end of a stop string, or after a refusal, are dropped."""

@@ -36,7 +36,7 @@ class AnswerThread:
             thread.start()
             self._thread = thread
         self._num_tokens += len(added.choices)
-        self._has_last_round = self._request.answer.ends_at(added.choices[-1].token_id, self._num_tokens)
+        self._has_last_round = self._request.answer.ends_at(added.choices[-1], self._num_tokens)
         self._rounds.put(replace(added, timings=replace(added.timings)))
 
     def stop(self) -> None:
