@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -79,6 +80,8 @@ class ChatRenderer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
         control = {str(token) for token in tokenizer.added_tokens_encoder} | set(tokenizer.all_special_tokens)
+        # What transformers takes for itself cannot be a variable of a template.
+        self._no_variables = {"messages", *inspect.signature(tokenizer.apply_chat_template).parameters}
         # Runs of blanks are added tokens of some code models; they control nothing.
         names = "|".join(re.escape(token) for token in control if len(token) > 1 and token.strip())
         self._control_start = re.compile(f"(?=(?:{names}))(.)", re.DOTALL) if names else None
@@ -90,24 +93,40 @@ class ChatRenderer:
         ids = list(self.tokenizer(first).input_ids)
         return ids + [i for part in rest for i in self._encode(part)]
 
-    def encode(self, conversation: Conversation, *, continue_final_message: bool = False) -> list[int]:
+    def encode(
+        self,
+        conversation: Conversation,
+        *,
+        continue_final_message: bool = False,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[int]:
         """Ids of a conversation, up to where the assistant's answer begins (or goes on).
 
-        Control tokens written in a message, a tool's result or a tool's description are encoded as the plain
-        characters they are made of. Raises `InvalidRequestError` where the template refuses the conversation.
+        Control tokens written in a message, a tool's result, a tool's description or the template's own variables,
+        `template_kwargs`, are encoded as the plain characters they are made of. Raises `InvalidRequestError` where the
+        template refuses the conversation, or a variable has the name of an argument of `apply_chat_template`.
         """
+        variables = dict(template_kwargs or {})
+        if taken := sorted(variables.keys() & self._no_variables):
+            raise InvalidRequestError(
+                f"template_kwargs={taken}: these are no variables of a chat template but settings of how it is "
+                "rendered; leave them out"
+            )
         last = conversation.messages[-1]
         if continue_final_message and (last["role"] != "assistant" or not last["content"]):
             raise InvalidRequestError(
                 f"continue_final_message=True needs a last message from the assistant with text; it is {last!r}"
             )
-        mark = _unused_character(_strings([conversation.messages, conversation.tools]))
+        mark = _unused_character(_strings([conversation.messages, conversation.tools, variables]))
         messages = [self._break_strings(message, mark) for message in conversation.messages]
         tools = [self._break_strings(tool, mark) for tool in conversation.tools]
-        rendered = self._render(messages, tools, continue_final_message)
+        variables = self._break_strings(variables, mark)
+        rendered = self._render(messages, tools, variables, continue_final_message)
         return [i for part in rendered.split(mark) for i in self._encode(part)]
 
-    def _render(self, messages: list[Any], tools: list[Any], continue_final_message: bool) -> str:
+    def _render(
+        self, messages: list[Any], tools: list[Any], variables: dict[str, Any], continue_final_message: bool
+    ) -> str:
         if self.tokenizer.chat_template is None:
             raise InvalidRequestError(
                 "this model's tokenizer has no chat template, so it cannot read messages; give a str or token ids"
@@ -119,6 +138,7 @@ class ChatRenderer:
                 tokenize=False,
                 add_generation_prompt=not continue_final_message,
                 continue_final_message=continue_final_message,
+                **variables,
             )
         except Exception as error:  # a template is a program of the model's; it raises what it likes
             raise InvalidRequestError(f"the model's chat template refuses this conversation: {error}") from error

@@ -131,6 +131,9 @@ class GenerationParams(Settings):
         0, ge=0, le=20, description="With logprobs: likeliest alternatives reported at each token."
     )
     continue_final_message: bool = Field(default=False, description="Go on from the last assistant message.")
+    template_kwargs: dict[str, Any] = Field(
+        {}, description="Variables for the chat template, such as {'enable_thinking': False}; text in them stays text."
+    )
     timeout: float | None = Field(None, gt=0, description="Seconds from submission after which the request fails.")
     ssd: SSDConfig | None = Field(None, description="This request's own SSD settings; None: the engine's.")
     grammar: Grammar | None = Field(None, description="What the answer has to be; tools on offer may be called first.")

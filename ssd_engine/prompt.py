@@ -65,7 +65,11 @@ class PromptEncoder:
     def encode(self, prompt: ParsedPrompt, params: GenerationParams) -> list[int]:
         """Token ids of a prompt, checked against this model's vocabulary and context window."""
         if isinstance(prompt, Conversation):
-            ids = self.renderer.encode(prompt, continue_final_message=params.continue_final_message)
+            ids = self.renderer.encode(
+                prompt,
+                continue_final_message=params.continue_final_message,
+                template_kwargs=params.template_kwargs,
+            )
         else:
             ids = self.renderer.encode_text(prompt) if isinstance(prompt, str) else prompt
         if not ids:
