@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ssd_engine.backends.vllm.compat import shared_processors
@@ -13,7 +14,7 @@ from ssd_engine.config import GenerationParams, SSDConfig
 from ssd_engine.errors import InvalidRequestError, ModelLoadError, SSDError
 from ssd_engine.result import Timings
 from ssd_engine.scheme import Scheme
-from ssd_engine.trace_codes import TraceReader
+from ssd_engine.trace_codes import TraceReader, with_logprobs
 from ssd_engine.verify import Choice
 
 if TYPE_CHECKING:
@@ -38,20 +39,38 @@ class VllmSequence:
         return 0
 
     def choices(self, output: Any) -> list[Choice]:
-        """What a step of vLLM added, as its `RequestOutput` with the new tokens alone says."""
+        """What a step of vLLM added, as its `RequestOutput` with the new tokens alone says.
+
+        Raises:
+            SSDError: the models' numbers are none, or vLLM has ended the request for a reason of its own.
+        """
         self.cached_prompt_tokens = output.num_cached_tokens or 0
         completion = output.outputs[0]
-        token_ids = list(completion.token_ids)
-        if self._reader is None:
-            # Its own rule says only how many were accepted: all but the last one.
-            return [
-                Choice(token_id, matched=place < len(token_ids) - 1, scheme=Scheme.NONE, bin=None)
-                for place, token_id in enumerate(token_ids)
-            ]
-        return [
-            self._reader.read(token_id, at, self._params.top_logprobs if self._params.logprobs else None)
-            for token_id, at in zip(token_ids, completion.logprobs, strict=True)
-        ]
+        choices = self._read(list(completion.token_ids), completion.logprobs)
+        if not output.finished:
+            return choices
+        reason = completion.finish_reason
+        if reason not in ("stop", "length") or not choices:
+            raise SSDError(f"vLLM has ended this request: finish_reason={reason!r}; see its log, and ask again")
+        return [*choices[:-1], replace(choices[-1], ends=reason)]
+
+    def _read(self, token_ids: list[int], logprobs: list[dict[int, Any]] | None) -> list[Choice]:
+        if not token_ids:
+            return []
+        top = self._params.top_logprobs if self._params.logprobs else None
+        if self._reader is None and top is None:
+            logprobs = [{}] * len(token_ids)
+        if logprobs is None:
+            raise SSDError(
+                "vLLM gave tokens without log-probabilities, in which it is told how they were chosen; use a version "
+                "of vLLM that docs/vllm.md names"
+            )
+        if self._reader is not None:
+            return [self._reader.read(token_id, at, top) for token_id, at in zip(token_ids, logprobs, strict=True)]
+        # Its own rule says only how many were accepted: all but the last one.
+        last = len(token_ids) - 1
+        choices = [Choice(i, matched=place < last, scheme=Scheme.NONE, bin=None) for place, i in enumerate(token_ids)]
+        return [with_logprobs(choice, at, top) for choice, at in zip(choices, logprobs, strict=True)]
 
 
 class VllmDecoder:
@@ -107,14 +126,13 @@ class VllmDecoder:
 
     def round(self, sequences: Sequence[VllmSequence]) -> list[list[Choice] | Exception]:
         """One step of vLLM: new tokens of those sequences that had a part in it."""
+        if not self._engine.has_unfinished_requests():  # a step would wait for ever
+            return [SSDError("vLLM no longer knows this request; ask again") for _ in sequences]
         try:
             outputs = {output.request_id: output for output in self._engine.step()}
         except Exception as error:  # the engine has died, and everybody's answer with it
             return [SSDError(f"vLLM has stopped: {error}; make a new engine") for _ in sequences]
-        return [
-            sequence.choices(output) if (output := outputs.get(sequence.request_id)) is not None else []
-            for sequence in sequences
-        ]
+        return [_added(sequence, outputs.get(sequence.request_id)) for sequence in sequences]
 
     def _sampling_params(self, params: GenerationParams, config: SSDConfig, guide: Guide | None) -> Any:
         from vllm import SamplingParams
@@ -142,6 +160,14 @@ class VllmDecoder:
             structured_outputs=None if guide is None else StructuredOutputsParams(grammar=lark(guide)),
             output_kind=RequestOutputKind.DELTA,
         )
+
+
+def _added(sequence: VllmSequence, output: Any) -> list[Choice] | Exception:
+    """What a step added to a sequence, or what is wrong with it alone; `output` is None where it had no part."""
+    try:
+        return [] if output is None else sequence.choices(output)
+    except Exception as error:
+        return error
 
 
 def lark(guide: Guide) -> str:

@@ -27,11 +27,10 @@ from vllm.v1.outputs import LogprobsTensors, SamplerOutput
 from vllm.v1.spec_decode.draft_model import DraftModelProposer
 
 from ssd_engine.backends.vllm.requests import EXTRA_ARG, RequestSettings, RequestTable, requested_config
-from ssd_engine.backends.vllm.round import StepLogits, decide, draft
+from ssd_engine.backends.vllm.round import Decision, StepLogits, decide, draft
 from ssd_engine.config import SSDConfig
 from ssd_engine.errors import InvalidRequestError
 from ssd_engine.trace_codes import encode
-from ssd_engine.verify_batch import Verdicts
 
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner as _ModelRunner
@@ -220,13 +219,13 @@ class SSDModelRunner(_ModelRunner):
         step = self._step_logits(logits, spec_decode_metadata, np.array(list(own)), kept)
         own_slots = torch.tensor(list(own.values()), device=logits.device)
         num_others = self.input_batch.sampling_metadata.max_num_logprobs or 0
-        verdicts = decide(step, own_slots, self._table, num_others)
+        decision = decide(step, own_slots, self._table, num_others)
         rows = torch.tensor(list(own), device=logits.device)
         counts = torch.tensor(step.counts, device=logits.device)
-        answered = step.places[counts.cumsum(0) - counts] + (verdicts.token_ids >= 0).sum(-1)
+        answered = step.places[counts.cumsum(0) - counts] + (decision.verdicts.token_ids >= 0).sum(-1)
         rows_by_id = {self.input_batch.req_ids[row]: row for row in own}
         self.drafter.drafting = _Drafting(rows_by_id, own_slots, self._table, answered)
-        return self._output(output, verdicts, rows, spec_decode_metadata.max_spec_len + 1)
+        return self._output(output, decision, rows, spec_decode_metadata.max_spec_len + 1)
 
     def _slot(self, request_id: str) -> int | None:
         """Where the table has a request, which is entered when it is first seen; None for vLLM's own rule."""
@@ -312,8 +311,9 @@ class SSDModelRunner(_ModelRunner):
         processed[last] = self.sampler.apply_logits_processors(processed[last], sampling, predict_bonus_token=True)
         return processed
 
-    def _output(self, output: SamplerOutput | None, verdicts: Verdicts, rows: Tensor, width: int) -> SamplerOutput:
+    def _output(self, output: SamplerOutput | None, decision: Decision, rows: Tensor, width: int) -> SamplerOutput:
         """vLLM's output [R, width], where `rows` have the tokens that the rule chose, and the trace as their ranks."""
+        verdicts = decision.verdicts
         num_rows, most = self.input_batch.num_reqs, verdicts.token_ids.shape[-1]
         token_ids = torch.full((num_rows, width), -1, dtype=torch.int32, device=rows.device)
         token_ids[:, 0] = 0  # of what is discarded
@@ -337,7 +337,7 @@ class SSDModelRunner(_ModelRunner):
         logprobs[rows, :most, 0] = verdicts.logprobs
         ids[rows, :most, 1:] = verdicts.other_ids.to(torch.int32)
         logprobs[rows, :most, 1:] = verdicts.other_logprobs
-        ranks[rows, :most] = encode(verdicts.matched, verdicts.is_union, verdicts.is_forced)
+        ranks[rows, :most] = encode(verdicts.matched, verdicts.is_union, verdicts.is_forced, decision.is_broken)
         tensors = LogprobsTensors(ids.flatten(0, 1), logprobs.flatten(0, 1), ranks.flatten())
         return SamplerOutput(sampled_token_ids=token_ids, logprobs_tensors=tensors)
 

@@ -36,12 +36,21 @@ class StepLogits:
     """[P] int64 tokens of the answer before each position."""
 
 
-def decide(step: StepLogits, slots: Tensor, table: RequestTable, num_others: int) -> Verdicts:
+@dataclass(frozen=True)
+class Decision:
+    """What a step decides for R requests, of which one has at most L positions."""
+
+    verdicts: Verdicts
+    is_broken: Tensor
+    """[R, L] bool, tokens that stand where a model's numbers are none, so that they mean nothing."""
+
+
+def decide(step: StepLogits, slots: Tensor, table: RequestTable, num_others: int) -> Decision:
     """Choose the tokens that stand for the R requests in `slots`; their scheme control in `table` moves on."""
     device = step.target.device
     each = slots.repeat_interleave(torch.tensor(step.counts, device=device))
     seeds, temperatures = table.seeds(each), table.temperatures(each)
-    allowed: Tensor | None = step.target > -torch.inf
+    allowed: Tensor | None = step.target != -torch.inf  # true of NaN: it is no mask
     if allowed is not None and bool(allowed.all()):
         allowed = None
     from_target, from_draft = (_predictions(logits, temperatures, allowed) for logits in (step.target, step.draft))
@@ -74,7 +83,7 @@ def decide(step: StepLogits, slots: Tensor, table: RequestTable, num_others: int
     )
     verdicts = verify_batch(positions, schemes, table.sizes(each), draws, num_others)
     table.store(slots, schemes)
-    return verdicts
+    return Decision(verdicts, _in_rows(_has_failed(from_target, from_draft), step.counts) & (verdicts.token_ids >= 0))
 
 
 def draft(logits: Tensor, slots: Tensor, table: RequestTable, places: Tensor) -> Tensor:
@@ -85,14 +94,26 @@ def draft(logits: Tensor, slots: Tensor, table: RequestTable, places: Tensor) ->
 
 
 def _predictions(logits: Tensor, temperatures: Tensor | None, allowed: Tensor | None) -> Predictions:
-    """Of [P, V] logits; a model whose numbers have failed must not take the other requests down with it."""
+    """Of [P, V] logits, greedy ones at temperature 1. Where a model's numbers have failed, a row of p is all NaN."""
     if temperatures is not None:
         temperatures = temperatures.masked_fill(temperatures == 0, 1.0)
-    predictions = Predictions.of(logits, temperatures, allowed)
-    return Predictions(logits=predictions.logits, p=predictions.p.nan_to_num())
+    return Predictions.of(logits, temperatures, allowed)
 
 
 def _propose(predictions: Predictions, temperatures: Tensor | None, numbers: Tensor) -> Tensor:
     """[P] int64 tokens that the draft proposes: the likeliest, or drawn by `numbers` [P] where sampled."""
     likeliest = predictions.logits.argmax(-1)
     return likeliest if temperatures is None else torch.where(temperatures > 0, draw(predictions.p, numbers), likeliest)
+
+
+def _has_failed(target: Predictions, draft: Predictions) -> Tensor:
+    """[P] bool: whether one of the models' numbers are none; one such logit spoils a whole row of p."""
+    return (target.p[:, 0] + draft.p[:, 0]).isnan()
+
+
+def _in_rows(flags: Tensor, counts: list[int]) -> Tensor:
+    """[R, L] bool: `flags` [P] of each request's positions in a row of its own; after its end the last one again."""
+    sizes = torch.tensor(counts, device=flags.device)
+    last = sizes.cumsum(0) - 1
+    places = (last - sizes + 1)[:, None] + torch.arange(max(counts), device=flags.device)
+    return flags[places.minimum(last[:, None])]
