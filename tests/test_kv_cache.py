@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
-from conftest import make_model
+from conftest import make_model, make_relative
 from families import CAUSAL, VOCAB, WINDOWED, build
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import BloomConfig, BloomForCausalLM, MambaConfig, MambaForCausalLM, PreTrainedModel
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
+from ssd_engine import GenerationParams, SSDEngine
 from ssd_engine.backends.transformers.arena import Arena
-from ssd_engine.backends.transformers.prefix_store import block_ends
+from ssd_engine.backends.transformers.kv_cache import KVCache, Snapshot
+from ssd_engine.backends.transformers.prefix_store import PrefixStore, block_ends
 from ssd_engine.backends.transformers.runner import ModelRunner, Row
 from ssd_engine.errors import ModelLoadError
 
@@ -148,6 +161,141 @@ def test_the_least_recently_used_prefix_goes_first() -> None:
     assert read_prompt(runner, one).cached_prompt_tokens > 0
     assert read_prompt(runner, three).cached_prompt_tokens > 0
     assert read_prompt(runner, two).cached_prompt_tokens == 0
+
+
+# Prefixes and the bounds of their store
+
+
+BYTES_PER_TOKEN = ModelRunner(MODEL, VOCAB).bytes_per_position
+
+
+def bytes_of(num_tokens: int) -> int:
+    """What keys and values of so many tokens take in `MODEL`."""
+    return num_tokens * BYTES_PER_TOKEN
+
+
+def cached(runner: ModelRunner, prompt: list[int]) -> int:
+    """Tokens of a prompt that were reused; its row makes room for the next."""
+    row = read_prompt(runner, prompt)
+    runner.close(row)
+    return row.cached_prompt_tokens
+
+
+def test_a_prefix_larger_than_the_store_leaves_the_others_there() -> None:
+    runner = make_runner(prefix_bytes=bytes_of(100))
+    small, large = [1] * 61, [2] * 400
+    cached(runner, small)
+    cached(runner, large)
+    assert cached(runner, small) == 60
+    assert runner.prefixes.nbytes <= runner.prefixes.max_bytes
+
+
+def test_of_a_prefix_larger_than_the_store_the_beginning_is_kept() -> None:
+    """As a conversation that has grown too long for it: what fits is reused, to the very same bits."""
+    prompt = [i % VOCAB for i in range(400)]
+    fresh = make_runner()
+    cold = read(fresh, [read_prompt(fresh, prompt)], [[1]])[0]
+    runner = make_runner(prefix_bytes=bytes_of(150))
+    assert cached(runner, prompt) == 0
+    row = read_prompt(runner, prompt)
+    assert row.cached_prompt_tokens == 128  # whole blocks of 32
+    assert torch.equal(read(runner, [row], [[1]])[0], cold)
+
+
+def test_the_next_long_prompt_takes_the_place_of_the_last_ones_beginning() -> None:
+    runner = make_runner(prefix_bytes=bytes_of(200))
+    small, one, two = [1] * 61, [2] * 400, [3] * 400
+    for prompt in (small, one, two):
+        cached(runner, prompt)
+    assert cached(runner, two) == 128  # 200 - 60, in whole blocks
+    assert cached(runner, one) == 0
+    assert cached(runner, small) == 60
+
+
+def test_a_conversation_that_outgrows_the_store_keeps_what_it_had() -> None:
+    runner = make_runner(prefix_bytes=bytes_of(150))
+    turns = [[i % VOCAB for i in range(length)] for length in (65, 129, 161, 401, 801)]
+    assert [cached(runner, turn) for turn in turns] == [0, 64, 128, 128, 128]
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 250)), max_size=12))
+@settings(max_examples=10)
+def test_the_store_is_never_larger_than_it_may_be_and_knows_its_size(prompts: list[tuple[int, int]]) -> None:
+    """Not even while a copy is made: what is given up for it has been let go."""
+    runner = make_runner(prefix_bytes=bytes_of(200))
+    copies: list[weakref.ref[Snapshot]] = []
+    snapshot = runner.cache.snapshot
+
+    def num_bytes() -> int:
+        return sum(made.nbytes for made in (copy() for copy in copies) if made is not None)
+
+    def noted(stretch: range) -> Snapshot:
+        assert num_bytes() + bytes_of(len(stretch)) <= runner.prefixes.max_bytes
+        made = snapshot(stretch)
+        copies.append(weakref.ref(made))
+        return made
+
+    runner.cache.snapshot = noted
+    for start, length in prompts:
+        cached(runner, [start] * length)
+        assert runner.prefixes.nbytes == num_bytes() <= runner.prefixes.max_bytes
+
+
+def test_keeping_prefixes_looks_at_the_size_of_each_a_few_times_alone() -> None:
+    """However many are there: not once more at every addition."""
+    looks = 0
+
+    class Sized(Snapshot):
+        @property
+        def nbytes(self) -> int:
+            nonlocal looks
+            looks += 1
+            return 10
+
+    store = PrefixStore(max_bytes=500)
+    for number in range(200):
+        store.keep([number] * 10, [10], 1, lambda _: Sized((), ()))
+    assert store.nbytes == 500
+    assert looks <= 3 * 200
+
+
+@pytest.mark.parametrize("room", [0, 10])
+def test_where_a_prefix_cannot_be_kept_no_copy_of_it_is_made(room: int, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Nor is memory for one needed: here there is none."""
+    target = make_model(1, len(tokenizer))
+    with SSDEngine(target, make_relative(target, 2, 0.1), tokenizer, prefix_cache_bytes=room) as engine:
+        with without_memory_for_copies() as asked:
+            engine.generate([9] * 100, GenerationParams(max_new_tokens=4))
+        assert asked == []
+
+
+def test_a_prompt_is_answered_where_memory_for_keeping_its_prefix_is_wanting(
+    tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
+) -> None:
+    target = make_model(1, len(tokenizer))
+    params = GenerationParams(max_new_tokens=4)
+    with SSDEngine(target, make_relative(target, 2, 0.1), tokenizer) as engine:
+        with without_memory_for_copies() as asked:
+            first = engine.generate([9] * 100, params)
+        assert asked
+        assert "no memory to keep a prompt's first 99 tokens" in caplog.text
+        again, last = engine.generate([9] * 100, params), engine.generate([9] * 100, params)
+    assert first.token_ids == again.token_ids == last.token_ids
+    assert [answer.usage.cached_prompt_tokens for answer in (first, again, last)] == [0, 0, 99]
+
+
+@contextmanager
+def without_memory_for_copies() -> Iterator[list[range]]:
+    """Copies of the cache fail, as they do where memory has run out; gives the stretches that were asked for."""
+    asked: list[range] = []
+
+    def fail(cache: KVCache, stretch: range) -> Snapshot:
+        asked.append(stretch)
+        raise torch.OutOfMemoryError("out of memory")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(KVCache, "snapshot", fail)
+        yield asked
 
 
 @given(st.lists(st.one_of(st.integers(1, 40), st.none()), max_size=60), st.randoms(use_true_random=False))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ssd_engine.backends.transformers.kv_cache import Snapshot
@@ -27,7 +27,7 @@ def block_ends(prompt_length: int, block_sizes: Sequence[int]) -> list[int]:
     return ends
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Prefix:
     """A prefix that was read in blocks."""
 
@@ -35,6 +35,8 @@ class Prefix:
     ends: tuple[int, ...]
     """Where its blocks end; the last is its length."""
     snapshot: Snapshot
+    is_whole: bool
+    """Whether nothing was left out for want of room."""
 
     def shared_length(self, token_ids: Sequence[int], ends: Sequence[int]) -> int:
         """Length of the part that a prompt `token_ids`, to be read in blocks with `ends`, can reuse."""
@@ -47,15 +49,22 @@ class Prefix:
 
 
 class PrefixStore:
-    """Bounded store of one model's prefixes; the least recently used go first."""
+    """Bounded store of one model's prefixes; the least recently used go first.
+
+    A prefix larger than the whole store is kept as far as there is room, up to the end of a block. It then takes the
+    place of others of its kind, but not that of whole ones, so that it cannot empty the store.
+    """
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self._prefixes: OrderedDict[tuple[int, ...], Prefix] = OrderedDict()
+        self._nbytes = 0
+        self._whole_nbytes = 0
 
     @property
     def nbytes(self) -> int:
-        return sum(prefix.snapshot.nbytes for prefix in self._prefixes.values())
+        """Bytes that the prefixes take."""
+        return self._nbytes
 
     def find(self, token_ids: Sequence[int], ends: Sequence[int]) -> tuple[Prefix | None, int]:
         """The prefix that shares most with a prompt, and how many tokens that is."""
@@ -66,11 +75,49 @@ class PrefixStore:
         self._prefixes.move_to_end(best.token_ids)
         return best, shared
 
-    def add(self, prefix: Prefix) -> None:
-        """Keep `prefix` in place of those that it contains."""
-        for other in list(self._prefixes.values()):
-            if other.shared_length(prefix.token_ids, prefix.ends) == len(other.token_ids):
-                del self._prefixes[other.token_ids]
+    def keep(
+        self, token_ids: Sequence[int], ends: Sequence[int], bytes_per_token: int, copy: Callable[[int], Snapshot]
+    ) -> None:
+        """Keep a prefix, or its beginning, in place of those that it contains; nothing, where that is there already.
+
+        Args:
+            token_ids: the prefix's tokens.
+            ends: where its blocks end.
+            bytes_per_token: what a token's keys and values take.
+            copy: makes the copy of that many first tokens; called once there is room for it, or not at all. What it
+                raises is passed on, and the prefix is then not kept.
+        """
+        is_whole = len(token_ids) * bytes_per_token <= self.max_bytes
+        length = self._make_room(token_ids, ends, bytes_per_token, is_whole=is_whole)
+        if length:
+            kept_ids, kept_ends = tuple(token_ids[:length]), tuple(end for end in ends if end <= length)
+            self._add(Prefix(token_ids=kept_ids, ends=kept_ends, snapshot=copy(length), is_whole=is_whole))
+
+    def _make_room(self, token_ids: Sequence[int], ends: Sequence[int], bytes_per_token: int, *, is_whole: bool) -> int:
+        """Give up prefixes for another one; returns how much of it is to be kept, 0 where that brings nothing."""
+        shared = [(prefix, prefix.shared_length(token_ids, ends)) for prefix in self._prefixes.values()]
+        contained = [prefix for prefix, length in shared if length == len(prefix.token_ids)]
+        room = self.max_bytes
+        if not is_whole:
+            room -= self._whole_nbytes - sum(prefix.snapshot.nbytes for prefix in contained if prefix.is_whole)
+        length = max((end for end in ends if end * bytes_per_token <= room), default=0)
+        if length <= max((length for _, length in shared), default=0):
+            return 0
+        for prefix in contained:
+            self._remove(prefix)
+        while self._nbytes + length * bytes_per_token > self.max_bytes:
+            self._remove(next(prefix for prefix in self._prefixes.values() if is_whole or not prefix.is_whole))
+        return length
+
+    def _add(self, prefix: Prefix) -> None:
         self._prefixes[prefix.token_ids] = prefix
-        while self.nbytes > self.max_bytes:
-            self._prefixes.popitem(last=False)
+        self._count(prefix, prefix.snapshot.nbytes)
+
+    def _remove(self, prefix: Prefix) -> None:
+        del self._prefixes[prefix.token_ids]
+        self._count(prefix, -prefix.snapshot.nbytes)
+
+    def _count(self, prefix: Prefix, nbytes: int) -> None:
+        self._nbytes += nbytes
+        if prefix.is_whole:
+            self._whole_nbytes += nbytes

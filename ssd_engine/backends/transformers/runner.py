@@ -16,8 +16,8 @@ from transformers.utils.logging import tqdm
 from ssd_engine.backends.transformers.attention import under_way, use_segment_attention
 from ssd_engine.backends.transformers.compiled import CompiledPasses
 from ssd_engine.backends.transformers.graphs import PassGraphs
-from ssd_engine.backends.transformers.kv_cache import KVCache, count_cache_layers
-from ssd_engine.backends.transformers.prefix_store import Prefix, PrefixStore, block_ends
+from ssd_engine.backends.transformers.kv_cache import KVCache, Snapshot, count_cache_layers
+from ssd_engine.backends.transformers.prefix_store import PrefixStore, block_ends
 from ssd_engine.backends.transformers.segments import Segment, SegmentedPass
 from ssd_engine.draft_length import LONGEST
 
@@ -247,8 +247,17 @@ class ModelRunner:
             row.length = row.cached_prompt_tokens = shared
 
     def _keep_prefix(self, row: Row) -> None:
-        snapshot = self.cache.snapshot(row.stretch[: row.length])
-        self.prefixes.add(Prefix(tuple(row.token_ids[: row.length]), tuple(row.ends), snapshot))
+        def copy(length: int) -> Snapshot:
+            return self.cache.snapshot(row.stretch[:length])
+
+        try:
+            self.prefixes.keep(row.token_ids[: row.length], row.ends, self.bytes_per_position, copy)
+        except (MemoryError, RuntimeError) as error:  # on a CPU, torch raises a RuntimeError where memory is wanting
+            _logger.warning(
+                "no memory to keep a prompt's first %d tokens for later ones (%s); give prefix_cache_bytes less",
+                row.length,
+                error,
+            )
 
     @torch.inference_mode()
     def _pass(self, run: Callable[..., Any], token_ids: Tensor, layout: _Layout) -> Any:
