@@ -40,6 +40,10 @@ _HEAD = re.compile(
     _BLANK.join(["", r"(?:\[[ \t\r\n]*)*\{", '"name"', ":", r'"([^"\\]+)"', ",", '"(?:arguments|parameters)"', ":"])
 )
 """What a call without markup begins with."""
+_BRACKET = re.compile(r'\\.|["{}\[\]]', re.DOTALL)
+_SHORT = 256
+"""Characters of a buffer that is looked at with every piece."""
+_MOST_CLOSINGS = 32
 _CERTAIN = 16
 """Characters behind an error in JSON that make it one for certain, not a literal or an escape still being written."""
 
@@ -72,6 +76,34 @@ class ParsedText:
         )
 
 
+class _Brackets:
+    """Follows the brackets of JSON, piece by piece, to where they are all closed."""
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self._is_in_string = False
+        self._is_escaped = False
+        self._num_told = 0
+
+    def feed(self, text: str) -> bool:
+        """Whether they were closed within `text`. In what is no JSON that may be often; it is told some times only."""
+        has_closed = False
+        for match in _BRACKET.finditer(text, self._is_escaped):
+            mark = match[0]
+            if mark[0] == "\\":
+                continue
+            if mark == '"':
+                self._is_in_string = not self._is_in_string
+            elif not self._is_in_string:
+                self._depth = max(self._depth + (1 if mark in "{[" else -1), 0)
+                has_closed = has_closed or self._depth == 0
+        if text:
+            unescaped = text[self._is_escaped :]
+            self._is_escaped = (len(unescaped) - len(unescaped.rstrip("\\"))) % 2 == 1
+        self._num_told += has_closed
+        return has_closed and self._num_told <= _MOST_CLOSINGS
+
+
 class ToolCallParser:
     """Parses one answer while it is written.
 
@@ -90,22 +122,38 @@ class ToolCallParser:
         self._borders = (self._open, self._close) if self._close else (self._open,)
         self._tool_names = frozenset(tool_names)
         self._buffer = ""
+        self._unseen: list[str] = []
+        """Pieces that no state has looked at yet."""
+        self._num_unseen = 0
+        self._brackets = _Brackets()
         self._after_call = False
         self._state: Callable[[bool], bool] = self._read_start
         self._clear_parsed()
 
     def feed(self, text: str) -> ParsedText:
         """Takes the next piece of the answer; what may still belong to a call is held back."""
-        self._buffer += text
-        return self._advance(final=False)
+        self._unseen.append(text)
+        self._num_unseen += len(text)
+        has_closed = self._brackets.feed(text)
+        # A state looks at the whole buffer. That it does so again only where a bracket has closed, or once the buffer
+        # has grown by a part of its length, keeps the time linear in the length of a call; it changes no outcome.
+        if has_closed or len(self._buffer) + self._num_unseen <= _SHORT or self._num_unseen * 4 >= len(self._buffer):
+            return self._advance(final=False)
+        return ParsedText()
 
     def finish(self) -> ParsedText:
         """Ends the answer. A call that lacks only its closing marker counts; one that is no JSON is invalid."""
         return self._advance(final=True)
 
     def _advance(self, final: bool) -> ParsedText:
+        held = len(self._buffer) + self._num_unseen
+        self._buffer += "".join(self._unseen)
+        self._unseen, self._num_unseen = [], 0
         while self._state(final):
             pass
+        if len(self._buffer) < held:
+            self._brackets = _Brackets()
+            self._brackets.feed(self._buffer)
         parsed = ParsedText("".join(self._text), tuple(self._calls), tuple(self._invalid))
         self._clear_parsed()
         return parsed

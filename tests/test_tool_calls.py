@@ -325,6 +325,8 @@ PARTS = st.one_of(
     st.sampled_from(
         ['{"name": "get_weather", "arguments": {"city": "', '{"a": 1,', "[1, 2", "{}", '{"x": "\\u00e9"}', "1e"]
     ),
+    # Longer than what is looked at with every piece.
+    st.sampled_from(['{"name": "get_weather", "arguments": {"city": "' + "a" * 260, "{[" * 130, '"' + "]" * 260]),
     st.sampled_from(["[TOOL_CALLS]get_weather[ARGS]", "<|python_tag|>" + written(WEATHER), 'multiply{"a": 1}']),
     st.text(max_size=12),
 )
@@ -384,3 +386,39 @@ def test_calls_written_in_the_format_are_read_back(format: ToolFormat, expected:
 )
 def test_the_format_is_known_from_the_chat_template(template: str | None, format: ToolFormat) -> None:
     assert detect_format(template) is format
+
+
+@pytest.mark.parametrize("format", ToolFormat)
+@pytest.mark.parametrize(
+    "text",
+    [
+        '<tool_call>{"name": "add", "arguments": {"code": "%s"}}</tool_call>',
+        '<tool_call>{"name": "add", "arguments": {"code": "%s',
+        '<tool_call>{"name": "add", "arguments": {"code": "an "unescaped" quote: %s"}}',
+        '{"name": "add", "arguments": {"code": "%s"}}',
+        '```json\n{"name": "add", "arguments": {"code": "%s"}}\n```',
+        '[TOOL_CALLS][{"name": "add", "arguments": {"code": "%s"}}]',
+        '<|python_tag|>{"name": "add", "parameters": {"code": "%s"}}',
+        '{"other": [%s]}',
+    ],
+)
+@pytest.mark.parametrize("content", ["print(1) ", "{ [1] } ", '\\\\n\\"x\\" ', "}}}} "])
+def test_the_work_grows_in_proportion_to_the_length_of_a_call(
+    monkeypatch: pytest.MonkeyPatch, format: ToolFormat, text: str, content: str
+) -> None:
+    """Counted in characters that the JSON decoder is given."""
+    given = 0
+    decode = json.JSONDecoder.raw_decode
+
+    def counted(self: json.JSONDecoder, s: str, idx: int = 0) -> Any:
+        nonlocal given
+        given += len(s) - idx
+        return decode(self, s, idx)
+
+    monkeypatch.setattr(json.JSONDecoder, "raw_decode", counted)
+    answer = text % (content * 2000)
+    parser = ToolCallParser(format, ["add"])
+    for start in range(0, len(answer), 3):
+        parser.feed(answer[start : start + 3])
+    parser.finish()
+    assert given <= 50 * len(answer)
