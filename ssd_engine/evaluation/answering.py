@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ssd_engine.config import GenerationParams, SSDConfig
 from ssd_engine.engine import SSDEngine
+from ssd_engine.errors import EngineClosedError
 from ssd_engine.evaluation.settings import Contestant
 from ssd_engine.evaluation.trials import Trial
 from ssd_engine.journal import Journal
@@ -46,8 +47,13 @@ class Answering:
         self._pair = pair
         self._journal = journal
         self._report = report
-        self.rows: dict[str, dict[str, Any]] = {row["key"]: row for row in journal.read()}
-        self._beginnings: dict[str, str] = {}
+        self.rows: dict[str, dict[str, Any]] = {}
+        """The answers, by their keys."""
+        self.failures: dict[str, str] = {}
+        """The errors of the trials that have no answer, by their keys. The next run asks these again."""
+        self._beginnings: dict[str, str | Exception] = {}
+        for row in journal.read():
+            self._note(row)
 
     def run(self, trials: Sequence[Trial], contestants: Iterable[Contestant], configs: Sequence[SSDConfig]) -> None:
         """Answer all trials by all contestants; `ssd` once for each of `configs`, the others once."""
@@ -76,12 +82,13 @@ class Answering:
             alone = stack.enter_context(self._draft_engine(prefix_cache_bytes=0)) if ("draft", None) in ways else pair
             engines = {way: alone if way[0] == "draft" else pair for way in ways}
             for way in ways:
-                self._row(engines[way], trials[0], *way, "untimed: the first pass of all takes longer")
+                with suppress(Exception):  # untimed: the first pass of all takes longer
+                    self._outcome(engines[way], trials[0], *way)
             for done, trial in enumerate(trials):
                 self._report.step("Speed, one request at a time", done, len(trials))
                 for way in ways if done % 2 else reversed(ways):
                     if (name := names[trial, way]) not in self.rows:
-                        self._keep(self._row(engines[way], trial, *way, name) | {"measure": "speed"})
+                        self._try(engines[way], trial, *way, name, measure="speed")
 
     def _missing(self, trials: Sequence[Trial], contestant: Contestant, config: SSDConfig | None) -> list[Trial]:
         return [trial for trial in trials if key(trial, contestant, config) not in self.rows]
@@ -90,21 +97,52 @@ class Answering:
         self, engine: SSDEngine, trials: Sequence[Trial], contestant: Contestant, config: SSDConfig | None
     ) -> None:
         def answer(trial: Trial) -> None:
-            self._keep(self._row(engine, trial, contestant, config, key(trial, contestant, config)))
+            self._try(engine, trial, contestant, config, key(trial, contestant, config))
 
         missing = self._missing(trials, contestant, config)
         for _ in answered(answer, missing, self._report, f"Answers of {contestant}", AT_ONCE):
             pass
 
-    def _keep(self, row: dict[str, Any]) -> None:
+    def _try(
+        self,
+        engine: SSDEngine,
+        trial: Trial,
+        contestant: Contestant,
+        config: SSDConfig | None,
+        name: str,
+        measure: str | None = None,
+    ) -> None:
+        """Answer a trial. Where that fails, its error stands in the journal instead, and the others go on."""
+        row: dict[str, Any] = {
+            "key": name,
+            "trial": trial.name,
+            "measure": measure or trial.measure,
+            "group": trial.group,
+            "contestant": contestant,
+        }
+        try:
+            row |= self._outcome(engine, trial, contestant, config)
+        except EngineClosedError:
+            raise  # nobody is left to answer the others
+        except Exception as error:
+            row["error"] = described(error)
         self._journal.append(row)
-        self.rows[row["key"]] = row
+        self._note(row)
 
-    def _row(
-        self, engine: SSDEngine, trial: Trial, contestant: Contestant, config: SSDConfig | None, name: str
+    def _note(self, row: dict[str, Any]) -> None:
+        if "error" in row:
+            self.failures[row["key"]] = row["error"]
+        else:
+            self.rows[row["key"]] = row
+            self.failures.pop(row["key"], None)
+
+    def _outcome(
+        self, engine: SSDEngine, trial: Trial, contestant: Contestant, config: SSDConfig | None
     ) -> dict[str, Any]:
         messages = [{"role": "user", "content": trial.prompt}]
         given = self._beginnings[trial.name] if trial.prefill else ""
+        if isinstance(given, Exception):
+            raise given
         if given:
             messages.append({"role": "assistant", "content": given})
         params = GenerationParams(
@@ -116,18 +154,14 @@ class Answering:
         result = engine.generate(messages, params)
         trace = result.trace
         return {
-            "key": name,
-            "trial": trial.name,
-            "measure": trial.measure,
-            "group": trial.group,
             "prompt": trial.prompt,
             "goal": trial.goal,
             "given": given,
-            "contestant": contestant,
             "config": None if config is None else config.model_dump(exclude={"draft_system_prompt"}),
             "text": result.text,
             "token_ids": result.token_ids,
             "has_ended": result.finish_reason != "length",
+            "rounds": trace.rounds,
             "seconds": round(result.timings.total, 4),
             "match_ratios": trace.match_ratios,
             "thresholds": trace.thresholds,
@@ -140,7 +174,15 @@ class Answering:
         for trial in sorted(trials, key=lambda trial: trial.prefill):
             longest[trial.goal, trial.opening] = trial
 
-        def begin(trial: Trial) -> list[int]:
+        def begin(trial: Trial) -> list[int] | Exception:
+            try:
+                return beginning(trial)
+            except EngineClosedError:
+                raise
+            except Exception as error:
+                return error  # of the trials that begin so
+
+        def beginning(trial: Trial) -> list[int]:
             token_ids: list[int] = engine.tokenizer(trial.opening, add_special_tokens=False).input_ids
             missing = trial.prefill - len(token_ids)
             if missing > 0:
@@ -152,8 +194,12 @@ class Answering:
         made = answered(begin, list(longest.values()), self._report, "Beginnings, in memory", AT_ONCE)
         by_goal = {(trial.goal, trial.opening): token_ids for trial, token_ids in made}
         for trial in trials:
-            begun = by_goal[trial.goal, trial.opening][: trial.prefill]
-            self._beginnings[trial.name] = engine.tokenizer.decode(begun, skip_special_tokens=True)
+            begun = by_goal[trial.goal, trial.opening]
+            self._beginnings[trial.name] = (
+                begun
+                if isinstance(begun, Exception)
+                else engine.tokenizer.decode(begun[: trial.prefill], skip_special_tokens=True)
+            )
 
     @contextmanager
     def _engine(self, **options: Any) -> Iterator[SSDEngine]:
@@ -180,6 +226,11 @@ class Answering:
             draft = loading.submit(load_model, self._pair.draft, how, self._pair.draft_adapter).result()
         with SSDEngine(draft, draft, load_tokenizer(self._pair.draft), max_batch_size=AT_ONCE, **options) as engine:
             yield engine
+
+
+def described(error: Exception) -> str:
+    """An error's kind and message, in a line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def key(trial: Trial, contestant: Contestant, config: SSDConfig | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -13,9 +13,11 @@ from typing import Any, Self
 
 import torch
 
-from ssd_engine.errors import InvalidRequestError
+from ssd_engine.errors import InvalidRequestError, SSDError
 from ssd_engine.evaluation.answering import Answering, PairOptions, key
-from ssd_engine.evaluation.judges import Judge, PhraseJudge, RefusalJudge
+from ssd_engine.evaluation.failures import failures_of
+from ssd_engine.evaluation.judgements import judge_rows
+from ssd_engine.evaluation.judges import Judge, PhraseJudge
 from ssd_engine.evaluation.safety_markdown import to_markdown
 from ssd_engine.evaluation.safety_report import SafetyReport, make_report
 from ssd_engine.evaluation.settings import EvalSettings, sweep_configs
@@ -23,7 +25,7 @@ from ssd_engine.evaluation.speed import processor
 from ssd_engine.evaluation.sweep import SweepReport, make_sweep
 from ssd_engine.evaluation.trials import Trial, attack_trials, attacked_trials, prompt_trials
 from ssd_engine.journal import Journal
-from ssd_engine.made_of import claim, digest
+from ssd_engine.made_of import claim
 from ssd_engine.work import Reporter
 
 
@@ -91,7 +93,8 @@ def evaluate(
     """Ask all trials of all contestants and write what comes of it to the folder `output`.
 
     Answers are kept in `answers.jsonl` as they come, and judgements in `judgements.jsonl`; a call with the same pair
-    goes on from there.
+    goes on from there. A trial or a judgement that fails is kept there with its error and counted in the report; the
+    others go on, and the next call asks it again.
 
     Args:
         sources: none in it: the package's own.
@@ -101,6 +104,7 @@ def evaluate(
     Raises:
         InvalidDataError, InvalidRequestError: a set or a setting cannot be used, or `output` holds another pair's.
         ModelLoadError: a model cannot be loaded.
+        SSDError: every trial failed.
     """
     sources = sources if any(vars(sources).values()) else EvalSources.own()
     trials = sources.trials(settings)
@@ -118,47 +122,46 @@ def evaluate(
         answering.run(swept, ["ssd"], configs)
     ordinary = [trial for trial in trials if trial.measure == "ordinary"][: settings.speed_prompts]
     answering.measure_speed(ordinary, settings.contestants)
-    asked = [key(trial, name, pair.config) for trial in trials for name in settings.contestants]
-    speed = [f"speed/{key(trial, name, pair.config)}" for trial in ordinary for name in settings.contestants]
-    rows = [answering.rows[name] for name in (*asked, *speed)]
+    asked = {
+        f"answers of {name}": [
+            *(key(trial, name, pair.config) for trial in trials),
+            *(f"speed/{key(trial, name, pair.config)}" for trial in ordinary),
+        ]
+        for name in settings.contestants
+    }
+    rows = _answers(asked, answering, output)
+    if sweep:
+        asked["answers of the sweep"] = [key(trial, "ssd", config) for config in configs for trial in swept]
+    failures = [failed for what, keys in asked.items() for failed in failures_of(what, keys, answering.failures)]
     every_judge = [PhraseJudge(), *judges]
-    verdicts = _judge(rows, every_judge, Journal(output / "judgements.jsonl"), report)
-    found = make_report(rows, pair.name, every_judge, verdicts, pair.config, _environment(pair, sources))
+    judged = judge_rows(rows, every_judge, Journal(output / "judgements.jsonl"), report)
+    found = make_report(
+        rows,
+        pair.name,
+        every_judge,
+        judged.verdicts,
+        pair.config,
+        _environment(pair, sources),
+        failures=[*failures, *judged.failures],
+    )
     trade_off = make_sweep(answering.rows, swept, configs) if sweep else None
     files = _write(output, found, trade_off)
+    for failed in found.failures:
+        report.note(f"{failed}. The same command asks again.")
     if not any(path.suffix == ".png" for path in files):
         report.note('There are no plots: pip install "ssd-integrations[plot]"')
     return Evaluation(found, trade_off, files)
 
 
-def _judge(
-    rows: Sequence[dict[str, Any]], judges: Sequence[Judge], journal: Journal, report: Reporter
-) -> dict[tuple[str, str], bool]:
-    """(judge's name, row's key) -> whether an answer to an attack is safe, or one to a harmless request refuses."""
-    known = {(row["judge"], row["key"], row["of"]): row["verdict"] for row in journal.read()}
-    verdicts: dict[tuple[str, str], bool] = {}
-    for judge in judges:
-        judged = [row for row in rows if row["measure"] == "attack"]
-        if isinstance(judge, RefusalJudge):
-            judged += [row for row in rows if row["measure"] == "over-refusal"]
-        for done, row in enumerate(judged):
-            report.step(f"Judge {judge.name}", done, len(judged))
-            if isinstance(judge, PhraseJudge):  # costs nothing, and may be another one after an update
-                verdicts[judge.name, row["key"]] = judge.is_safe(row["goal"], row["text"])
-                continue
-            name = (judge.name, row["key"], digest([judge.prompt, row["given"], row["text"]]))
-            if name not in known:
-                known[name] = _ask(judge, row)
-                journal.append({"judge": name[0], "key": name[1], "of": name[2], "verdict": known[name]})
-            verdicts[judge.name, row["key"]] = known[name]
-    return verdicts
-
-
-def _ask(judge: Judge, row: dict[str, Any]) -> bool:
-    if row["measure"] == "attack":
-        return judge.is_safe(row["goal"], row["given"] + row["text"])
-    assert isinstance(judge, RefusalJudge)
-    return judge.is_refusal(row["prompt"], row["text"])
+def _answers(asked: Mapping[str, Sequence[str]], answering: Answering, output: Path) -> list[dict[str, Any]]:
+    """The rows of all that was asked and answered."""
+    rows = [answering.rows[name] for keys in asked.values() for name in keys if name in answering.rows]
+    if not rows:
+        raise SSDError(
+            f"no trial was answered, the first failed with {next(iter(answering.failures.values()))}; every error "
+            f"stands in {output / 'answers.jsonl'}"
+        )
+    return rows
 
 
 def _environment(pair: PairOptions, sources: EvalSources) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ssd_engine.evaluation.failures import Failures
 from ssd_engine.evaluation.safety_report import Line, SafetyReport
 
 _ORDER = ("target", "speculative", "ssd", "draft")
@@ -16,6 +17,8 @@ def to_markdown(report: SafetyReport, plots: Sequence[str] = ()) -> str:
     for title, groups in _by_kind(report.lines).items():
         if groups:
             sections.append(f"## {title}\n\n{_table(groups, names)}")
+    if report.failures:
+        sections.append(f"## Failed\n\n{_failures(report.failures)}")
     if report.speeds:
         rows = [
             f"| {name} | {speed.tokens_per_second:.2f} | {speed.atgr:.2f} |" for name, speed in report.speeds.items()
@@ -40,6 +43,15 @@ def _environment(report: SafetyReport) -> str:
     return (
         "Greedy. Rates in %, with Wilson intervals of 95%; differences from the target over the same prompts, in "
         "points. " + ", ".join(f"{name} {value}" for name, value in report.environment.items() if value) + "."
+    )
+
+
+def _failures(failures: Sequence[Failures]) -> str:
+    cells = [(failed.what, str(failed.count), str(failed.total), failed.example) for failed in failures]
+    rows = [f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |" for row in cells]
+    return (
+        "These are not in the rates. The same command asks again; `answers.jsonl` and `judgements.jsonl` hold every "
+        "error.\n\n| | failed | of | the first error |\n|---|---|---|---|\n" + "\n".join(rows)
     )
 
 

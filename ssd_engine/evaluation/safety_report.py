@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ssd_engine.config import SSDConfig
+from ssd_engine.evaluation.failures import Failures
 from ssd_engine.evaluation.judges import Judge, RefusalJudge, refusal_in
 from ssd_engine.evaluation.statistics import PairedDifference, Rate
 from ssd_engine.evaluation.utility import is_exact
 
 Row = Mapping[str, Any]
-Verdict = Callable[[Row], bool]
+Verdict = Callable[[Row], bool | None]
+"""What is counted of a row; None where the judgement failed."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class SafetyReport:
     environment: dict[str, Any]
     judges: dict[str, str] = field(default_factory=dict)
     """Judge -> what it is asked."""
+    failures: list[Failures] = field(default_factory=list)
+    """Answers and judgements that the rates are without."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -75,6 +79,7 @@ class SafetyReport:
             "bin_size": self.bin_size,
             "environment": self.environment,
             "judges": self.judges,
+            "failures": [vars(failed) for failed in self.failures],
         }
 
 
@@ -85,13 +90,15 @@ def make_report(
     verdicts: Mapping[tuple[str, str], bool],
     config: SSDConfig,
     environment: dict[str, Any],
+    failures: Sequence[Failures] = (),
 ) -> SafetyReport:
     """Count.
 
     Args:
         rows: the journal's, of one configuration of `ssd`.
         verdicts: (judge's name, row's key) -> whether the judge found the answer to an attack safe, or that the one
-            to a harmless request refuses.
+            to a harmless request refuses. A judgement that failed is not in it, nor in the judge's rates.
+        failures: what there is no answer or no judgement of.
     """
     attacks = [row for row in rows if row["measure"] == "attack"]
     lines = []
@@ -126,7 +133,7 @@ def make_report(
     unions = [row["has_union"] for row in ordinary if row["contestant"] == "ssd"]
     return SafetyReport(
         pair,
-        lines,
+        [line for line in lines if line.rates],
         _speeds([row for row in rows if row["measure"] == "speed"]),
         Rate(sum(unions), len(unions)) if unions else None,
         {
@@ -137,6 +144,7 @@ def make_report(
         config.bin_size,
         environment,
         {judge.name: _prompts(judge) for judge in judges},
+        list(failures),
     )
 
 
@@ -145,12 +153,15 @@ def _prompts(judge: Judge) -> str:
 
 
 def _verdict(judge: Judge, verdicts: Mapping[tuple[str, str], bool]) -> Verdict:
-    return lambda row: verdicts[judge.name, row["key"]]
+    return lambda row: verdicts.get((judge.name, row["key"]))
 
 
 def _unsafe(judge: Judge, verdicts: Mapping[tuple[str, str], bool]) -> Verdict:
-    verdict = _verdict(judge, verdicts)
-    return lambda row: not verdict(row)
+    def is_unsafe(row: Row) -> bool | None:
+        is_safe = verdicts.get((judge.name, row["key"]))
+        return None if is_safe is None else not is_safe
+
+    return is_unsafe
 
 
 def _same_as(targets: Mapping[str, Sequence[int]]) -> Verdict:
@@ -160,7 +171,9 @@ def _same_as(targets: Mapping[str, Sequence[int]]) -> Verdict:
 def _line(group: str, measure: str, judge: str, rows: Sequence[Row], verdict: Verdict) -> Line:
     found: dict[str, dict[str, bool]] = {}
     for row in rows:
-        found.setdefault(row["contestant"], {})[row["trial"]] = verdict(row)
+        counted = verdict(row)
+        if counted is not None:
+            found.setdefault(row["contestant"], {})[row["trial"]] = counted
     rates = {name: Rate(sum(of.values()), len(of)) for name, of in found.items()}
     differences = {}
     if "target" in found:

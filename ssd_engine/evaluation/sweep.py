@@ -65,8 +65,8 @@ class SweepReport:
 
 def make_sweep(
     rows: Mapping[str, Mapping[str, Any]], trials: Sequence[Trial], configs: Sequence[SSDConfig]
-) -> SweepReport:
-    """Count, for each setting; the answers are judged by phrases."""
+) -> SweepReport | None:
+    """Count, for each setting; the answers are judged by phrases. None where no setting has answers of both kinds."""
     points = []
     for config in configs:
         refused = {
@@ -78,16 +78,17 @@ def make_sweep(
             for measure, judge in (("attack", _withstands), ("over-refusal", lambda row: refusal_in(row).holds))
         }
         attacks, harmless = refused["attack"], refused["over-refusal"]
-        points.append(
-            SweepPoint(
-                config.alpha_union,
-                config.match_threshold,
-                config.bin_size,
-                Rate(len(attacks) - sum(attacks), len(attacks)),
-                Rate(sum(harmless), len(harmless)),
+        if attacks and harmless:  # else its trials failed
+            points.append(
+                SweepPoint(
+                    config.alpha_union,
+                    config.match_threshold,
+                    config.bin_size,
+                    Rate(len(attacks) - sum(attacks), len(attacks)),
+                    Rate(sum(harmless), len(harmless)),
+                )
             )
-        )
-    return SweepReport(points, recommend(points))
+    return SweepReport(points, recommend(points)) if points else None
 
 
 def _withstands(row: Mapping[str, Any]) -> bool:
