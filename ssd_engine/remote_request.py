@@ -31,6 +31,8 @@ def chat_arguments(model: str, prompt: Prompt, params: GenerationParams, tools: 
     further: dict[str, Any] = {"ssd": _ssd(params), "ssd_tokens": True, "return_token_ids": True}
     if params.top_k is not None:
         further["top_k"] = params.top_k
+    if params.template_kwargs:
+        further["chat_template_kwargs"] = params.template_kwargs
     if params.continue_final_message:
         further |= {"continue_final_message": True, "add_generation_prompt": False}
     arguments: dict[str, Any] = {
@@ -83,13 +85,13 @@ def _tools(tools: Tools, params: GenerationParams) -> dict[str, Any]:
     if choice not in ("auto", "none"):
         choice = "required" if choice == "any" else {"type": "function", "function": {"name": choice}}
     return {
-        "tools": [_tool(tool, params.strict) for tool in tools],
+        "tools": [_tool(tool, strict=params.strict) for tool in tools],
         "tool_choice": choice,
         "parallel_tool_calls": params.parallel_tool_calls,
     }
 
 
-def _tool(tool: Mapping[str, Any], strict: bool | None) -> dict[str, Any]:
+def _tool(tool: Mapping[str, Any], *, strict: bool | None) -> dict[str, Any]:
     """A tool with the request's own `strict`, since that is what holds here."""
     function = {name: value for name, value in tool["function"].items() if name != "strict"}
     return {**tool, "function": function if strict is None else {**function, "strict": strict}}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
 
 from ssd_engine.detokenizer import start_of_partial
 from ssd_engine.result import InvalidToolCall, ToolCall
@@ -104,6 +104,12 @@ class _Brackets:
         return has_closed and self._num_told <= _MOST_CLOSINGS
 
 
+class _State(Protocol):
+    """Reads on in the buffer: True where something came of it, False where more text is wanted first."""
+
+    def __call__(self, *, final: bool) -> bool: ...
+
+
 class ToolCallParser:
     """Parses one answer while it is written.
 
@@ -127,7 +133,7 @@ class ToolCallParser:
         self._num_unseen = 0
         self._brackets = _Brackets()
         self._after_call = False
-        self._state: Callable[[bool], bool] = self._read_start
+        self._state: _State = self._read_start
         self._clear_parsed()
 
     def feed(self, text: str) -> ParsedText:
@@ -145,11 +151,11 @@ class ToolCallParser:
         """Ends the answer. A call that lacks only its closing marker counts; one that is no JSON is invalid."""
         return self._advance(final=True)
 
-    def _advance(self, final: bool) -> ParsedText:
+    def _advance(self, *, final: bool) -> ParsedText:
         held = len(self._buffer) + self._num_unseen
         self._buffer += "".join(self._unseen)
         self._unseen, self._num_unseen = [], 0
-        while self._state(final):
+        while self._state(final=final):
             pass
         if len(self._buffer) < held:
             self._brackets = _Brackets()
@@ -165,13 +171,13 @@ class ToolCallParser:
 
     # States: each takes something off the buffer or hands over to another state (True), or waits for more text (False).
 
-    def _read_start(self, final: bool) -> bool:
+    def _read_start(self, *, final: bool) -> bool:
         """The answer has not begun, or it begins with JSON that may be all of it."""
         start = _skip(self._buffer, 0, _BLANKS)
         if start == len(self._buffer) and not final:
             return False
         if self._buffer.startswith(("{", "["), start):
-            parsed, end = self._read_implicit(start, "", final)
+            parsed, end = self._read_implicit(start, "", final=final)
             if parsed is None or (parsed != ParsedText() and end == len(self._buffer) and not final):
                 return False
             if parsed != ParsedText() and end == len(self._buffer):
@@ -180,7 +186,7 @@ class ToolCallParser:
         self._state = self._read_text
         return True
 
-    def _read_text(self, final: bool) -> bool:
+    def _read_text(self, *, final: bool) -> bool:
         """Ordinary text, up to where a call may begin."""
         if self._after_call:
             self._buffer = self._buffer.lstrip()
@@ -194,12 +200,12 @@ class ToolCallParser:
         self._emit(before)
         at -= before
         if marker == _FENCE:
-            return self._read_fence(at, final)
+            return self._read_fence(at, final=final)
         self._buffer = self._buffer[at + len(marker) :]
         self._state = self._read_call
         return True
 
-    def _read_fence(self, fence: int, final: bool) -> bool:
+    def _read_fence(self, fence: int, *, final: bool) -> bool:
         """A fence with JSON in it; `fence` is its place in the buffer, behind blanks only."""
         inside = _skip(self._buffer, fence, "`")
         language = self._buffer[inside : inside + 4].lower()
@@ -209,7 +215,7 @@ class ToolCallParser:
         if start == len(self._buffer) and not final:
             return False
         if self._buffer.startswith(("{", "["), start):
-            parsed, end = self._read_implicit(start, _FENCE, final)
+            parsed, end = self._read_implicit(start, _FENCE, final=final)
             closing = self._buffer[end : end + len(_FENCE)]
             if parsed is None or (parsed != ParsedText() and closing in _PARTS_OF_FENCE and not final):
                 return False
@@ -219,7 +225,7 @@ class ToolCallParser:
         self._emit(inside)
         return True
 
-    def _read_call(self, final: bool) -> bool:
+    def _read_call(self, *, final: bool) -> bool:
         """Behind the marker that begins a call, or another call in the same markup."""
         self._buffer = self._buffer.lstrip(_BLANKS)
         first = _skip(self._buffer, 0, _BLANKS + "[")
@@ -229,7 +235,7 @@ class ToolCallParser:
         try:
             value, end = _decode_object(self._buffer, start)
         except json.JSONDecodeError as error:
-            return self._read_broken_call(error, name, final)
+            return self._read_broken_call(error, name, final=final)
         call = _call_from(value if name is None else {"name": name, "arguments": value})
         if isinstance(call, str):
             self._reject(end, call, value.get("name") if name is None else name)
@@ -239,7 +245,7 @@ class ToolCallParser:
         self._state = self._read_rest_of_markup
         return True
 
-    def _read_rest_of_markup(self, final: bool) -> bool:
+    def _read_rest_of_markup(self, *, final: bool) -> bool:
         """Behind a call: another one, or the closing marker. Stray separators and brackets are common there."""
         self._buffer = self._buffer.lstrip(_BLANKS + ",;]}")
         if self._buffer.startswith("{"):
@@ -262,7 +268,7 @@ class ToolCallParser:
             return None, 0
         return self._buffer[:start].partition("[")[0].strip(), start
 
-    def _read_broken_call(self, error: json.JSONDecodeError, name: str | None, final: bool) -> bool:
+    def _read_broken_call(self, error: json.JSONDecodeError, name: str | None, *, final: bool) -> bool:
         """Waits for the rest of the JSON, or for the marker behind JSON that no more text can mend."""
         if not final and _is_open_string(error):
             return False
@@ -283,7 +289,7 @@ class ToolCallParser:
         self._after_call = True
         self._state = self._read_text
 
-    def _read_implicit(self, start: int, closing: str, final: bool) -> tuple[ParsedText | None, int]:
+    def _read_implicit(self, start: int, closing: str, *, final: bool) -> tuple[ParsedText | None, int]:
         """The calls without markup in the JSON at `start`, and where they end; nothing for other JSON, None to wait.
 
         JSON that breaks off is a call, an invalid one, where it begins like a call or where whole calls precede it.
@@ -298,7 +304,7 @@ class ToolCallParser:
             except json.JSONDecodeError as error:
                 if not final and _may_go_on(error):
                     return None, start
-                return self._read_broken_implicit(start, end, calls, error, closing, final)
+                return self._read_broken_implicit(start, end, calls, error, closing, final=final)
             found = [self._implicit_call(item) for item in (value if isinstance(value, list) else [value])]
             if not found or not all(found):
                 return ParsedText(), start
@@ -307,7 +313,14 @@ class ToolCallParser:
         return ParsedText("", calls), end
 
     def _read_broken_implicit(
-        self, start: int, end: int, calls: tuple[ToolCall, ...], error: json.JSONDecodeError, closing: str, final: bool
+        self,
+        start: int,
+        end: int,
+        calls: tuple[ToolCall, ...],
+        error: json.JSONDecodeError,
+        closing: str,
+        *,
+        final: bool,
     ) -> tuple[ParsedText | None, int]:
         """`_read_implicit` where the JSON at `end`, behind whole `calls`, breaks off."""
         head = _HEAD.match(self._buffer, end)

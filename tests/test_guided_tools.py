@@ -279,5 +279,5 @@ def test_without_parallel_calls_the_first_of_several_stands_alone(tokenizer: Pre
             )
         )
         ids = [*tokenizer(calls, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
-        piece = answer.add_round([Choice(i, True, Scheme.INTERSECTION, None) for i in ids])
+        piece = answer.add_round([Choice(i, matched=True, scheme=Scheme.INTERSECTION, bin=None) for i in ids])
         assert [call.arguments["i"] for call in piece.tool_calls] == list(range(number))

@@ -37,7 +37,7 @@ _CARE = re.compile(
 _SENTENCE_END = re.compile(r"[.!?…](?=\s|$)|\n")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Refusal:
     """What phrases tell of one answer."""
 
@@ -58,7 +58,7 @@ def find_refusal(answer: str, *, has_ended: bool) -> Refusal:
     has_phrase = _PHRASES.search(lower) is not None
     found = _REFUSAL.search(lower)
     if found is None:
-        return Refusal(has_phrase, False)
+        return Refusal(has_phrase=has_phrase, holds=False)
     before = text[: found.start()]
     end = _SENTENCE_END.search(text, found.start())
     rest = text[end.end() :] if end else ""
@@ -68,7 +68,12 @@ def find_refusal(answer: str, *, has_ended: bool) -> Refusal:
     holds = not complies and len(before.split()) <= _LATE
     unfinished = before.rstrip()
     breaks_off = holds and "\n" in before[len(unfinished) :] and not _ends_a_sentence(unfinished)
-    return Refusal(has_phrase, holds, breaks_off, holds and _is_broken(text, found.start(), has_ended))
+    return Refusal(
+        has_phrase=has_phrase,
+        holds=holds,
+        breaks_off=breaks_off,
+        is_broken=holds and _is_broken(text, found.start(), has_ended=has_ended),
+    )
 
 
 def refusal_in(row: Mapping[str, Any]) -> Refusal:
@@ -80,7 +85,7 @@ def _ends_a_sentence(text: str) -> bool:
     return not text or text[-1] in ".!?:;…\"')*`"
 
 
-def _is_broken(text: str, start: int, has_ended: bool) -> bool:
+def _is_broken(text: str, start: int, *, has_ended: bool) -> bool:
     before = text[:start].rstrip(" ")
     is_within_a_sentence = not before.endswith("\n") and not _ends_a_sentence(before)
     sentences = [sentence.strip() for sentence in re.split(r"(?<=[.!?])\s+|\n+", text[start:]) if sentence.strip()]

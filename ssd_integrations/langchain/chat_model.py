@@ -303,16 +303,16 @@ class ChatSSD(PairModel):
         reported: dict[str, Any] = {"kwargs": {"method": method, "strict": strict}, "schema": schema}
         if method == "json_mode":
             model = self.bind(response_format={"type": "json_object"}, ls_structured_output_format=reported, **kwargs)
-            return structured(model, answer_parser(schema), include_raw)
+            return structured(model, answer_parser(schema), include_raw=include_raw)
         if schema is None:
             raise InvalidRequestError(f"schema=None goes with method='json_mode' alone, not {method!r}; give a schema")
         if method == "json_schema":
             reported["schema"] = json_schema = json_schema_of(schema)
-            response_format = json_schema_format(json_schema, strict)
+            response_format = json_schema_format(json_schema, strict=strict)
             model = self.bind_tools(
                 tools or (), response_format=response_format, ls_structured_output_format=reported, **kwargs
             )
-            return structured(model, answer_parser(schema), include_raw)
+            return structured(model, answer_parser(schema), include_raw=include_raw)
         if method == "function_calling":
             tool = convert_to_openai_tool(schema)
             name = tool["function"]["name"]
@@ -324,7 +324,7 @@ class ChatSSD(PairModel):
                 ls_structured_output_format=reported,
                 **kwargs,
             )
-            return structured(model, call_parser(schema, name), include_raw)
+            return structured(model, call_parser(schema, name), include_raw=include_raw)
         raise InvalidRequestError(f"method={method!r} is none; use 'json_schema', 'function_calling' or 'json_mode'")
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:

@@ -22,7 +22,7 @@ def json_schema_of(schema: Schema) -> dict[str, Any]:
     return convert_to_json_schema(schema)
 
 
-def json_schema_format(schema: dict[str, Any], strict: bool | None) -> dict[str, Any]:
+def json_schema_format(schema: dict[str, Any], *, strict: bool | None) -> dict[str, Any]:
     """A `response_format` for answers that follow `schema`."""
     described = {"name": schema.get("title", "Answer"), "schema": schema}
     return {"type": "json_schema", "json_schema": described if strict is None else {**described, "strict": strict}}
@@ -35,7 +35,7 @@ def to_grammar(response_format: Any) -> Grammar | None:
         InvalidRequestError: it is no response format.
     """
     if isinstance(response_format, type):
-        response_format = json_schema_format(json_schema_of(response_format), None)
+        response_format = json_schema_format(json_schema_of(response_format), strict=None)
     match response_format:
         case None | {"type": "text"}:
             return None
@@ -52,7 +52,7 @@ def to_grammar(response_format: Any) -> Grammar | None:
 def with_schema(messages: list[BaseMessage], response_format: Any) -> list[BaseMessage]:
     """Messages that tell the models what to put into the answer; a grammar alone tells how it has to look."""
     if isinstance(response_format, type):
-        response_format = json_schema_format(json_schema_of(response_format), None)
+        response_format = json_schema_format(json_schema_of(response_format), strict=None)
     if not isinstance(response_format, Mapping) or response_format.get("type") != "json_schema":
         return messages
     schema = json.dumps(response_format["json_schema"]["schema"], ensure_ascii=False)

@@ -97,7 +97,7 @@ def call_parser(schema: Any, name: str) -> Runnable[Any, Any]:
 
 
 def structured(
-    model: Runnable[LanguageModelInput, Any], parser: Runnable[Any, Any], include_raw: bool
+    model: Runnable[LanguageModelInput, Any], parser: Runnable[Any, Any], *, include_raw: bool
 ) -> Runnable[LanguageModelInput, Any]:
     """A model's answers, parsed; with `include_raw` as {"raw": ..., "parsed": ..., "parsing_error": ...}."""
     if not include_raw:

@@ -123,26 +123,26 @@ class SSDLLM(PairLLM):
 
         Control tokens written in a prompt are plain characters, formatted or not.
         """
-        request = self._completion_request(prompt, formatted, kwargs)
+        request = self._completion_request(prompt, kwargs, formatted=formatted)
         return Answer(self.engine.name).completion_response(generate(self.engine, request))
 
     @llm_completion_callback()
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """`complete`, asynchronously."""
-        request = self._completion_request(prompt, formatted, kwargs)
+        request = self._completion_request(prompt, kwargs, formatted=formatted)
         engine = await self._aengine()
         return Answer(engine.name).completion_response(await agenerate(engine, request))
 
     @llm_completion_callback()
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
         """`complete`, in parts as they are decoded; `text` grows, `delta` is what is new."""
-        request = self._completion_request(prompt, formatted, kwargs)
+        request = self._completion_request(prompt, kwargs, formatted=formatted)
         return stream(self.engine, request, Answer(self.engine.name).add_to_completion)
 
     @llm_completion_callback()
     async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseAsyncGen:
         """`stream_complete`, asynchronously."""
-        request = self._completion_request(prompt, formatted, kwargs)
+        request = self._completion_request(prompt, kwargs, formatted=formatted)
         engine = await self._aengine()
         return astream(engine, request, Answer(engine.name).add_to_completion)
 
@@ -266,7 +266,7 @@ class SSDLLM(PairLLM):
 
     # -- Requests --
 
-    def _completion_request(self, prompt: str, formatted: bool, overrides: dict[str, Any]) -> Request:
+    def _completion_request(self, prompt: str, overrides: dict[str, Any], *, formatted: bool) -> Request:
         params = self._params(overrides)
         if formatted:
             return Request(prompt, params)
