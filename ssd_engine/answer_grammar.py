@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ssd_engine.config import GenerationParams, Grammar
+from ssd_engine.errors import InvalidRequestError
 from ssd_engine.grammar import is_marker
 from ssd_engine.tool_calls import MARKERS, ToolFormat
 
@@ -49,12 +50,12 @@ class AnswerGrammar:
         rules: list[str] = []
         calls = f"{self._begin} calls"
         if may_call:
-            rules += self._calls(tools, params.parallel_tool_calls, lenient=not params.strict)
+            rules += self._calls(tools, parallel=params.parallel_tool_calls, lenient=not params.strict)
         if is_called:
             start = calls
             if self._has_bare_calls:
                 # Many models leave the markup out; where they may, they know better when to stop.
-                start += f' | call {self._more_calls(params.parallel_tool_calls)} "\\n"?'
+                start += f' | call {self._more_calls(parallel=params.parallel_tool_calls)} "\\n"?'
         elif params.grammar is not None:
             start = f"answer | {calls}" if may_call else "answer"
             rules.append(f"answer: {_answer(params.grammar)}")
@@ -62,7 +63,7 @@ class AnswerGrammar:
             start = "text | opening calls"
             if self._has_bare_calls:
                 start += " | bare | fenced+ text" if params.parallel_tool_calls else " | bare | fenced"
-            rules += self._free_text(tools, params.parallel_tool_calls, lenient=not params.strict)
+            rules += self._free_text(tools, parallel=params.parallel_tool_calls, lenient=not params.strict)
         grammars = [{"lark_grammar": "\n".join([f"start: {start}", *rules])}]
         if params.grammar is not None and params.grammar.lark is not None:
             grammars.append({"name": "given", "lark_grammar": params.grammar.lark})
@@ -80,11 +81,11 @@ class AnswerGrammar:
     def _marker(self, token: str) -> str:
         return f"<[{self.added_tokens[token]}]>" if token in self.added_tokens else json.dumps(token)
 
-    def _calls(self, tools: Tools, parallel: bool, *, lenient: bool) -> list[str]:
+    def _calls(self, tools: Tools, *, parallel: bool, lenient: bool) -> list[str]:
         """Rules for `calls`: what follows the marker that begins the first call."""
         rules = []
         for i, tool in enumerate(tools):
-            rules.append(f"arguments_{i}: %json {_json_rule(_parameters(tool), lenient)}")
+            rules.append(f"arguments_{i}: %json {_json_rule(_parameters(tool), lenient=lenient)}")
             rules.append(f"call_{i}: {self._call(tool['function']['name'], f'arguments_{i}')}")
         rules.append(f"call: {' | '.join(f'call_{i}' for i in range(len(tools)))}")
         match self.format:
@@ -114,10 +115,10 @@ class AnswerGrammar:
     def _has_bare_calls(self) -> bool:
         return self.format in _BETWEEN_BARE_CALLS
 
-    def _more_calls(self, parallel: bool) -> str:
+    def _more_calls(self, *, parallel: bool) -> str:
         return f"({_BETWEEN_BARE_CALLS[self.format]} call)*" if parallel else ""
 
-    def _free_text(self, tools: Tools, parallel: bool, lenient: bool) -> list[str]:
+    def _free_text(self, tools: Tools, *, parallel: bool, lenient: bool) -> list[str]:
         """Rules for `text` without calls, and for the calls that may begin in the midst of an answer."""
         begin = MARKERS[self.format][0]
         # Marks in a text, as those around a model's thoughts; but not the markers of calls. What ends words is a mark,
@@ -140,17 +141,17 @@ class AnswerGrammar:
             heads = [self._loose_head(tool["function"]["name"]) for tool in tools]
             bare = [f"({'|'.join(heads)})"]
             unlike.append(_FENCED + bare[0])
-            rules += self._unmarked_calls(tools, heads, lead, parallel, lenient)
+            rules += self._unmarked_calls(tools, heads, lead, parallel=parallel, lenient=lenient)
         return [*rules, f"FIRST: {_words_unlike([*bare, *unlike])}", f"WORDS: {_words_unlike(unlike)}"]
 
     def _unmarked_calls(
-        self, tools: Tools, heads: Sequence[str], lead: str, parallel: bool, lenient: bool
+        self, tools: Tools, heads: Sequence[str], lead: str, *, parallel: bool, lenient: bool
     ) -> list[str]:
         """Rules for `bare` calls, which are the whole answer, and `fenced` ones; `lead` is what ends with a mark."""
         rules = [r"BLANKS: /[ \t\r\n]{1,32}/"]
         for i, (tool, head) in enumerate(zip(tools, heads, strict=True)):
             rules += [f"head_{i}[lazy]: /{head}/", f"fenced_head_{i}[lazy]: /{_FENCED}{head}/"]
-            rules.append(f"loose_{i}: %json {_json_rule(_parameters(tool), lenient, _LOOSE_STYLE)}")
+            rules.append(f"loose_{i}: %json {_json_rule(_parameters(tool), lenient=lenient, style=_LOOSE_STYLE)}")
         first = [f'head_{i} BLANKS? loose_{i} BLANKS? "}}"' for i in range(len(tools))]
         calls = f"({' | '.join(first)})"
         fenced = f"({' | '.join('fenced_' + call for call in first)})"
@@ -179,7 +180,7 @@ def _parameters(tool: Mapping[str, Any]) -> Mapping[str, Any]:
 def _answer(grammar: Grammar) -> str:
     """The rule of what a request asks for."""
     if grammar.json_schema is not None:
-        return f"%json {_json_rule(grammar.json_schema, grammar.lenient)}"
+        return f"%json {_json_rule(grammar.json_schema, lenient=grammar.lenient)}"
     if grammar.regex is not None:
         return f"/{_regex(grammar.regex)}/"
     return "@given"
@@ -195,10 +196,15 @@ def _regex(pattern: str) -> str:
     return re.sub(r"(\\.)|/", lambda match: match[1] or r"\/", pattern, flags=re.DOTALL).replace("\n", r"\n")
 
 
-def _json_rule(schema: Mapping[str, Any], lenient: bool, style: Mapping[str, Any] = _JSON_STYLE) -> str:
-    options = {**style, "lenient": lenient, **schema.get("x-guidance", {})}
+def _json_rule(schema: Mapping[str, Any], *, lenient: bool, style: Mapping[str, Any] = _JSON_STYLE) -> str:
+    own_options = schema.get("x-guidance", {})
+    if not isinstance(own_options, Mapping):
+        raise InvalidRequestError(f"the schema has x-guidance={own_options!r}; give an object of options, or none")
     closed = schema if _combines(schema) else _closed(schema)
-    return json.dumps({**closed, "x-guidance": options})
+    try:
+        return json.dumps({**closed, "x-guidance": {**style, "lenient": lenient, **own_options}})
+    except (TypeError, ValueError) as error:
+        raise InvalidRequestError(f"the schema cannot be written as JSON: {error}") from error
 
 
 def _combines(schema: Any) -> bool:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 Message = Mapping[str, Any]
 _PRIVATE_USE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
+_SURROGATE = re.compile("[\ud800-\udfff]")
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
@@ -32,7 +33,7 @@ class Conversation:
         if not messages:
             raise InvalidRequestError("the conversation is empty: messages=[]; give at least one message")
         parsed = tuple(_parse_message(index, message) for index, message in enumerate(messages))
-        return cls(parsed, tuple(dict(tool) for tool in tools or ()))
+        return cls(parsed, parse_tools(tools or ()))
 
     def with_system_prompt(self, text: str) -> Conversation:
         """The conversation with `text` before its own system prompt."""
@@ -41,6 +42,27 @@ class Conversation:
             first = {**first, "content": f"{text}\n\n{first['content']}"}
             return Conversation((first, *rest), self.tools)
         return Conversation(({"role": "system", "content": text}, *self.messages), self.tools)
+
+
+def parse_tools(tools: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], ...]:
+    """Check OpenAI-style tool specifications; `InvalidRequestError` where one is none."""
+    if not isinstance(tools, Sequence) or isinstance(tools, str):
+        raise InvalidRequestError(f"tools={tools!r}: give a list of OpenAI-style tool specifications")
+    return tuple(_parse_tool(index, tool) for index, tool in enumerate(tools))
+
+
+def _parse_tool(index: int, tool: Any) -> dict[str, Any]:
+    function = tool.get("function") if isinstance(tool, Mapping) else None
+    if not isinstance(function, Mapping):
+        raise InvalidRequestError(
+            f'tool {index} is {tool!r}; give {{"type": "function", "function": {{"name": ..., "parameters": ...}}}}'
+        )
+    name, parameters = function.get("name"), function.get("parameters")
+    if not isinstance(name, str) or not name:
+        raise InvalidRequestError(f"tool {index} has the name {name!r}; give it one, as text")
+    if not isinstance(parameters, Mapping | None):
+        raise InvalidRequestError(f"tool {name!r} has the parameters {parameters!r}; give a JSON Schema, or none")
+    return dict(tool)
 
 
 def _parse_message(index: int, message: Message) -> dict[str, Any]:
@@ -121,11 +143,11 @@ class ChatRenderer:
         messages = [self._break_strings(message, mark) for message in conversation.messages]
         tools = [self._break_strings(tool, mark) for tool in conversation.tools]
         variables = self._break_strings(variables, mark)
-        rendered = self._render(messages, tools, variables, continue_final_message)
+        rendered = self._render(messages, tools, variables, continue_final_message=continue_final_message)
         return [i for part in rendered.split(mark) for i in self._encode(part)]
 
     def _render(
-        self, messages: list[Any], tools: list[Any], variables: dict[str, Any], continue_final_message: bool
+        self, messages: list[Any], tools: list[Any], variables: dict[str, Any], *, continue_final_message: bool
     ) -> str:
         if self.tokenizer.chat_template is None:
             raise InvalidRequestError(
@@ -149,6 +171,7 @@ class ChatRenderer:
 
     def _broken(self, text: str, mark: str) -> str:
         """`text` with `mark` behind the first character of each control token, where encoding is to be interrupted."""
+        text = _well_formed(text)
         return self._control_start.sub(rf"\1{mark}", text) if self._control_start else text
 
     def _break_strings(self, value: Any, mark: str) -> Any:
@@ -158,7 +181,9 @@ class ChatRenderer:
             return {self._break_strings(k, mark): self._break_strings(v, mark) for k, v in value.items()}
         if isinstance(value, list | tuple):
             return [self._break_strings(item, mark) for item in value]
-        return value
+        if value is None or isinstance(value, bool | int | float):
+            return value
+        return self._broken(str(value), mark)  # as the template would write it
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -169,6 +194,13 @@ def _strings(value: Any) -> Iterator[str]:
     elif isinstance(value, list | tuple):
         for item in value:
             yield from _strings(item)
+
+
+def _well_formed(text: str) -> str:
+    """`text` without halves of characters (surrogates), which no tokenizer takes: U+FFFD in their place."""
+    if not _SURROGATE.search(text):
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _unused_character(texts: Iterable[str]) -> str:

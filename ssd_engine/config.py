@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, Self, get_args
 
 from pydantic import (
@@ -23,7 +23,8 @@ Backend = Literal["transformers", "vllm"]
 """What runs the models: transformers in this process, or vLLM."""
 RiskAction = Literal["annotate", "refuse", "raise"]
 OnRisk = RiskAction | Callable[[Any], RiskAction | None]
-"""What to do about risk; a function is given the `SafetyTrace`, in the engine's own thread."""
+"""What to do about risk; a function is given the `SafetyTrace`, in a thread of the request's own, where it may wait, or
+ask the same engine. What it raises ends this request."""
 REFUSAL_TEXT = "I can't help with that."
 
 
@@ -159,7 +160,9 @@ class GenerationParams(Settings):
     def _tool_choice_name(cls, choice: Any) -> Any:
         """Other words for the same: True and 'required', None and False, and OpenAI's and LangChain's mappings."""
         if isinstance(choice, dict):
-            choice = choice.get("function", choice).get("name") or choice.get("type")
+            function = choice.get("function", choice)
+            name = function.get("name") if isinstance(function, dict) else None
+            choice = name or choice.get("type", choice)
         if choice is None or isinstance(choice, bool):
             return {None: "auto", True: "any", False: "none"}[choice]
         return "any" if choice == "required" else choice
@@ -174,7 +177,9 @@ class GenerationParams(Settings):
     @field_validator("stop", mode="before")
     @classmethod
     def _as_tuple(cls, stop: Any) -> Any:
-        return () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)
+        if stop is None or isinstance(stop, str):
+            return () if stop is None else (stop,)
+        return tuple(stop) if isinstance(stop, Iterable) else stop
 
     @field_validator("stop")
     @classmethod

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,17 @@ def end_of_sequence_ids(
     return frozenset(() if ids is None else (ids,) if isinstance(ids, int) else ids)
 
 
+@contextmanager
+def _of_bounded_depth() -> Iterator[None]:
+    """Tells whoever sends values inside values without end."""
+    try:
+        yield
+    except RecursionError as error:
+        raise InvalidRequestError(
+            "the messages, the tools or a schema are nested too deeply to be read; give them fewer levels"
+        ) from error
+
+
 class Intake:
     """Checks and encodes requests to one pair; no request changes it."""
 
@@ -58,8 +70,9 @@ class Intake:
         self._tokenizer = tokenizer
         self.eos_ids = eos_ids
         self._target, self._draft = target.encoder("target"), draft.encoder("draft")
-        self._tool_format = detect_format(tokenizer.chat_template)
-        self._grammar = AnswerGrammar(self._tool_format, tokenizer.added_tokens_encoder, _hidden_ids(tokenizer, ()))
+        self.tool_format = detect_format(tokenizer.chat_template)
+        """How the target writes calls."""
+        self._grammar = AnswerGrammar(self.tool_format, tokenizer.added_tokens_encoder, _hidden_ids(tokenizer, ()))
         # The embedding matrices may be padded to different sizes.
         self._compiler = GrammarCompiler(tokenizer, min(target.vocabulary_size, draft.vocabulary_size), eos_ids)
 
@@ -69,10 +82,12 @@ class Intake:
         lengths = (self._target.context_length, self._draft.context_length)
         return min((length for length in lengths if length), default=None)
 
+    @_of_bounded_depth()
     def count_tokens(self, prompt: Prompt, tools: Tools | None) -> int:
-        """Tokens of `prompt` as the target reads it, template included."""
+        """Tokens of `prompt` as the target reads it, template included; errors as for `request`."""
         return len(self._target.encode(parse_prompt(prompt, tools), GenerationParams()))
 
+    @_of_bounded_depth()
     def request(
         self,
         prompt: Prompt,
@@ -107,8 +122,8 @@ class Intake:
         return Request(target_ids, draft_ids, params, config, guide, self._answer(params, config, tools), deliver)
 
     def _guide(self, params: GenerationParams, tools: Tools) -> Guide | None:
-        source = self._grammar.source(params, tools)
         try:
+            source = self._grammar.source(params, tools)
             return None if source is None else self._compiler.compile(source)
         except InvalidRequestError:
             if params.strict or not tools:
@@ -126,17 +141,30 @@ class Intake:
             return {**tool, "function": {**tool["function"], "parameters": {"type": "object"}}}
         return tool
 
+    def detokenizer(self, tools: Tools) -> Detokenizer:
+        """What makes text of one answer's ids: control tokens add none, but for the marks of calls where there are
+        `tools` to call."""
+        hidden = _hidden_ids(self._tokenizer, visible=MARKERS[self.tool_format] if tools else ()) | self.eos_ids
+        return Detokenizer(self._tokenizer, hidden)
+
+    def encode_plain(self, text: str) -> list[int]:
+        """The target's ids of a text, without what stands at the beginning of a prompt."""
+        return list(self._tokenizer(text, add_special_tokens=False).input_ids)
+
+    def decode(self, token_id: int) -> str:
+        """What a token is by itself."""
+        return str(self._tokenizer.decode([token_id]))
+
     def _answer(self, params: GenerationParams, config: SSDConfig, tools: Tools) -> Answer:
         names = [tool["function"]["name"] for tool in tools]
-        hidden = _hidden_ids(self._tokenizer, visible=MARKERS[self._tool_format] if tools else ()) | self.eos_ids
         return Answer(
             AnswerSettings(
                 params=params,
                 bin_size=config.bin_size,
                 eos_ids=self.eos_ids,
-                detokenizer=Detokenizer(self._tokenizer, hidden),
-                tool_parser=ToolCallParser(self._tool_format, names) if tools else None,
-                decode_token=lambda token_id: str(self._tokenizer.decode([token_id])),
+                detokenizer=self.detokenizer(tools),
+                tool_parser=ToolCallParser(self.tool_format, names) if tools else None,
+                decode_token=self.decode,
             )
         )
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from ssd_engine.chat import ChatRenderer, Conversation, Message
+from ssd_engine.chat import ChatRenderer, Conversation, Message, parse_tools
 from ssd_engine.config import GenerationParams
 from ssd_engine.errors import ContextLengthError, InvalidRequestError
 
@@ -17,6 +17,8 @@ ParsedPrompt = str | Conversation | list[int]
 
 def parse_prompt(prompt: Prompt, tools: Tools | None) -> ParsedPrompt:
     """Tell the three kinds of prompt apart."""
+    if not isinstance(prompt, Sequence):
+        raise InvalidRequestError(f"the prompt is of type {type(prompt).__name__}; give messages, text or token ids")
     if isinstance(prompt, str):
         parsed: str | list[int] = prompt
     elif prompt and all(isinstance(item, int) for item in prompt):
@@ -29,7 +31,12 @@ def parse_prompt(prompt: Prompt, tools: Tools | None) -> ParsedPrompt:
 
 
 def offered_tools(tools: Tools, choice: str) -> Tools:
-    """The tools that a request's `tool_choice` leaves on offer; `InvalidRequestError` where it names none of them."""
+    """The tools that a request's `tool_choice` leaves on offer.
+
+    Raises:
+        InvalidRequestError: it names none of them, or one of them is no specification of a tool.
+    """
+    tools = parse_tools(tools)
     if choice in ("auto", "none") or (choice == "any" and tools):
         return () if choice == "none" else tools
     names = [tool["function"]["name"] for tool in tools]

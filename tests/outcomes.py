@@ -40,35 +40,35 @@ class Outcome:
         return self._value if self._error is None else self._error
 
 
-def generate(engine: SSDEngine, prompt: Any, params: GenerationParams) -> GenerationResult:
-    return engine.generate(prompt, params)
+def generate(engine: SSDEngine, prompt: Any, params: GenerationParams, tools: Any = None) -> GenerationResult:
+    return engine.generate(prompt, params, tools=tools)
 
 
-def stream(engine: SSDEngine, prompt: Any, params: GenerationParams) -> GenerationResult | None:
-    for piece in engine.stream(prompt, params):
+def stream(engine: SSDEngine, prompt: Any, params: GenerationParams, tools: Any = None) -> GenerationResult | None:
+    for piece in engine.stream(prompt, params, tools=tools):
         last = piece.result
     return last
 
 
-def agenerate(engine: SSDEngine, prompt: Any, params: GenerationParams) -> GenerationResult:
-    return asyncio.run(engine.agenerate(prompt, params))
+def agenerate(engine: SSDEngine, prompt: Any, params: GenerationParams, tools: Any = None) -> GenerationResult:
+    return asyncio.run(engine.agenerate(prompt, params, tools=tools))
 
 
-def astream(engine: SSDEngine, prompt: Any, params: GenerationParams) -> GenerationResult | None:
+def astream(engine: SSDEngine, prompt: Any, params: GenerationParams, tools: Any = None) -> GenerationResult | None:
     async def last() -> GenerationResult | None:
-        async for piece in engine.astream(prompt, params):
+        async for piece in engine.astream(prompt, params, tools=tools):
             result = piece.result
         return result
 
     return asyncio.run(last())
 
 
-def batch(engine: SSDEngine, prompt: Any, params: GenerationParams) -> Any:
-    return engine.batch([prompt], params)[0]
+def batch(engine: SSDEngine, prompt: Any, params: GenerationParams, tools: Any = None) -> Any:
+    return engine.batch([prompt], params, tools=tools)[0]
 
 
-def abatch(engine: SSDEngine, prompt: Any, params: GenerationParams) -> Any:
-    return asyncio.run(engine.abatch([prompt], params))[0]
+def abatch(engine: SSDEngine, prompt: Any, params: GenerationParams, tools: Any = None) -> Any:
+    return asyncio.run(engine.abatch([prompt], params, tools=tools))[0]
 
 
 CALLERS = (generate, stream, agenerate, astream, batch, abatch)

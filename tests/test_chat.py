@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from ssd_engine import SSDEngine
 from ssd_engine.chat import ChatRenderer, Conversation
 from ssd_engine.errors import InvalidRequestError
 
@@ -159,3 +162,41 @@ def test_the_drafts_system_prompt_goes_before_the_conversations_own() -> None:
     assert conversation.with_system_prompt("Be safe.").messages[0]["content"] == "Be safe.\n\nBe brief."
     bare = Conversation.parse([{"role": "user", "content": "x"}]).with_system_prompt("Be safe.")
     assert [m["role"] for m in bare.messages] == ["system", "user"]
+
+
+@pytest.mark.parametrize("call", ["generate", "count_tokens"])
+def test_what_is_nested_without_end_is_refused(tiny_engine: SSDEngine, call: str) -> None:
+    nested: Any = "end"
+    for _ in range(5000):
+        nested = [nested]
+    tool = {"type": "function", "function": {"name": "f", "description": nested}}
+    for messages, tools in (
+        ([{"role": "user", "content": "x"}], [tool]),
+        ([{"role": "user", "content": "x", "name": nested}], None),
+    ):
+        with pytest.raises(InvalidRequestError, match="nested"):
+            getattr(tiny_engine, call)(messages, tools=tools)
+
+
+def test_half_a_character_is_read_as_an_unknown_one(tiny_engine: SSDEngine) -> None:
+    def count(text: str) -> int:
+        return tiny_engine.count_tokens([{"role": "user", "content": text}])
+
+    assert count("a\ud800b") == count("a\ufffdb")
+    assert count("\ud83d\ude42") == count("\U0001f642")  # both halves, one after the other
+
+
+@pytest.mark.parametrize(
+    "tools",
+    [
+        [None],
+        [{}],
+        [{"function": {}}],
+        [{"function": {"name": ""}}],
+        [{"function": {"name": "f", "parameters": []}}],
+        5,
+    ],
+)
+def test_a_tool_that_is_none_is_named(tiny_engine: SSDEngine, tools: Any) -> None:
+    with pytest.raises(InvalidRequestError, match="tool"):
+        tiny_engine.generate([{"role": "user", "content": "x"}], tools=tools)

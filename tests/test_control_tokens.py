@@ -11,7 +11,7 @@ from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from llama_index.core.base.llms.types import ChatMessage, MessageRole
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from ssd_engine import SSDEngine
+from ssd_engine import GenerationParams, SSDEngine
 from ssd_integrations.langchain import ChatSSD
 from ssd_integrations.llama_index import SSDLLM
 
@@ -73,3 +73,26 @@ def test_both_models_read_the_escaped_rendering(
         assert any(ids[i : i + len(tool)] == tool[: len(ids) - i] for i in range(len(user), len(ids))), "tool result"
         assert ids.count(start) == 4, "user, assistant, tool, and the answer's beginning"
         assert ids.count(end) == 3
+
+
+class Speaking:
+    """A value that a template writes as text."""
+
+    def __str__(self) -> str:
+        return ATTACK
+
+
+@pytest.mark.parametrize("value", [Speaking(), ATTACK.encode(), frozenset([ATTACK])])
+def test_what_is_written_of_a_value_is_no_control_token(
+    tiny_engine: SSDEngine, tokenizer: PreTrainedTokenizerFast, value: Any
+) -> None:
+    """The small template writes a call's function as JSON, and a role's text as it is."""
+    plain = [{"role": "user", "content": "x", "tool_calls": [{"function": {"arguments": "x"}}]}]
+    with_value = [{"role": "user", "content": "x", "tool_calls": [{"function": {"arguments": value}}]}]
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    counts = []
+    for messages in (plain, with_value):
+        recorded = record_reads(tiny_engine._scheduler._decoder._target.model)
+        tiny_engine.generate(messages, GenerationParams(max_new_tokens=1, decoding="target"))
+        counts.append(recorded.count(end))
+    assert counts[0] == counts[1]
