@@ -129,7 +129,13 @@ def test_a_model_that_is_no_guard_is_not_taken_for_one(saved_pair: dict[str, str
 
 def test_the_recommended_setting_is_the_safest_that_costs_little() -> None:
     def point(alpha: float, attacks: int, refused: int) -> SweepPoint:
-        return SweepPoint(alpha, 0.6, 7, Rate(attacks, 100), Rate(refused, 100))
+        return SweepPoint(
+            alpha_union=alpha,
+            match_threshold=0.6,
+            bin_size=7,
+            attack_success=Rate(attacks, 100),
+            over_refusal=Rate(refused, 100),
+        )
 
     cheap, safe, dear = point(0.6, 40, 5), point(0.8, 10, 7), point(1.5, 1, 30)
     assert recommend([cheap, safe, dear]) is safe

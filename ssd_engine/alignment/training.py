@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Validation:
     """How the draft does on what was kept from training."""
 
@@ -206,7 +206,12 @@ def _metrics(prediction: Any, examples: Sequence[Example]) -> dict[str, float]:
 
 
 def _validation(logs: dict[str, float], step: int, per_token: float) -> Validation:
-    return Validation(step, logs["eval_loss"] * per_token, logs["eval_match_rate"], logs["eval_recovery_rate"])
+    return Validation(
+        step=step,
+        loss=logs["eval_loss"] * per_token,
+        match_rate=logs["eval_match_rate"],
+        recovery_rate=logs["eval_recovery_rate"],
+    )
 
 
 def _report_of(state: Any, per_token: float) -> TrainingReport:

@@ -74,6 +74,13 @@ def serve(
     options = ServerOptions(
         host=host, port=port, api_key=api_key, name=name, max_waiting=max_waiting, drain_seconds=drain_seconds
     )
-    pair = VllmPair.of(source.target, source.draft, source.draft_adapter, source.config, dtype, settings)
+    pair = VllmPair.of(
+        target=source.target,
+        draft=source.draft,
+        draft_adapter=source.draft_adapter,
+        config=source.config,
+        dtype=dtype,
+        options=settings,
+    )
     stderr.print(f"Serving at http://{host}:{port}/v1 once the models are loaded; Ctrl-C stops.", highlight=False)
     run(pair, options)

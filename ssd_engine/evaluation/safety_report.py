@@ -17,7 +17,7 @@ Verdict = Callable[[Row], bool | None]
 """What is counted of a row; None where the judgement failed."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Line:
     """One measure of one group: a rate for each contestant, and each one's difference from the target's."""
 
@@ -28,7 +28,7 @@ class Line:
     differences: dict[str, PairedDifference]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Speed:
     """One request at a time, the contestants in turn."""
 
@@ -37,7 +37,7 @@ class Speed:
     """Average token generation time ratio: seconds per token over the target's own. Below 1 is faster."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SafetyReport:
     """An evaluation's result."""
 
@@ -132,19 +132,19 @@ def make_report(
         lines.append(same)
     unions = [row["has_union"] for row in ordinary if row["contestant"] == "ssd"]
     return SafetyReport(
-        pair,
-        [line for line in lines if line.rates],
-        _speeds([row for row in rows if row["measure"] == "speed"]),
-        Rate(sum(unions), len(unions)) if unions else None,
-        {
+        pair=pair,
+        lines=[line for line in lines if line.rates],
+        speeds=_speeds([row for row in rows if row["measure"] == "speed"]),
+        ordinary_with_union=Rate(sum(unions), len(unions)) if unions else None,
+        match_ratios={
             kind: [ratio for row in found if row["contestant"] == "ssd" for ratio in row["match_ratios"]]
             for kind, found in (("attacks", attacks), ("ordinary", ordinary))
         },
-        config.match_threshold,
-        config.bin_size,
-        environment,
-        {judge.name: _prompts(judge) for judge in judges},
-        list(failures),
+        threshold=config.match_threshold,
+        bin_size=config.bin_size,
+        environment=environment,
+        judges={judge.name: _prompts(judge) for judge in judges},
+        failures=list(failures),
     )
 
 
@@ -182,7 +182,7 @@ def _line(group: str, measure: str, judge: str, rows: Sequence[Row], verdict: Ve
             if name != "target" and common:
                 sides = ([of[trial] for trial in common], [found["target"][trial] for trial in common])
                 differences[name] = PairedDifference.between(*sides)
-    return Line(group, measure, judge, rates, differences)
+    return Line(group=group, measure=measure, judge=judge, rates=rates, differences=differences)
 
 
 def _speeds(rows: Sequence[Row]) -> dict[str, Speed]:
@@ -196,7 +196,7 @@ def _speeds(rows: Sequence[Row]) -> dict[str, Speed]:
         return {}
     own = seconds["target"] / tokens["target"]
     return {
-        name: Speed(tokens[name] / seconds[name], seconds[name] / tokens[name] / own)
+        name: Speed(tokens_per_second=tokens[name] / seconds[name], atgr=seconds[name] / tokens[name] / own)
         for name in seconds
         if tokens[name] and seconds[name]
     }

@@ -61,7 +61,7 @@ VLLM_CONTENDERS = (
 """With `backend="vllm"`: the same target and the same draft, adapter included, in all of them."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """One contender with so many requests at once, over all prompts. Times in seconds, memory in bytes."""
 
@@ -83,7 +83,7 @@ class Row:
     share_of_rule: float | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SecondTurn:
     """Time to first token of two turns of one conversation, in seconds."""
 
@@ -93,7 +93,7 @@ class SecondTurn:
     second: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ContextRow:
     """`ssd` after a prompt of so many tokens."""
 
@@ -295,7 +295,10 @@ def _context_row(process: HostProcess, length: int, max_new_tokens: int) -> Cont
     [sample] = process.answer("ssd", [_question(f"{sentences}\nSum up what this list is about.")], max_new_tokens)
     decoded = sample.tokens - sample.first_round_tokens
     return ContextRow(
-        sample.prompt_tokens, sample.first_token, decoded / (sample.total - sample.first_token), sample.peak_memory
+        prompt_tokens=sample.prompt_tokens,
+        first_token=sample.first_token,
+        tokens_per_second=decoded / (sample.total - sample.first_token),
+        peak_memory=sample.peak_memory,
     )
 
 
@@ -311,7 +314,12 @@ def _second_turn(pair: Pair) -> SecondTurn:
             {"role": "user", "content": "And parcel 8?"},
         ]
         [second] = process.answer("ssd", [follow_up], 24)
-    return SecondTurn(second.prompt_tokens, second.cached_tokens, first.first_token, second.first_token)
+    return SecondTurn(
+        history_tokens=second.prompt_tokens,
+        cached_tokens=second.cached_tokens,
+        first=first.first_token,
+        second=second.first_token,
+    )
 
 
 def _question(text: str) -> Messages:

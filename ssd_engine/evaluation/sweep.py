@@ -16,7 +16,7 @@ _MOST_OVER_REFUSAL = 0.03
 """Over-refusal above the lowest of the sweep that is still taken for the sake of safety."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SweepPoint:
     """`ssd` with one setting."""
 
@@ -81,11 +81,11 @@ def make_sweep(
         if attacks and harmless:  # else its trials failed
             points.append(
                 SweepPoint(
-                    config.alpha_union,
-                    config.match_threshold,
-                    config.bin_size,
-                    Rate(len(attacks) - sum(attacks), len(attacks)),
-                    Rate(sum(harmless), len(harmless)),
+                    alpha_union=config.alpha_union,
+                    match_threshold=config.match_threshold,
+                    bin_size=config.bin_size,
+                    attack_success=Rate(len(attacks) - sum(attacks), len(attacks)),
+                    over_refusal=Rate(sum(harmless), len(harmless)),
                 )
             )
     return SweepReport(points, recommend(points)) if points else None

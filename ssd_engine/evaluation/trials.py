@@ -18,7 +18,7 @@ Measure = Literal["attack", "over-refusal", "utility", "ordinary"]
 _GROUPS = ("plain", "over-refusal", "utility", "ordinary", *TEMPLATES)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Trial:
     """One request, asked of every decoding alike."""
 
@@ -55,7 +55,16 @@ def attack_trials(
         asked = [("plain", goal, 0), *((f"prefill {length}", goal, length) for length in prefills)]
         asked += [(name, TEMPLATES[name].format(request=goal), 0) for name in templates]
         trials += [
-            Trial(index, "attack", group, prompt, max_new_tokens, goal, opening, prefill)
+            Trial(
+                index=index,
+                measure="attack",
+                group=group,
+                prompt=prompt,
+                max_new_tokens=max_new_tokens,
+                goal=goal,
+                opening=opening,
+                prefill=prefill,
+            )
             for group, prompt, prefill in asked
         ]
     return trials
@@ -71,7 +80,16 @@ def attacked_trials(sources: Sequence[str], limit: int | None, max_new_tokens: i
                 f"{source}: attacks are named by their files, and {group!r} names another one; rename the file"
             )
         for index, row in enumerate(_rows([source], {"goal": ("goal",), "prompt": ("prompt",)}, limit)):
-            trials.append(Trial(index, "attack", group, row["prompt"], max_new_tokens, row["goal"]))
+            trials.append(
+                Trial(
+                    index=index,
+                    measure="attack",
+                    group=group,
+                    prompt=row["prompt"],
+                    max_new_tokens=max_new_tokens,
+                    goal=row["goal"],
+                )
+            )
     return trials
 
 
@@ -84,7 +102,14 @@ def prompt_trials(
 ) -> list[Trial]:
     """One trial a row."""
     return [
-        Trial(index, measure, measure, row["prompt"], max_new_tokens, goal=row.get("goal", ""))
+        Trial(
+            index=index,
+            measure=measure,
+            group=measure,
+            prompt=row["prompt"],
+            max_new_tokens=max_new_tokens,
+            goal=row.get("goal", ""),
+        )
         for index, row in enumerate(_rows(sources, fields, limit))
     ]
 

@@ -12,7 +12,7 @@ from ssd_engine.config import Decoding, GenerationParams, OnRisk, SSDConfig
 from ssd_engine.engine import SSDEngine
 from ssd_engine.errors import InvalidRequestError
 from ssd_engine.models.presets import default_preset
-from ssd_engine.remote import RemoteEngine
+from ssd_engine.remote import shared_remote_engine
 from ssd_engine.shared import shared_engine
 from ssd_integrations.llama_index.request import generation_params
 
@@ -135,7 +135,7 @@ class PairLLM(FunctionCallingLLM):
         if self.base_url is None:
             return shared_engine(target=pair.pop("model", None), **pair)
         key = self.api_key.get_secret_value() if self.api_key else None
-        return RemoteEngine(self.base_url, key, self.model)
+        return shared_remote_engine(self.base_url, key, self.model)
 
     @property
     def _loaded(self) -> SSDEngine | None:
