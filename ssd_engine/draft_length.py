@@ -6,6 +6,7 @@ algorithm, here for all sequences of a round together. The length changes no tok
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,19 @@ LONGEST = 8
 """Most tokens that are drafted when the length is chosen."""
 _PRIOR_WEIGHT = 10.0
 _FORGETTING = 0.98
+
+
+def shared_lengths(wanted: Sequence[int]) -> list[int]:
+    """What sequences that share a round draft, of the tokens that each of them wants to (0: none is drafted).
+
+    In company nobody drafts more than `LONGEST`, nor more than the lower median of what is wanted by those that draft:
+    so one sequence's long drafts do not make the others wait. No answer depends on it.
+    """
+    drafting = [length for length in wanted if length]
+    if len(wanted) < 2 or not drafting:
+        return list(wanted)
+    most = min(statistics.median_low(drafting), LONGEST)
+    return [min(length, most) for length in wanted]
 
 
 class PassTimes:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+import copy
 
+import pytest
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from ssd_engine import GenerationParams, SSDConfig, SSDEngine
 from ssd_engine.draft_length import LONGEST, Acceptance, PassTimes, best_length, tokens_a_round
 
 
@@ -57,3 +61,31 @@ def test_acceptance_follows_what_is_seen() -> None:
     for _ in range(200):
         acceptance.record(matched=True)
     assert acceptance.rate > 0.9
+
+
+def test_in_company_nobody_drafts_more_than_most_want(
+    tiny_pair: tuple[PreTrainedModel, PreTrainedModel], tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """On a pair that always agrees, so that a round adds as many tokens as were drafted."""
+    target = tiny_pair[0]
+
+    def params(num_draft_tokens: int, max_new_tokens: int) -> GenerationParams:
+        return GenerationParams(max_new_tokens=max_new_tokens, ssd=SSDConfig(num_draft_tokens=num_draft_tokens))
+
+    with SSDEngine(target, copy.deepcopy(target), tokenizer) as engine:
+        alone = engine.generate([5, 6], params(64, 60))
+        assert alone.trace.round_sizes == [60]
+        others = [engine.stream([7, 8 + i], params(3, 1500)) for i in range(2)]
+        for stream in others:
+            next(stream)
+        result = engine.generate([5, 6], params(64, 60))
+        for stream in others:
+            stream.close()
+        assert max(result.trace.round_sizes) == 3
+        assert result.token_ids == alone.token_ids
+        greedy = [engine.stream([7, 8 + i], params(64, 1500)) for i in range(2)]
+        for stream in greedy:
+            next(stream)
+        assert max(engine.generate([5, 6], params(64, 60)).trace.round_sizes) == LONGEST
+        for stream in greedy:
+            stream.close()

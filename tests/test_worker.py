@@ -84,6 +84,24 @@ def test_every_caller_has_an_outcome_wherever_the_decoder_fails(
     engine.close()
 
 
+def test_a_request_that_cannot_be_opened_leaves_its_room_to_the_next(
+    tiny_pair: Pair, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """One that needs the whole cache."""
+    with SSDEngine(*tiny_pair, tokenizer, kv_cache_bytes=80 * 1024) as engine:
+        decoder: Any = engine._scheduler._decoder  # type: ignore[attr-defined]
+        whole = GenerationParams(max_new_tokens=decoder.positions - 2)
+        open_row = decoder._draft.open
+
+        def fail(*_: Any) -> None:
+            decoder._draft.open = open_row
+            raise MemoryError("no room")
+
+        decoder._draft.open = fail
+        assert isinstance(Outcome(lambda: engine.generate([1, 2], whole)).get(), MemoryError)
+        assert Outcome(lambda: engine.generate([1, 2], whole)).get().token_ids
+
+
 def test_a_request_that_never_finds_room_on_an_idle_engine_is_told_so(tiny_engine: SSDEngine) -> None:
     class FullDecoder:
         def open(self, *_: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +18,7 @@ from ssd_engine.backends.transformers.memory import plan_positions
 from ssd_engine.backends.transformers.runner import ModelRunner
 from ssd_engine.backends.transformers.sequence import DRAFTED, Proposal, SequenceState
 from ssd_engine.config import GenerationParams, SSDConfig
-from ssd_engine.draft_length import LONGEST, PassTimes, best_length
+from ssd_engine.draft_length import LONGEST, PassTimes, best_length, shared_lengths
 from ssd_engine.verify import Choice, Verifier, first_positions, propose, verify
 
 if TYPE_CHECKING:
@@ -56,14 +56,19 @@ class PairDecoder:
         if guide is not None:
             guide.go_back(0)  # it has been here before, where there was no room
             opening = guide.take_forced(params.max_new_tokens)
-        target = self._target.open(target_ids, params.max_new_tokens)
-        if target is None:
-            return None
-        draft = self._draft.open(draft_ids, params.max_new_tokens) if verifier.drafts else None
-        if verifier.drafts and draft is None:
-            self._target.close(target)
-            return None
-        return SequenceState(target, draft, verifier, guide, opening)
+        with ExitStack() as undone:
+            target = self._target.open(target_ids, params.max_new_tokens)
+            if target is None:
+                return None
+            undone.callback(self._target.close, target)
+            draft = self._draft.open(draft_ids, params.max_new_tokens) if verifier.drafts else None
+            if verifier.drafts and draft is None:
+                return None
+            if draft is not None:
+                undone.callback(self._draft.close, draft)
+            sequence = SequenceState(target, draft, verifier, guide, opening)
+            undone.pop_all()
+            return sequence
 
     def close(self, sequence: SequenceState) -> None:
         """Free what a sequence holds."""
@@ -114,7 +119,8 @@ class PairDecoder:
         chosen_length = self._choose_length(sequences)
         start = time.perf_counter()
         self._seconds_in_passes = 0.0
-        proposals = [Proposal(sequence, _num_drafts(sequence, chosen_length)) for sequence in sequences]
+        lengths = shared_lengths([_num_drafts(sequence, chosen_length) for sequence in sequences])
+        proposals = [Proposal(sequence, length) for sequence, length in zip(sequences, lengths, strict=True)]
         draft_logits, drafted = self._propose(proposals)
         allowed = _stacked([each for proposal in proposals for each in proposal.allowed], drafted.device)
         target_logits = self._read(proposals, drafted)
