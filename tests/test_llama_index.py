@@ -313,6 +313,21 @@ def test_copies_share_the_models(llm: SSDLLM) -> None:
         pickle.dumps(llm)
 
 
+def test_a_copy_is_checked_and_has_the_pair_that_it_names(saved_pair: dict[str, str], tiny_engine: SSDEngine) -> None:
+    llm = SSDLLM(**saved_pair, dtype="float32", max_tokens=8)
+    with llm.engine as engine:
+        other = llm.model_copy(update={"model": saved_pair["draft"]})
+        with other.engine as other_engine:
+            assert other_engine is not engine
+            assert other.complete(QUESTION).text != llm.complete(QUESTION).text
+    with pytest.raises(InvalidRequestError, match=r"top_p=1\.5"):
+        llm.model_copy(update={"top_p": 1.5})
+    with pytest.raises(InvalidRequestError, match="temprature"):
+        llm.model_copy(update={"temprature": 0.5})
+    with pytest.raises(InvalidRequestError, match="engine= and model='org/large'"):
+        SSDLLM(engine=tiny_engine).model_copy(update={"model": "org/large"})
+
+
 def _python(code: str) -> str:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     return done.stdout + done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any, Self
 
 from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr, SecretStr
@@ -102,17 +103,36 @@ class PairLLM(FunctionCallingLLM):
             InvalidRequestError: an unusable setting, or an engine together with the name of a pair.
         """
         super().__init__(**fields)
-        if engine is not None and self._pair:
+        self._engine = engine
+        self._is_engine_given = engine is not None
+        self._check()
+
+    def _check(self) -> None:
+        """Raise `InvalidRequestError` for settings that no request could use, or that contradict each other."""
+        if self._is_engine_given and self._pair:
             settings = ", ".join(f"{name}={value!r}" for name, value in self._pair.items())
             raise InvalidRequestError(
                 f"SSDLLM got engine= and {settings}; an engine has its models already. Leave one or the other out."
             )
-        if self.base_url is not None and (engine is not None or self._pair.keys() - {"model"}):
-            here = ", ".join(["engine"] if engine is not None else self._pair)
+        if self.base_url is not None and (self._is_engine_given or self._pair.keys() - {"model"}):
+            here = ", ".join(["engine"] if self._is_engine_given else self._pair)
             raise InvalidRequestError(f"base_url={self.base_url!r} has its pair; leave out {here}")
         self._params({})
-        self._engine = engine
-        self._is_engine_given = engine is not None
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with other values for some fields, checked as a new object is; it shares the models of the same pair.
+
+        Raises:
+            InvalidRequestError: a field that is not there, or an unusable value.
+        """
+        changes = update or {}
+        if unknown := sorted(changes.keys() - type(self).model_fields.keys()):
+            raise InvalidRequestError(f"SSDLLM has no field {unknown[0]!r}; leave it out of the update")
+        copied = super().model_copy(update=changes, deep=deep)
+        if not self._is_engine_given and changes.keys() & {*_PAIR_FIELDS, "base_url", "api_key"}:
+            copied._engine = None
+        copied._check()
+        return copied
 
     @property
     def _pair(self) -> dict[str, Any]:
