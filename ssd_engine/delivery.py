@@ -18,8 +18,9 @@ from ssd_engine.errors import EngineClosedError
 from ssd_engine.request import Event, Request, is_last
 from ssd_engine.result import GenerationResult, Piece
 
-_CHECK_SECONDS = 0.5
-"""How often a caller that waits looks whether there is still a worker."""
+_CHECK_SECONDS = 30.0
+"""How often a caller that waits looks whether there is still a worker. Whatever ends a worker, it tells; this is for
+one that could not even do that."""
 Deliver = Callable[[Event], None]
 
 
@@ -126,7 +127,7 @@ def results_of(scheduler: Line, prepare: Sequence[Callable[[Deliver], Request]])
 
 def _next_event(scheduler: Line, request: Request, events: queue.SimpleQueue[Event]) -> Event:
     """What the caller is told next, if need be by itself."""
-    error: BaseException | None = None
+    error: BaseException | None = scheduler.lost_error
     while error is None:
         with contextlib.suppress(queue.Empty):
             return events.get(timeout=_patience([request]))
@@ -137,7 +138,7 @@ def _next_event(scheduler: Line, request: Request, events: queue.SimpleQueue[Eve
 
 
 async def _anext_event(scheduler: Line, request: Request, events: asyncio.Queue[Event]) -> Event:
-    error: BaseException | None = None
+    error: BaseException | None = scheduler.lost_error
     while error is None:
         with contextlib.suppress(TimeoutError):
             return await asyncio.wait_for(events.get(), _patience([request]))
