@@ -64,7 +64,7 @@ def _status_error(error: openai.APIStatusError, url: str) -> SSDError:
     body = error.body if isinstance(error.body, dict) else {}
     message = str(body.get("message", error.message))
     if error.status_code in _BAD_REQUEST:
-        return (ContextLengthError if body.get("code") == "context_length" else InvalidRequestError)(message)
+        return (ContextLengthError if body.get("type") == "ContextLengthError" else InvalidRequestError)(message)
     if error.status_code in _NO_ACCESS:
         return ModelLoadError(f"the server at {url} does not take the key; give api_key, or set {API_KEY_VARIABLE}")
     if error.status_code == _TOO_MANY:

@@ -46,6 +46,7 @@ def chat_arguments(model: str, prompt: Prompt, params: GenerationParams, tools: 
         "logprobs": params.logprobs or None,
         "top_logprobs": params.top_logprobs if params.logprobs else None,
         "stream": True,
+        "stream_options": {"include_usage": True},  # the summary then has an event of its own
         **_tools(tools, params),
         **_response_format(params, further),
     }

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from ssd_engine.backends.vllm.pair import VllmPair
     from ssd_engine.grammar import Guide
 
+_GIVEN_ALONE = "start: answer\nanswer: @given"
+"""What `AnswerGrammar` writes where the answer has a Lark grammar of its own, and nothing else may come."""
+
 
 class VllmSequence:
     """An answer that vLLM is making."""
@@ -171,9 +174,10 @@ def _added(sequence: VllmSequence, output: Any) -> list[Choice] | Exception:
 
 
 def lark(guide: Guide) -> str:
-    """The grammar as vLLM takes it: in Lark."""
-    grammars = json.loads(guide.source)["grammars"]
-    if len(grammars) > 1:
+    """The grammar as vLLM takes it: one, in Lark."""
+    own, *given = (grammar["lark_grammar"] for grammar in json.loads(guide.source)["grammars"])
+    if not given:
+        return str(own)
+    if own != _GIVEN_ALONE:
         raise InvalidRequestError("a Lark grammar beside tools: vLLM takes one grammar; leave out one of the two")
-    source: str = grammars[0]["lark_grammar"]
-    return source
+    return str(given[0])

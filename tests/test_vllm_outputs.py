@@ -1,0 +1,73 @@
+"""What is made of vLLM's outputs where they are not what they should be; vLLM itself is not needed for that."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from ssd_engine import GenerationParams, SSDConfig
+from ssd_engine.backends.vllm.decoder import VllmSequence
+from ssd_engine.errors import SSDError
+from ssd_engine.trace_codes import TraceReader, encode
+
+LOGPROBS = {"logprobs": True, "top_logprobs": 1}
+
+
+def output(token_ids: list[int], *, reason: str | None = None, logprobs: Any = "as ever") -> Any:
+    """A `RequestOutput` with new tokens, each a match that began a round."""
+    if logprobs == "as ever":
+        logprobs = [{i: SimpleNamespace(rank=10, logprob=-0.5)} for i in token_ids]
+    completion = SimpleNamespace(token_ids=token_ids, logprobs=logprobs, finish_reason=reason)
+    return SimpleNamespace(outputs=[completion], num_cached_tokens=None, finished=reason is not None)
+
+
+def sequence(**params: Any) -> VllmSequence:
+    return VllmSequence("a", GenerationParams(**params), SSDConfig())
+
+
+@pytest.mark.parametrize("reason", ["abort", "error", "repetition"])
+@pytest.mark.parametrize("token_ids", [[], [5, 6]])
+@pytest.mark.parametrize("logprobs", ["as ever", None])
+def test_a_request_that_vllm_gives_up_is_an_error(reason: str, token_ids: list[int], logprobs: Any) -> None:
+    with pytest.raises(SSDError, match=reason if logprobs or not token_ids else "log-probabilities"):
+        sequence().choices(output(token_ids, reason=reason, logprobs=logprobs))
+
+
+@pytest.mark.parametrize("reason", ["stop", "length"])
+def test_an_end_of_vllms_own_is_told_with_the_last_token(reason: str) -> None:
+    choices = sequence().choices(output([5, 6], reason=reason))
+    assert [choice.ends for choice in choices] == [None, reason]
+    with pytest.raises(SSDError, match=reason):  # else the answer would wait for a token that never comes
+        sequence().choices(output([], reason=reason))
+
+
+@pytest.mark.parametrize("decoding", ["ssd", "speculative"])
+def test_tokens_without_log_probabilities_are_an_error_where_these_are_needed(decoding: Any) -> None:
+    with pytest.raises(SSDError, match="log-probabilities"):
+        sequence(decoding=decoding, **LOGPROBS).choices(output([5, 6], logprobs=None))
+    assert sequence(decoding=decoding).choices(output([], logprobs=None)) == []
+    assert len(sequence(decoding="speculative").choices(output([5, 6], logprobs=None))) == 2
+
+
+def test_the_lossless_rule_has_the_log_probabilities_that_were_asked_for() -> None:
+    (first, second) = sequence(decoding="speculative", **LOGPROBS).choices(output([5, 6]))
+    assert (first.logprob, first.top_logprobs) == (-0.5, ((5, -0.5),))
+    assert (first.matched, second.matched) == (True, False)
+
+
+def test_numbers_that_are_none_travel_as_a_code_of_their_own() -> None:
+    flags = torch.tensor([[True, False, True], [False, False, False]])
+    broken = torch.tensor([[False, False, True], [True, False, False]])
+    ranks = encode(flags, flags, flags, broken).tolist()
+    for row, is_broken in zip(ranks, broken.tolist(), strict=True):
+        for rank, is_here in zip(row, is_broken, strict=True):
+            reader = TraceReader(SSDConfig())
+            if is_here:
+                with pytest.raises(SSDError, match="NaN"):
+                    reader.read_code(5, rank - 1)
+                assert not reader.trace.matched
+            else:
+                assert reader.read_code(5, rank - 1).token_id == 5
