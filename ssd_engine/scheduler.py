@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import threading
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from ssd_engine.answer_thread import AnswerThread
 from ssd_engine.config import GenerationParams, SSDConfig
 from ssd_engine.errors import EngineBusyError, EngineClosedError, SSDError
+from ssd_engine.reading import PromptReading
 from ssd_engine.request import Event, Request, Round, is_last
 from ssd_engine.result import Timings
 
@@ -98,7 +98,13 @@ class Scheduler(Generic[S]):
     ends the worker, every request is told so; and a waiting caller can ask `lost_error`, which needs no worker.
     """
 
-    def __init__(self, decoder: Decoder[S], max_batch_size: int, max_waiting: int) -> None:
+    def __init__(
+        self,
+        decoder: Decoder[S],
+        max_batch_size: int,
+        max_waiting: int,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self._decoder = decoder
         self._max_batch_size = max_batch_size
         self.max_waiting = max_waiting
@@ -111,7 +117,8 @@ class Scheduler(Generic[S]):
         """What ended the worker."""
         self._is_forked = False
         self._thread: threading.Thread | None = None
-        self._reads_oldest = True
+        self._reading = PromptReading()
+        self._clock = clock
         _schedulers.add(self)
 
     def submit(self, request: Request) -> None:
@@ -259,34 +266,31 @@ class Scheduler(Generic[S]):
                 self._running.append(running)
 
     def _read_prompts(self) -> None:
-        """Read parts of prompts: as many as there are unread prompts to each answer that streams.
-
-        So a stream waits for one part where streams are many, and where most requests still wait to be read, the few
-        that stream wait for them instead. Every second part is of the oldest prompt, the others of the one that has
-        least left: a short prompt of n parts waits for n parts of a long one, and no prompt for ever.
-        """
-        num_streaming = sum(not running.is_reading_prompt for running in self._running)
-        for _ in range(math.ceil((len(self._running) - num_streaming) / max(num_streaming, 1))):
+        """Read parts of prompts."""
+        num_unread = sum(running.is_reading_prompt for running in self._running)
+        for _ in range(self._reading.num_parts(num_unread, len(self._running) - num_unread)):
             unread = [running for running in self._running if running.is_reading_prompt and not running.has_ended]
             if not unread or self._closed:
                 return
-            shortest = min(unread, key=lambda running: running.sequence.num_unread_tokens)
-            running = unread[0] if self._reads_oldest else shortest
-            self._reads_oldest = not self._reads_oldest
+            running = self._reading.choose(unread, lambda running: running.sequence.num_unread_tokens)
+            begin = self._clock()
             try:
                 self._decoder.read_prompt(running.sequence)
             except Exception as error:
                 self._end(running, error)
+            self._reading.has_read(self._clock() - begin)
 
     def _advance(self) -> None:
         """One round for all whose prompts have been read."""
         ready = [running for running in self._running if not running.is_reading_prompt]
         if not ready:
             return
+        begin = self._clock()
         try:
             outcomes = self._decoder.round([running.sequence for running in ready])
         except Exception as error:
             outcomes = [error for _ in ready]
+        self._reading.has_decoded(self._clock() - begin)
         for running, outcome in zip(ready, outcomes, strict=True):
             if isinstance(outcome, Exception):
                 self._end(running, outcome)

@@ -20,6 +20,7 @@ from ssd_engine.verify import Choice
 class FakeSequence:
     """A prompt of so many parts."""
 
+    number: int
     num_unread_tokens: int
     timings: Timings = field(default_factory=Timings)
     cached_prompt_tokens: int = 0
@@ -30,8 +31,13 @@ class RecordingDecoder:
 
     def __init__(self, rounds: int) -> None:
         self.parts_before_round = [0]
+        self.read: list[int] = []
+        """Of each part that was read, the number of its sequence."""
         self.ended = threading.Event()
+        self.seconds = 0.0
+        """What the clock says: a part takes 3 seconds, a round 2."""
         self._rounds = rounds
+        self._num_opened = 0
 
     def open(
         self,
@@ -41,7 +47,8 @@ class RecordingDecoder:
         config: SSDConfig,
         guide: None,
     ) -> FakeSequence:
-        return FakeSequence(len(target_ids))
+        self._num_opened += 1
+        return FakeSequence(self._num_opened - 1, len(target_ids))
 
     def close(self, sequence: FakeSequence) -> None:
         pass
@@ -51,10 +58,13 @@ class RecordingDecoder:
 
     def read_prompt(self, sequence: FakeSequence) -> None:
         self.parts_before_round[-1] += 1
+        self.read.append(sequence.number)
+        self.seconds += 3
         sequence.num_unread_tokens -= 1
 
     def round(self, sequences: Sequence[FakeSequence]) -> list[list[Choice] | Exception]:
         self.parts_before_round.append(0)
+        self.seconds += 2
         if len(self.parts_before_round) > self._rounds:
             self.ended.set()
             return [RuntimeError("that will do") for _ in sequences]
@@ -69,19 +79,12 @@ class EmptyAnswer:
         return Piece()
 
 
-@pytest.mark.parametrize(
-    ("parts", "read"),
-    [
-        ([0, 10], [1, 1, 1]),  # one stream waits for one part of a long prompt
-        ([0, 0, 0, 0, 10, 10, 10, 10], [1, 1, 1]),
-        ([0, 1, 1, 1, 1, 1, 1, 1], [7, 0, 0]),  # one stream waits for seven
-        ([0, 0, 2, 2, 2, 2, 2], [3, 2, 1]),
-        ([2, 2], [2, 1, 1]),
-    ],
-)
-def test_few_streams_wait_for_many_prompts_and_not_the_other_way_round(parts: list[int], read: list[int]) -> None:
-    decoder = RecordingDecoder(rounds=len(read))
-    scheduler = Scheduler[FakeSequence](cast("Any", decoder), max_batch_size=8, max_waiting=8)
+def recorded(parts: list[int], rounds: int) -> RecordingDecoder:
+    """What is done for prompts of so many parts that are submitted together."""
+    decoder = RecordingDecoder(rounds)
+    scheduler = Scheduler[FakeSequence](
+        cast("Any", decoder), max_batch_size=8, max_waiting=8, clock=lambda: decoder.seconds
+    )
     requests = [
         Request([0] * count, [], GenerationParams(), SSDConfig(), None, cast("Any", EmptyAnswer()), lambda event: None)
         for count in parts
@@ -91,4 +94,31 @@ def test_few_streams_wait_for_many_prompts_and_not_the_other_way_round(parts: li
             scheduler.submit(request)
     assert decoder.ended.wait(60)
     scheduler.close()
-    assert decoder.parts_before_round[: len(read)] == read
+    return decoder
+
+
+@pytest.mark.parametrize(
+    ("parts", "read"),
+    [
+        ([0, 1, 1, 1, 1, 1, 1, 1], [7, 0, 0]),  # one stream waits for seven
+        ([0, 0, 2, 2, 2, 2, 2], [3, 2, 1]),
+        ([2, 2], [2, 1, 0]),
+    ],
+)
+def test_few_streams_wait_for_many_prompts_and_not_the_other_way_round(parts: list[int], read: list[int]) -> None:
+    assert recorded(parts, len(read)).parts_before_round[: len(read)] == read
+
+
+@pytest.mark.parametrize("parts", [[0, 10], [0, 0, 0, 0, 10, 10, 10, 10], [0] * 7 + [10]])
+def test_where_most_stream_reading_takes_half_as_long_as_decoding(parts: list[int]) -> None:
+    """A part of 3 seconds, then three rounds of 2."""
+    assert recorded(parts, 9).parts_before_round[:9] == [1, 0, 0, 1, 0, 0, 1, 0, 0]
+
+
+def test_a_short_prompt_behind_a_long_one_waits_for_as_many_parts_of_it_as_it_has() -> None:
+    assert recorded([50, 3], 1).read[:6] == [0, 1, 0, 1, 0, 1]
+
+
+def test_short_prompts_do_not_keep_a_long_one_waiting() -> None:
+    read = recorded([9, 3, 3, 3, 3, 3], 1).read
+    assert read[:18].count(0) == 9
