@@ -5,7 +5,7 @@ Nothing here knows vLLM. R is the number of requests, P that of their positions,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -83,7 +83,11 @@ def decide(step: StepLogits, slots: Tensor, table: RequestTable, num_others: int
     )
     verdicts = verify_batch(positions, schemes, table.sizes(each), draws, num_others)
     table.store(slots, schemes)
-    return Decision(verdicts, _in_rows(_has_failed(from_target, from_draft), step.counts) & (verdicts.token_ids >= 0))
+    stands = verdicts.token_ids >= 0
+    stands[:, 0] = True
+    is_broken = _in_rows(_has_failed(from_target, from_draft), step.counts) & stands
+    # What was chosen there may be no token at all, and a request that gets none would be decoded for ever.
+    return Decision(replace(verdicts, token_ids=verdicts.token_ids.masked_fill(is_broken, 0)), is_broken)
 
 
 def draft(logits: Tensor, slots: Tensor, table: RequestTable, places: Tensor) -> Tensor:
