@@ -3,7 +3,7 @@
     python benchmarks/fairness.py
 
 Seven streams on the default pair, first by themselves, then beside a new prompt of 2,000 tokens, then beside a request
-that drafts 64 tokens a round: the streams' median time between pieces, as a ratio. Then, on a small random pair, the
+that drafts 64 tokens a round: the streams' time between pieces, as a ratio. Then, on a small random pair, the
 time between two rounds with nobody in line and with 10,000 requests there, half of which are given up.
 """
 
@@ -62,13 +62,13 @@ class Streams:
         while any(len(times) < count for times, count in zip(self._times, wanted, strict=True)):
             time.sleep(0.05)
 
-    def median_gap(self, begin: float, end: float) -> float:
+    def gaps(self, begin: float, end: float) -> list[float]:
         """Seconds between two pieces of one stream, of those that came from `begin` to `end`."""
         gaps: list[float] = []
         for times in self._times:
             inside = [moment for moment in times if begin <= moment <= end]
             gaps += [later - earlier for earlier, later in itertools.pairwise(inside)]
-        return statistics.median(gaps)
+        return gaps
 
     def _run(self, number: int) -> None:
         rng = random.Random(number)
@@ -104,16 +104,21 @@ def streams() -> None:
                 middle = time.perf_counter()
                 engine.generate(prompt, params)
                 end = time.perf_counter()
-                alone, beside = streams.median_gap(begin, middle), streams.median_gap(middle, end)
-                print(f"{name}: {alone:.3f} s between pieces, {beside:.3f} s beside it: x {beside / alone:.2f}")
-                print(f"  it took {end - middle:.1f} s")
+                alone, beside = streams.gaps(begin, middle), streams.gaps(middle, end)
+                print(f"{name}, which took {end - middle:.1f} s; seconds between the pieces of the others")
+                for kind, of in (("median", statistics.median), ("mean", statistics.mean), ("longest", max)):
+                    print(
+                        f"  {kind}: {of(alone):.3f} alone, {of(beside):.3f} beside it: x {of(beside) / of(alone):.2f}"
+                    )
 
 
 async def line() -> None:
     """What a long line costs a round."""
     engine = _small_engine()
     decoder: Any = engine._scheduler._decoder  # type: ignore[attr-defined]
-    advance, gaps, ended = decoder.round, [], 0.0
+    advance = decoder.round
+    gaps: list[float] = []
+    ended = 0.0
 
     def timed(sequences: Any) -> Any:
         nonlocal ended
@@ -123,22 +128,25 @@ async def line() -> None:
         return outcome
 
     decoder.round = timed
+
+    async def gap() -> float:
+        """Median milliseconds between two of the next rounds."""
+        first = len(gaps)
+        await _until(lambda: len(gaps) > first + ROUNDS)
+        return 1e3 * statistics.median(gaps[first + 1 :])
+
     running = [asyncio.create_task(_drain(engine, 50_000)) for _ in range(8)]
     await _until(lambda: len(gaps) > ROUNDS)
-    empty = statistics.median(gaps[-ROUNDS:])
+    print(f"milliseconds between two rounds: {await gap():.2f} with nobody in line")
     waiting = [asyncio.create_task(_drain(engine, 1)) for _ in range(IN_LINE)]
     await _until(lambda: engine.num_waiting == IN_LINE)
-    first = len(gaps)
-    await _until(lambda: len(gaps) > first + ROUNDS)
-    full = statistics.median(gaps[-ROUNDS:])
+    print(f"  {await gap():.2f} with {IN_LINE:,} in line")
     begin = len(gaps)
     for task in random.Random(0).sample(waiting, IN_LINE // 2):
         task.cancel()
     await _until(lambda: engine.num_waiting == IN_LINE // 2)
-    cancelling = gaps[begin:]
-    print(f"between two rounds: {empty * 1e3:.2f} ms with nobody in line, {full * 1e3:.2f} ms with {IN_LINE:,}")
-    median, longest = statistics.median(cancelling) * 1e3, max(cancelling) * 1e3
-    print(f"  while half of them were given up {median:.2f} ms, at most {longest:.2f} ms")
+    print(f"  at most {1e3 * max(gaps[begin:]):.2f} while the event loop gives half of them up")
+    print(f"  {await gap():.2f} when they are gone")
     engine.close()
     await asyncio.gather(*running, *waiting, return_exceptions=True)
 
