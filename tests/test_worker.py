@@ -14,7 +14,7 @@ from conftest import make_model, wait_for
 from outcomes import CALLERS, SECONDS, Outcome, agenerate, generate, stream
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from ssd_engine import GenerationParams, GenerationResult, SSDConfig, SSDEngine
+from ssd_engine import GenerationParams, GenerationResult, Grammar, SSDConfig, SSDEngine
 from ssd_engine.errors import EngineBusyError, EngineClosedError, InvalidRequestError, RequestTimeoutError, SSDError
 
 Pair = tuple[PreTrainedModel, PreTrainedModel]
@@ -82,6 +82,37 @@ def test_every_caller_has_an_outcome_wherever_the_decoder_fails(
         assert afterwards.token_ids == expected[0]
         assert any(isinstance(result, BaseException) for result in results)
     engine.close()
+
+
+@pytest.mark.parametrize("where", ["the pass", "the end of the round"])
+def test_a_roll_back_that_fails_costs_its_own_request_alone(tiny_engine: SSDEngine, where: str) -> None:
+    """Three requests with grammars in one round; something fails, and then one grammar cannot go back."""
+    params = GenerationParams(max_new_tokens=30, grammar=Grammar(regex="[a-z ]{40}"))
+    expected = [tiny_engine.generate(prompt, params).token_ids for prompt in PROMPTS[:3]]
+    decoder: Any = tiny_engine._scheduler._decoder  # type: ignore[attr-defined]
+    advance, has_failed = decoder._round, threading.Event()
+
+    def fail_once(sequences: Any) -> Any:
+        if len(sequences) < 3 or has_failed.is_set():
+            return advance(sequences)
+        has_failed.set()
+        broken = sequences[1].guide
+
+        def go_back(num_tokens: int) -> None:
+            raise SSDError("this grammar cannot go back")
+
+        broken.go_back = go_back
+        if where == "the pass":
+            raise ValueError("bad luck")
+        return advance(sequences)  # at its end every grammar goes back to what stands
+
+    decoder._round = fail_once
+    results = Outcome(lambda: tiny_engine.batch(PROMPTS[:3], params)).get()
+    assert has_failed.is_set()
+    failed = [isinstance(result, SSDError) for result in results]
+    assert failed.count(True) == 1
+    for result, token_ids in zip(results, expected, strict=True):
+        assert isinstance(result, SSDError) or result.token_ids == token_ids
 
 
 def test_a_request_that_cannot_be_opened_leaves_its_room_to_the_next(

@@ -108,12 +108,11 @@ class PairDecoder:
         try:
             return self._round(sequences)
         except Exception as error:
-            for sequence in sequences:
-                sequence.roll_back()
+            failures = {sequence: _failure_to_roll_back(sequence) for sequence in sequences}
             if len(sequences) == 1:
                 return [error]
             # Nothing was chosen yet. Whoever can go on, goes on; only those that fail by themselves have failed.
-            return [self._choose([sequence])[0] for sequence in sequences]
+            return [failures[sequence] or self._choose([sequence])[0] for sequence in sequences]
 
     def _round(self, sequences: Sequence[SequenceState]) -> list[list[Choice] | Exception]:
         chosen_length = self._choose_length(sequences)
@@ -273,8 +272,17 @@ def _settled(proposal: Proposal, outcome: list[Choice] | Exception) -> list[Choi
             raise outcome
         return proposal.settle(outcome)
     except Exception as error:
-        proposal.sequence.roll_back()
+        _failure_to_roll_back(proposal.sequence)  # the first error is what is told
         return error
+
+
+def _failure_to_roll_back(sequence: SequenceState) -> Exception | None:
+    """Undo what a round read of a sequence; where even that fails, it fails for this sequence alone."""
+    try:
+        sequence.roll_back()
+    except Exception as error:
+        return error
+    return None
 
 
 def _filled(token_ids: Sequence[int], drafted: Tensor) -> Tensor:
