@@ -140,3 +140,13 @@ def shared_remote_engine(base_url: str, api_key: str | None = None, model: str |
         if engine is None or engine.is_closed:
             engine = _shared[key] = RemoteEngine(base_url, api_key, model)
         return engine
+
+
+def _renew_lock() -> None:
+    """In a forked child: a thread that it does not have may hold the lock."""
+    global _shared_lock
+    _shared_lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)

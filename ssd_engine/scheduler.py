@@ -355,6 +355,8 @@ class Scheduler(Generic[S]):
     def _forget_worker(self) -> None:
         """In a forked child, where no thread but the one that forked goes on, and locks may be held for ever."""
         self._changed = threading.Condition()
+        if not self._closed:
+            _left_behind.append(self._decoder)
         self._closed = self._is_forked = True
         self._running, self._waiting = [], OrderedDict()
 
@@ -364,6 +366,8 @@ def _thread_for(request: Request) -> AnswerThread | None:
     return AnswerThread(request) if callable(request.params.on_risk) else None
 
 
+_left_behind: list[Any] = []
+"""Decoders of a parent process: vLLM would end the parent's processes where one is collected here."""
 _schedulers: weakref.WeakSet[Scheduler[Any]] = weakref.WeakSet()
 
 

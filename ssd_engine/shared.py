@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import Any
 
@@ -41,3 +42,13 @@ def shared_engine(
                 engine = SSDEngine.from_preset(preset, **options)
             _shared[key] = engine
         return engine
+
+
+def _renew_lock() -> None:
+    """In a forked child: a thread that it does not have may hold the lock."""
+    global _shared_lock
+    _shared_lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)

@@ -14,7 +14,7 @@ from conftest import make_model, wait_for
 from outcomes import CALLERS, SECONDS, Outcome, agenerate, generate, stream
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from ssd_engine import GenerationParams, GenerationResult, Grammar, SSDConfig, SSDEngine
+from ssd_engine import GenerationParams, GenerationResult, Grammar, SSDConfig, SSDEngine, shared
 from ssd_engine.errors import EngineBusyError, EngineClosedError, InvalidRequestError, RequestTimeoutError, SSDError
 
 Pair = tuple[PreTrainedModel, PreTrainedModel]
@@ -327,6 +327,34 @@ def test_a_forked_child_is_told_at_once_and_can_make_an_engine_of_its_own(
         assert num_tokens == 12
         under_way.close()
         assert engine.generate([1, 2], SHORT).token_ids == expected
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_process_that_is_forked_while_a_pair_is_loaded_loads_its_own(saved_pair: dict[str, str]) -> None:
+    released, is_held = threading.Event(), threading.Event()
+
+    def load() -> None:
+        with shared._shared_lock:  # as while models are loaded
+            is_held.set()
+            released.wait()
+
+    loading = Outcome(load)
+    assert is_held.wait(SECONDS)
+
+    def child(results: Any) -> None:
+        engine = shared.shared_engine(target=saved_pair["model"], draft=saved_pair["draft"])
+        results.put(len(engine.generate([1, 2], SHORT).token_ids))
+
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    process = context.Process(target=child, args=(results,), daemon=True)
+    process.start()
+    try:
+        assert results.get(timeout=SECONDS) == 12
+    finally:
+        process.kill()
+        released.set()
+        loading.get()
 
 
 # -- Text --
