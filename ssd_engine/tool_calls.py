@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
+from ssd_engine.brackets import Brackets
 from ssd_engine.detokenizer import start_of_partial
 from ssd_engine.result import InvalidToolCall, ToolCall
 
@@ -40,10 +41,8 @@ _HEAD = re.compile(
     _BLANK.join(["", r"(?:\[[ \t\r\n]*)*\{", '"name"', ":", r'"([^"\\]+)"', ",", '"(?:arguments|parameters)"', ":"])
 )
 """What a call without markup begins with."""
-_BRACKET = re.compile(r'\\.|["{}\[\]]', re.DOTALL)
 _SHORT = 256
 """Characters of a buffer that is looked at with every piece."""
-_MOST_CLOSINGS = 32
 _CERTAIN = 16
 """Characters behind an error in JSON that make it one for certain, not a literal or an escape still being written."""
 
@@ -76,40 +75,6 @@ class ParsedText:
         )
 
 
-class _Brackets:
-    """Follows the brackets of JSON, piece by piece, to where they are all closed."""
-
-    def __init__(self) -> None:
-        self._depth = 0
-        self._is_in_string = False
-        self._is_escaped = False
-        self._num_told = 0
-
-    def feed(self, text: str) -> bool:
-        """Whether they were closed within `text`. In what is no JSON that may be often; it is told some times only."""
-        has_closed = False
-        for match in _BRACKET.finditer(text, self._is_escaped):
-            mark = match[0]
-            if mark[0] == "\\":
-                continue
-            if mark == '"':
-                self._is_in_string = not self._is_in_string
-            elif not self._is_in_string:
-                self._depth = max(self._depth + (1 if mark in "{[" else -1), 0)
-                has_closed = has_closed or self._depth == 0
-        if text:
-            unescaped = text[self._is_escaped :]
-            self._is_escaped = (len(unescaped) - len(unescaped.rstrip("\\"))) % 2 == 1
-        self._num_told += has_closed
-        return has_closed and self._num_told <= _MOST_CLOSINGS
-
-
-class _State(Protocol):
-    """Reads on in the buffer: True where something came of it, False where more text is wanted first."""
-
-    def __call__(self, *, final: bool) -> bool: ...
-
-
 class ToolCallParser:
     """Parses one answer while it is written.
 
@@ -131,7 +96,7 @@ class ToolCallParser:
         self._unseen: list[str] = []
         """Pieces that no state has looked at yet."""
         self._num_unseen = 0
-        self._brackets = _Brackets()
+        self._brackets = Brackets()
         self._after_call = False
         self._state: _State = self._read_start
         self._clear_parsed()
@@ -158,7 +123,7 @@ class ToolCallParser:
         while self._state(final=final):
             pass
         if len(self._buffer) < held:
-            self._brackets = _Brackets()
+            self._brackets = Brackets()
             self._brackets.feed(self._buffer)
         parsed = ParsedText("".join(self._text), tuple(self._calls), tuple(self._invalid))
         self._clear_parsed()

@@ -1,0 +1,43 @@
+"""Brackets: follows JSON while it is written, to where it is closed."""
+
+from __future__ import annotations
+
+import re
+
+_BRACKET = re.compile(r'\\.|["{}\[\]]', re.DOTALL)
+_MOST_CLOSINGS = 32
+"""Times that it is told of brackets that were closed."""
+
+
+class Brackets:
+    """Follows the brackets of JSON, piece by piece, to where they are all closed."""
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self._is_in_string = False
+        self._is_escaped = False
+        self._num_told = 0
+
+    def feed(self, text: str) -> bool:
+        """Whether they were closed within `text`. In what is no JSON that may be often; it is told some times only."""
+        has_closed = False
+        for match in _BRACKET.finditer(text, self._is_escaped):
+            mark = match[0]
+            if mark[0] == "\\":
+                continue
+            if mark == '"':
+                self._is_in_string = not self._is_in_string
+            elif not self._is_in_string:
+                self._depth = max(self._depth + (1 if mark in "{[" else -1), 0)
+                has_closed = has_closed or self._depth == 0
+        if text:
+            unescaped = text[self._is_escaped :]
+            self._is_escaped = (len(unescaped) - len(unescaped.rstrip("\\"))) % 2 == 1
+        self._num_told += has_closed
+        return has_closed and self._num_told <= _MOST_CLOSINGS
+
+
+class _State(Protocol):
+    """Reads on in the buffer: True where something came of it, False where more text is wanted first."""
+
+    def __call__(self, *, final: bool) -> bool: ...
