@@ -35,9 +35,3 @@ class Brackets:
             self._is_escaped = (len(unescaped) - len(unescaped.rstrip("\\"))) % 2 == 1
         self._num_told += has_closed
         return has_closed and self._num_told <= _MOST_CLOSINGS
-
-
-class _State(Protocol):
-    """Reads on in the buffer: True where something came of it, False where more text is wanted first."""
-
-    def __call__(self, *, final: bool) -> bool: ...

@@ -75,6 +75,12 @@ class ParsedText:
         )
 
 
+class _State(Protocol):
+    """Reads on in the buffer: True where something came of it, False where more text is wanted first."""
+
+    def __call__(self, *, final: bool) -> bool: ...
+
+
 class ToolCallParser:
     """Parses one answer while it is written.
 
