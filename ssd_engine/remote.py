@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 import weakref
 from typing import Any
 
@@ -13,6 +12,7 @@ from ssd_engine.delivery import Deliver
 from ssd_engine.engine import SSDEngine
 from ssd_engine.errors import InvalidRequestError, ModelLoadError
 from ssd_engine.prompt import Prompt, Tools
+from ssd_engine.registry import Registry
 from ssd_engine.request import Request
 
 API_KEY_VARIABLE = "SSD_API_KEY"
@@ -125,8 +125,7 @@ class RemoteEngine(SSDEngine):
         )
 
 
-_shared: dict[tuple[str, str | None, str | None], RemoteEngine] = {}
-_shared_lock = threading.Lock()
+_servers: Registry[RemoteEngine] = Registry()
 
 
 def shared_remote_engine(base_url: str, api_key: str | None = None, model: str | None = None) -> RemoteEngine:
@@ -134,19 +133,4 @@ def shared_remote_engine(base_url: str, api_key: str | None = None, model: str |
 
     Arguments and errors are `RemoteEngine`'s.
     """
-    key = base_url, api_key, model
-    with _shared_lock:
-        engine = _shared.get(key)
-        if engine is None or engine.is_closed:
-            engine = _shared[key] = RemoteEngine(base_url, api_key, model)
-        return engine
-
-
-def _renew_lock() -> None:
-    """In a forked child: a thread that it does not have may hold the lock."""
-    global _shared_lock
-    _shared_lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)
+    return _servers.get((base_url, api_key, model), lambda: RemoteEngine(base_url, api_key, model))

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from typing import Any
 
 from ssd_engine.engine import SSDEngine
 from ssd_engine.errors import InvalidRequestError
 from ssd_engine.models.presets import default_preset
+from ssd_engine.registry import Registry
 
-_shared: dict[str, SSDEngine] = {}
-_shared_lock = threading.Lock()
+_pairs: Registry[SSDEngine] = Registry()
 
 
 def shared_engine(
@@ -33,22 +31,10 @@ def shared_engine(
     # (`is not False`: 0 equals False, and is no default.)
     options = {n: v for n, v in options.items() if v is not None and v is not False and v != "auto"}
     key = repr((preset, target, draft, sorted(options.items(), key=lambda item: item[0])))
-    with _shared_lock:
-        engine = _shared.get(key)
-        if engine is None or engine.is_closed:
-            if target is not None and draft is not None:
-                engine = SSDEngine.from_pretrained(target, draft, **options)
-            else:
-                engine = SSDEngine.from_preset(preset, **options)
-            _shared[key] = engine
-        return engine
 
+    def make() -> SSDEngine:
+        if target is not None and draft is not None:
+            return SSDEngine.from_pretrained(target, draft, **options)
+        return SSDEngine.from_preset(preset, **options)
 
-def _renew_lock() -> None:
-    """In a forked child: a thread that it does not have may hold the lock."""
-    global _shared_lock
-    _shared_lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)
+    return _pairs.get(key, make)

@@ -334,7 +334,7 @@ def test_a_process_that_is_forked_while_a_pair_is_loaded_loads_its_own(saved_pai
     released, is_held = threading.Event(), threading.Event()
 
     def load() -> None:
-        with shared._shared_lock:  # as while models are loaded
+        with shared._pairs._lock:  # as while models are loaded
             is_held.set()
             released.wait()
 
