@@ -71,11 +71,10 @@ def _call(place: int, call: Mapping[str, Any]) -> dict[str, Any]:
     function = call.get("function", call)
     arguments = function["arguments"]
     text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-    name = function["name"]
     return {
         "id": call.get("id") or f"call_{place}",
         "type": "function",
-        "function": {"name": name, "arguments": text},
+        "function": {**{name: function[name] for name in function if name != "id"}, "arguments": text},
     }
 
 

@@ -31,16 +31,19 @@ class ChatRequest(ChatCompletionRequest):
     _config: SSDConfig | None = PrivateAttr(None)
     _grammar: str | None = PrivateAttr(None)
     """What the answer has to be, in Lark, where tools are on offer or JSON is asked for."""
+    _messages: list[dict[str, Any]] = PrivateAttr([])
+    """The messages as they were sent, so that prompts have them word for word; but for the arguments of calls: they are
+    sent as text, and templates want objects."""
     _tools: list[dict[str, Any]] = PrivateAttr([])
-    """The tools as they were sent, so that prompts have them word for word; but for `strict`, which is the server's."""
+    """The tools as they were sent; but for `strict`, which is for the server."""
 
     @model_validator(mode="wrap")
     @classmethod
-    def _keep_tools(cls, data: Any, handler: Callable[[Any], ChatRequest]) -> ChatRequest:
-        given = data.get("tools") if isinstance(data, Mapping) else None
+    def _keep_as_sent(cls, data: Any, handler: Callable[[Any], ChatRequest]) -> ChatRequest:
+        given = dict(data) if isinstance(data, Mapping) else {}
         request = handler(data)
-        if request.tools and isinstance(given, list):
-            request._tools = [_without_strict(tool) for tool in given]
+        request._messages = [_with_parsed_calls(message) for message in given.get("messages") or ()]
+        request._tools = [_without_strict(tool) for tool in given.get("tools") or ()]
         return request
 
     @property
@@ -122,6 +125,22 @@ def _read(schema: str) -> Any:
         return json.loads(schema)
     except ValueError as error:
         raise InvalidRequestError(f"structured_outputs.json={schema!r} is no JSON: {error}; give a schema") from error
+
+
+def _with_parsed_calls(message: Any) -> Any:
+    calls = message.get("tool_calls")
+    return {**message, "tool_calls": [_parsed(call) for call in calls]} if calls else message
+
+
+def _parsed(call: Any) -> Any:
+    function = call["function"]
+    arguments = function.get("arguments")
+    if not isinstance(arguments, str):
+        return call
+    try:
+        return {**call, "function": {**function, "arguments": json.loads(arguments or "{}")}}
+    except ValueError:
+        return call  # what a model once wrote stays as it was
 
 
 def _without_strict(tool: Any) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from argparse import Namespace
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request
@@ -85,7 +85,7 @@ class ServingChat(OpenAIServingChat):
             return rendered
         conversation, (engine_input, *_) = rendered
         try:
-            token_ids, request._grammar = await asyncio.to_thread(self._prepared, request, conversation)
+            token_ids, request._grammar = await asyncio.to_thread(self._prepared, request)
         except InvalidRequestError as error:
             return self._refused(error)
         engine_input["prompt_token_ids"] = token_ids
@@ -107,14 +107,13 @@ class ServingChat(OpenAIServingChat):
             token_ids = rendered[1][0]["prompt_token_ids"]
         return JSONResponse({"count": len(token_ids), "tokens": token_ids, "max_model_len": self._longest})
 
-    def _prepared(self, request: ChatRequest, conversation: Sequence[Any]) -> tuple[list[int], str | None]:
-        messages = [dict(message) for message in conversation]
+    def _prepared(self, request: ChatRequest) -> tuple[list[int], str | None]:
         variables = self._effective_chat_template_kwargs(request)
         params = request.generation_params(
             {name: value for name, value in variables.items() if name not in _RENDERING and value is not None}
         )
         prepared = self._intake.request(
-            messages, None, params, self._default, request._tools or None, self._longest, lambda _: None
+            request._messages, None, params, self._default, request._tools or None, self._longest, lambda _: None
         )
         return list(prepared.target_ids), None if prepared.guide is None else lark(prepared.guide)
 

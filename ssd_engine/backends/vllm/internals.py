@@ -194,6 +194,21 @@ class SSDModelRunner(_ModelRunner):
         # What holds for requests that say nothing: a server's own settings, or vLLM's rule.
         self._default = vllm_config.additional_config.get(EXTRA_ARG)
         self._step: Any = None
+        self._has_failed = False
+        """Whether some request's numbers have been none, so that its cache may hold NaN."""
+
+    def _update_states(self, scheduler_output: Any) -> Any:
+        """GMR: takes in what was scheduled, before the models read.
+
+        Blocks of the caches are given on as they are, and attention multiplies what it masks by 0, which makes NaN of
+        NaN. So once numbers have failed, blocks are cleared before others use them.
+        """
+        if self._has_failed:
+            if not current_platform.is_cpu() and not hasattr(self, "_kv_block_zeroer"):
+                self._init_kv_zero_meta()
+            sizes = [group.kv_cache_spec.block_size for group in self.kv_cache_config.kv_cache_groups]
+            self._zero_block_ids(_fresh_blocks(scheduler_output, sizes))
+        return super()._update_states(scheduler_output)
 
     def _on_request_state_removed(self, req_id: str, req_state: Any) -> None:
         """GMR's hook: a request has finished or was aborted. One that is preempted stays."""
@@ -209,6 +224,7 @@ class SSDModelRunner(_ModelRunner):
         """GMR: chooses the next tokens; `logits` are [N drafts + R, V], each request's in a row."""
         kept, self.drafter.kept, self.drafter.drafting = self.drafter.kept, _Kept(), None
         self.drafter.has_read = False
+        self._has_failed = self._has_failed or bool(logits[:, 0].isnan().any())
         slots = [self._slot(request_id) for request_id in self.input_batch.req_ids]
         is_unread = self.discard_request_mask.np  # prompts of which this step read a part only
         own = {row: slot for row, slot in enumerate(slots) if slot is not None and not is_unread[row]}
@@ -217,6 +233,7 @@ class SSDModelRunner(_ModelRunner):
         has_others = any(slot is None for slot in slots)
         output = super()._sample(logits.clone(), spec_decode_metadata) if has_others else None
         step = self._step_logits(logits, spec_decode_metadata, np.array(list(own)), kept)
+        self._has_failed = self._has_failed or bool(step.draft[:, 0].isnan().any())
         own_slots = torch.tensor(list(own.values()), device=logits.device)
         num_others = self.input_batch.sampling_metadata.max_num_logprobs or 0
         decision = decide(step, own_slots, self._table, num_others)
@@ -340,6 +357,23 @@ class SSDModelRunner(_ModelRunner):
         ranks[rows, :most] = encode(verdicts.matched, verdicts.is_union, verdicts.is_forced, decision.is_broken)
         tensors = LogprobsTensors(ids.flatten(0, 1), logprobs.flatten(0, 1), ranks.flatten())
         return SamplerOutput(sampled_token_ids=token_ids, logprobs_tensors=tensors)
+
+
+def _fresh_blocks(scheduler_output: Any, sizes: list[int]) -> list[int]:
+    """The blocks that requests get in this step and that hold nothing of theirs yet; `sizes` of each cache's blocks."""
+    given = [(new.block_ids, new.num_computed_tokens) for new in scheduler_output.scheduled_new_reqs]
+    cached = scheduler_output.scheduled_cached_reqs
+    for request_id, blocks, computed in zip(
+        cached.req_ids, cached.new_block_ids, cached.num_computed_tokens, strict=True
+    ):
+        if blocks is not None:  # of one that was preempted these are all that it has, else those that are added
+            given.append((blocks, computed if request_id in cached.resumed_req_ids else 0))
+    return [
+        block
+        for blocks, computed in given
+        for of_cache, size in zip(blocks, sizes, strict=True)
+        for block in of_cache[-(-computed // size) :]
+    ]
 
 
 def _starts(counts: NDArray[np.int64]) -> NDArray[np.int64]:

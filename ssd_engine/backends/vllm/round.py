@@ -86,8 +86,11 @@ def decide(step: StepLogits, slots: Tensor, table: RequestTable, num_others: int
     stands = verdicts.token_ids >= 0
     stands[:, 0] = True
     is_broken = _in_rows(_has_failed(from_target, from_draft), step.counts) & stands
-    # What was chosen there may be no token at all, and a request that gets none would be decoded for ever.
-    return Decision(replace(verdicts, token_ids=verdicts.token_ids.masked_fill(is_broken, 0)), is_broken)
+    # What was chosen there may be no token at all, or none that a mask allows; and a request that gets no token would
+    # be decoded for ever.
+    some = torch.zeros_like(drafted) if allowed is None else allowed.long().argmax(-1)
+    token_ids = torch.where(is_broken, _in_rows(some, step.counts), verdicts.token_ids)
+    return Decision(replace(verdicts, token_ids=token_ids), is_broken)
 
 
 def draft(logits: Tensor, slots: Tensor, table: RequestTable, places: Tensor) -> Tensor:
@@ -115,9 +118,9 @@ def _has_failed(target: Predictions, draft: Predictions) -> Tensor:
     return (target.p[:, 0] + draft.p[:, 0]).isnan()
 
 
-def _in_rows(flags: Tensor, counts: list[int]) -> Tensor:
-    """[R, L] bool: `flags` [P] of each request's positions in a row of its own; after its end the last one again."""
-    sizes = torch.tensor(counts, device=flags.device)
+def _in_rows(values: Tensor, counts: list[int]) -> Tensor:
+    """[R, L] `values` [P] of each request's positions in a row of its own; after its end the last one again."""
+    sizes = torch.tensor(counts, device=values.device)
     last = sizes.cumsum(0) - 1
-    places = (last - sizes + 1)[:, None] + torch.arange(max(counts), device=flags.device)
-    return flags[places.minimum(last[:, None])]
+    places = (last - sizes + 1)[:, None] + torch.arange(max(counts), device=values.device)
+    return values[places.minimum(last[:, None])]
