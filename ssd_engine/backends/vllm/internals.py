@@ -260,7 +260,7 @@ class SSDModelRunner(_ModelRunner):
         if config is None:
             return None
         settings = RequestSettings(
-            config,
+            config=config,
             seed=params.seed,
             temperature=params.temperature if params.temperature >= _SAMPLING_EPS else 0.0,
             top_k=params.top_k if params.top_k > 0 else None,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _WORKER = "ssd_engine.backends.vllm.internals.SSDWorker"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class VllmPair:
     """Target and draft, and how vLLM is to run them."""
 
@@ -104,7 +104,14 @@ class VllmPair:
             raise InvalidRequestError(
                 f"engine_args={taken}: set by this backend; use its own options, or leave them out"
             )
-        return cls(str(target), draft, tokenizer, intake, config, {**arguments, **options.engine_args})
+        return cls(
+            target=str(target),
+            draft=draft,
+            tokenizer=tokenizer,
+            intake=intake,
+            config=config,
+            engine_args={**arguments, **options.engine_args},
+        )
 
     def make_decoder(self) -> VllmDecoder:
         """Start vLLM."""

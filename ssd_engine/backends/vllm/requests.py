@@ -43,7 +43,7 @@ def requested_config(block: Any, num_draft_tokens: int) -> SSDConfig | None:
     return config
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RequestSettings:
     """What one request asks for."""
 

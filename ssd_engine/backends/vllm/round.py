@@ -18,7 +18,7 @@ from ssd_engine.sampling import draw
 from ssd_engine.verify_batch import Positions, Verdicts, verify_batch
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StepLogits:
     """What both models say at the positions that can be decided, one request after the other."""
 
@@ -36,7 +36,7 @@ class StepLogits:
     """[P] int64 tokens of the answer before each position."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Decision:
     """What a step decides for R requests, of which one has at most L positions."""
 
@@ -90,7 +90,7 @@ def decide(step: StepLogits, slots: Tensor, table: RequestTable, num_others: int
     # be decoded for ever.
     some = torch.zeros_like(drafted) if allowed is None else allowed.long().argmax(-1)
     token_ids = torch.where(is_broken, _in_rows(some, step.counts), verdicts.token_ids)
-    return Decision(replace(verdicts, token_ids=token_ids), is_broken)
+    return Decision(verdicts=replace(verdicts, token_ids=token_ids), is_broken=is_broken)
 
 
 def draft(logits: Tensor, slots: Tensor, table: RequestTable, places: Tensor) -> Tensor:

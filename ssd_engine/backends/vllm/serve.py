@@ -16,7 +16,7 @@ from ssd_engine.errors import InvalidRequestError
 _TOOL_PARSER = "ssd", "ssd_engine.backends.vllm.tool_parser", "SSDToolParser"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ServerOptions:
     """Where the server listens, and what it takes.
 
