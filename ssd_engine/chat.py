@@ -62,7 +62,8 @@ def _parse_tool(index: int, tool: Any) -> dict[str, Any]:
         raise InvalidRequestError(f"tool {index} has the name {name!r}; give it one, as text")
     if not isinstance(parameters, Mapping | None):
         raise InvalidRequestError(f"tool {name!r} has the parameters {parameters!r}; give a JSON Schema, or none")
-    return dict(tool)
+    # `strict` is for whoever enforces the schema, not for the model.
+    return {**tool, "function": {key: value for key, value in function.items() if key != "strict"}}
 
 
 def _parse_message(index: int, message: Message) -> dict[str, Any]:

@@ -345,8 +345,8 @@ class SSDEngine:
         return await asyncio.gather(*map(answer, prompts))
 
     def count_tokens(self, prompt: Prompt, *, tools: Tools | None = None) -> int:
-        """Tokens of `prompt` as the target reads it, template included."""
-        return self._intake.count_tokens(prompt, tools)
+        """Tokens of `prompt` as the target reads it, template included; also of one that is too long to be answered."""
+        return len(self._intake.prompt_ids(prompt, tools, GenerationParams()))
 
     def encode(self, text: str) -> list[int]:
         """The target's ids of a text, without what stands at the beginning of a prompt."""

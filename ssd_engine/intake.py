@@ -83,9 +83,9 @@ class Intake:
         return min((length for length in lengths if length), default=None)
 
     @_of_bounded_depth()
-    def count_tokens(self, prompt: Prompt, tools: Tools | None) -> int:
-        """Tokens of `prompt` as the target reads it, template included; errors as for `request`."""
-        return len(self._target.encode(parse_prompt(prompt, tools), GenerationParams()))
+    def prompt_ids(self, prompt: Prompt, tools: Tools | None, params: GenerationParams) -> list[int]:
+        """The ids of `prompt` as the target reads it, template included, however many; errors as for `request`."""
+        return self._target.token_ids(parse_prompt(prompt, tools), params)
 
     @_of_bounded_depth()
     def request(

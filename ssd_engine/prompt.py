@@ -69,8 +69,8 @@ class PromptEncoder:
     vocabulary_size: int
     context_length: int | None
 
-    def encode(self, prompt: ParsedPrompt, params: GenerationParams) -> list[int]:
-        """Token ids of a prompt, checked against this model's vocabulary and context window."""
+    def token_ids(self, prompt: ParsedPrompt, params: GenerationParams) -> list[int]:
+        """Token ids of a prompt, checked against this model's vocabulary."""
         if isinstance(prompt, Conversation):
             ids = self.renderer.encode(
                 prompt,
@@ -86,6 +86,11 @@ class PromptEncoder:
             raise InvalidRequestError(
                 f"token id {unknown} is outside the {self.name}'s vocabulary of {self.vocabulary_size} tokens"
             )
+        return ids
+
+    def encode(self, prompt: ParsedPrompt, params: GenerationParams) -> list[int]:
+        """`token_ids`, checked against this model's context window."""
+        ids = self.token_ids(prompt, params)
         if self.context_length and len(ids) + params.max_new_tokens > self.context_length:
             raise ContextLengthError(
                 f"a prompt of {len(ids)} tokens and max_new_tokens={params.max_new_tokens} need "

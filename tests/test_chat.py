@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ssd_engine import SSDEngine
 from ssd_engine.chat import ChatRenderer, Conversation
-from ssd_engine.errors import InvalidRequestError
+from ssd_engine.errors import ContextLengthError, InvalidRequestError
 
 TOOL = {
     "type": "function",
@@ -200,3 +200,20 @@ def test_half_a_character_is_read_as_an_unknown_one(tiny_engine: SSDEngine) -> N
 def test_a_tool_that_is_none_is_named(tiny_engine: SSDEngine, tools: Any) -> None:
     with pytest.raises(InvalidRequestError, match="tool"):
         tiny_engine.generate([{"role": "user", "content": "x"}], tools=tools)
+
+
+def test_tokens_are_counted_also_where_they_are_too_many_to_be_answered(tiny_engine: SSDEngine) -> None:
+    """That is when histories are cut to size."""
+    messages = [{"role": "user", "content": "fox " * 3000}]
+    assert tiny_engine.context_length is not None
+    assert tiny_engine.count_tokens(messages) > tiny_engine.context_length
+    with pytest.raises(ContextLengthError):
+        tiny_engine.generate(messages)
+
+
+def test_that_a_tool_is_strict_is_not_told_to_the_model(tiny_engine: SSDEngine) -> None:
+    def count(**more: Any) -> int:
+        tools = [{"type": "function", "function": {"name": "f", "description": "does it", **more}}]
+        return tiny_engine.count_tokens([{"role": "user", "content": "x"}], tools=tools)
+
+    assert count(strict=True) == count(strict=False) == count()

@@ -35,7 +35,7 @@ class ChatRequest(ChatCompletionRequest):
     """The messages as they were sent, so that prompts have them word for word; but for the arguments of calls: they are
     sent as text, and templates want objects."""
     _tools: list[dict[str, Any]] = PrivateAttr([])
-    """The tools as they were sent; but for `strict`, which is for the server."""
+    """The tools as they were sent."""
 
     @model_validator(mode="wrap")
     @classmethod
@@ -43,7 +43,7 @@ class ChatRequest(ChatCompletionRequest):
         given = dict(data) if isinstance(data, Mapping) else {}
         request = handler(data)
         request._messages = [_with_parsed_calls(message) for message in given.get("messages") or ()]
-        request._tools = [_without_strict(tool) for tool in given.get("tools") or ()]
+        request._tools = list(given.get("tools") or ())
         return request
 
     @property
@@ -141,8 +141,3 @@ def _parsed(call: Any) -> Any:
         return {**call, "function": {**function, "arguments": json.loads(arguments or "{}")}}
     except ValueError:
         return call  # what a model once wrote stays as it was
-
-
-def _without_strict(tool: Any) -> Any:
-    function = {name: value for name, value in tool["function"].items() if name != "strict"}
-    return {**tool, "function": function}

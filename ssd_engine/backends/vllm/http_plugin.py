@@ -30,7 +30,7 @@ from ssd_engine.backends.vllm.decoder import lark
 from ssd_engine.backends.vllm.pair import generation_config
 from ssd_engine.backends.vllm.requests import EXTRA_ARG, requested_config
 from ssd_engine.backends.vllm.tap import DONE, Tap
-from ssd_engine.config import SSDConfig
+from ssd_engine.config import GenerationParams, SSDConfig
 from ssd_engine.errors import ContextLengthError, InvalidRequestError
 from ssd_engine.intake import Intake, ModelFacts, end_of_sequence_ids
 
@@ -99,21 +99,23 @@ class ServingChat(OpenAIServingChat):
         else:
             try:
                 request.require_possible()
+                token_ids = await asyncio.to_thread(
+                    self._intake.prompt_ids, request._messages, request._tools or None, self._params(request)
+                )
             except InvalidRequestError as error:
                 return _error(self._refused(error))
-            rendered = await self.render_chat_request(request)
-            if isinstance(rendered, ErrorResponse):
-                return _error(rendered)
-            token_ids = rendered[1][0]["prompt_token_ids"]
         return JSONResponse({"count": len(token_ids), "tokens": token_ids, "max_model_len": self._longest})
 
-    def _prepared(self, request: ChatRequest) -> tuple[list[int], str | None]:
+    def _params(self, request: ChatRequest) -> GenerationParams:
         variables = self._effective_chat_template_kwargs(request)
-        params = request.generation_params(
+        return request.generation_params(
             {name: value for name, value in variables.items() if name not in _RENDERING and value is not None}
         )
+
+    def _prepared(self, request: ChatRequest) -> tuple[list[int], str | None]:
+        params, tools = self._params(request), request._tools or None
         prepared = self._intake.request(
-            request._messages, None, params, self._default, request._tools or None, self._longest, lambda _: None
+            request._messages, None, params, self._default, tools, self._longest, lambda _: None
         )
         return list(prepared.target_ids), None if prepared.guide is None else lark(prepared.guide)
 
