@@ -45,8 +45,8 @@ class AnswerThread:
         self._rounds.put(None)
 
     def _work(self) -> None:
-        while not (self._has_ended or self._request.has_ended):
-            added = self._rounds.get()
-            for event in self._request.events(added) if added is not None else []:
-                self._has_ended = self._has_ended or is_last(event)
+        while not (self._has_ended or self._request.has_ended) and (added := self._rounds.get()) is not None:
+            for event in self._request.events(added):
+                if is_last(event):
+                    self._has_ended = True
                 self._request.deliver(event)

@@ -32,8 +32,8 @@ class Conversation:
         """Check `messages`; `InvalidRequestError` for an empty list, an unknown role or content that is no text."""
         if not messages:
             raise InvalidRequestError("the conversation is empty: messages=[]; give at least one message")
-        parsed = tuple(_parse_message(index, message) for index, message in enumerate(messages))
-        return cls(parsed, parse_tools(tools or ()))
+        parsed = tuple(plain(_parse_message(index, message)) for index, message in enumerate(messages))
+        return cls(parsed, tuple(plain(tool) for tool in parse_tools(tools or ())))
 
     def with_system_prompt(self, text: str) -> Conversation:
         """The conversation with `text` before its own system prompt."""
@@ -75,7 +75,21 @@ def _parse_message(index: int, message: Message) -> dict[str, Any]:
         )
     # Chat templates know the older name alone, and some drop a message whose role they do not know.
     role = "system" if message["role"] == "developer" else message["role"]
+    _require_calls(index, message.get("tool_calls"))
     return {**message, "role": role, "content": _text_of(index, message.get("content"))}
+
+
+def _require_calls(index: int, calls: Any) -> None:
+    """Raise `InvalidRequestError` where a message's tool calls are none."""
+    if not isinstance(calls, list | tuple | None):
+        raise InvalidRequestError(f"message {index} has tool_calls={calls!r}; give a list of calls, or none")
+    for call in calls or ():
+        function = call.get("function", call) if isinstance(call, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise InvalidRequestError(
+                f"message {index} has the tool call {call!r}; give "
+                '{"type": "function", "function": {"name": ..., "arguments": ...}}'
+            )
 
 
 def _text_of(index: int, content: Any) -> str:
@@ -109,11 +123,17 @@ class ChatRenderer:
         names = "|".join(re.escape(token) for token in control if len(token) > 1 and token.strip())
         self._control_start = re.compile(f"(?=(?:{names}))(.)", re.DOTALL) if names else None
 
-    def encode_text(self, text: str) -> list[int]:
-        """Ids of plain text, with what the tokenizer itself puts before a text (a beginning-of-sequence token)."""
+    def encode_text(self, text: str, *, begins_prompt: bool = True) -> list[int]:
+        """Ids of plain text, in which nothing is a control token.
+
+        Args:
+            text: the text.
+            begins_prompt: whether what the tokenizer puts before a text (a beginning-of-sequence token) is wanted.
+        """
+        text = plain(text)
         mark = _unused_character([text])
         first, *rest = self._broken(text, mark).split(mark)
-        ids = list(self.tokenizer(first).input_ids)
+        ids = list(self.tokenizer(first, add_special_tokens=begins_prompt).input_ids)
         return ids + [i for part in rest for i in self._encode(part)]
 
     def encode(
@@ -129,7 +149,7 @@ class ChatRenderer:
         `template_kwargs`, are encoded as the plain characters they are made of. Raises `InvalidRequestError` where the
         template refuses the conversation, or a variable has the name of an argument of `apply_chat_template`.
         """
-        variables = dict(template_kwargs or {})
+        variables = plain(template_kwargs or {})
         if taken := sorted(variables.keys() & self._no_variables):
             raise InvalidRequestError(
                 f"template_kwargs={taken}: these are no variables of a chat template but settings of how it is "
@@ -172,7 +192,6 @@ class ChatRenderer:
 
     def _broken(self, text: str, mark: str) -> str:
         """`text` with `mark` behind the first character of each control token, where encoding is to be interrupted."""
-        text = _well_formed(text)
         return self._control_start.sub(rf"\1{mark}", text) if self._control_start else text
 
     def _break_strings(self, value: Any, mark: str) -> Any:
@@ -182,9 +201,7 @@ class ChatRenderer:
             return {self._break_strings(k, mark): self._break_strings(v, mark) for k, v in value.items()}
         if isinstance(value, list | tuple):
             return [self._break_strings(item, mark) for item in value]
-        if value is None or isinstance(value, bool | int | float):
-            return value
-        return self._broken(str(value), mark)  # as the template would write it
+        return value
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -197,11 +214,20 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(item)
 
 
-def _well_formed(text: str) -> str:
-    """`text` without halves of characters (surrogates), which no tokenizer takes: U+FFFD in their place."""
-    if not _SURROGATE.search(text):
-        return text
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+def plain(value: Any) -> Any:
+    """`value` as JSON has it: what JSON does not know becomes the text that a template would write of it.
+
+    Halves of characters (surrogates), which no tokenizer takes, become U+FFFD.
+    """
+    if isinstance(value, str):
+        if not _SURROGATE.search(value):
+            return value
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, Mapping):
+        return {plain(key if isinstance(key, str) else str(key)): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value if value is None or isinstance(value, bool | int | float) else plain(str(value))
 
 
 def _unused_character(texts: Iterable[str]) -> str:

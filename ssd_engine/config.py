@@ -26,6 +26,8 @@ OnRisk = RiskAction | Callable[[Any], RiskAction | None]
 """What to do about risk; a function is given the `SafetyTrace`, in a thread of the request's own, where it may wait, or
 ask the same engine. What it raises ends this request."""
 REFUSAL_TEXT = "I can't help with that."
+API_KEY_VARIABLE = "SSD_API_KEY"
+"""The environment variable that has a server's key."""
 
 
 class Settings(BaseModel):

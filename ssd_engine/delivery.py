@@ -10,11 +10,11 @@ import asyncio
 import contextlib
 import queue
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Collection, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from functools import partial
 from typing import Protocol
 
-from ssd_engine.errors import EngineClosedError
+from ssd_engine.errors import EngineBusyError, EngineClosedError
 from ssd_engine.request import Event, Request, is_last
 from ssd_engine.result import GenerationResult, Piece
 
@@ -28,11 +28,14 @@ class Line(Protocol):
     """Where requests are put to be answered: the scheduler of a pair in this process, or the way to a server."""
 
     @property
-    def max_waiting(self) -> int:
-        """Most requests of one batch that are put there together."""
+    def batch_limit(self) -> int:
+        """Most requests of one batch that are under way together."""
 
     def submit(self, request: Request) -> None:
         """Put a request in line; its pieces go to its `deliver`."""
+
+    def wait_for_place(self, timeout: float) -> bool:
+        """After `EngineBusyError`: wait, at most `timeout` seconds, for a place; False where that is of no use."""
 
     def cancel(self, request: Request) -> None:
         """Give a request up; nothing more is delivered."""
@@ -43,7 +46,7 @@ class Line(Protocol):
 
     @property
     def lost_error(self) -> EngineClosedError | None:
-        """What a caller has to be told whom nobody will tell anything any more."""
+        """The error for a caller that still waits although the worker is gone; None while it lives."""
 
     @property
     def is_closed(self) -> bool:
@@ -94,7 +97,10 @@ def into_loop(loop: asyncio.AbstractEventLoop, events: asyncio.Queue[Event]) -> 
 
 
 def results_of(scheduler: Line, prepare: Sequence[Callable[[Deliver], Request]]) -> list[GenerationResult | Exception]:
-    """Prepare and answer requests, at most `max_waiting` of them under way; what goes wrong stands in its place."""
+    """Prepare and answer requests, at most `batch_limit` of them under way; what goes wrong stands in its place.
+
+    The requests have one timeout, so that the one that was submitted first runs out of time first.
+    """
     results: dict[int, GenerationResult | Exception] = {}
     requests: dict[int, Request] = {}
     events: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
@@ -106,11 +112,16 @@ def results_of(scheduler: Line, prepare: Sequence[Callable[[Deliver], Request]])
 
     try:
         while left or requests:
-            while left and len(requests) < scheduler.max_waiting:
+            while left and len(requests) < scheduler.batch_limit:
                 index, make = left.popleft()
                 try:
                     request = make(partial(deliver, index))
                     scheduler.submit(request)
+                except EngineBusyError as error:  # the line is full of others' requests
+                    if requests or scheduler.wait_for_place(_CHECK_SECONDS):
+                        left.appendleft((index, make))
+                        break
+                    results[index] = error
                 except Exception as error:
                     results[index] = error
                 else:
@@ -130,7 +141,7 @@ def _next_event(scheduler: Line, request: Request, events: queue.SimpleQueue[Eve
     error: BaseException | None = scheduler.lost_error
     while error is None:
         with contextlib.suppress(queue.Empty):
-            return events.get(timeout=_patience([request]))
+            return events.get(timeout=_patience(request))
         error = _overdue(scheduler, request)
     with contextlib.suppress(queue.Empty):
         return events.get_nowait()  # came while it was looked for what is wrong
@@ -141,7 +152,7 @@ async def _anext_event(scheduler: Line, request: Request, events: asyncio.Queue[
     error: BaseException | None = scheduler.lost_error
     while error is None:
         with contextlib.suppress(TimeoutError):
-            return await asyncio.wait_for(events.get(), _patience([request]))
+            return await asyncio.wait_for(events.get(), _patience(request))
         error = _overdue(scheduler, request)
     await asyncio.sleep(0)  # for what the loop was given meanwhile
     return error if events.empty() else events.get_nowait()
@@ -151,17 +162,18 @@ def _ended(
     scheduler: Line, requests: dict[int, Request], events: queue.SimpleQueue[tuple[int, Event]]
 ) -> list[tuple[int, Event]]:
     """The requests that have ended, if need be by themselves; none where it is only time to look again."""
+    index, first = next(iter(requests.items()))
     with contextlib.suppress(queue.Empty):
-        return [events.get(timeout=_patience(requests.values()))]
-    overdue = [(index, error) for index, request in requests.items() if (error := _overdue(scheduler, request))]
+        return [events.get(timeout=_patience(first))]
+    error = _overdue(scheduler, first)
     with contextlib.suppress(queue.Empty):
         return [events.get_nowait()]
-    return list(overdue)
+    return [] if error is None else [(index, error)]
 
 
-def _patience(requests: Collection[Request]) -> float:
-    """Seconds to wait before the requests are looked after."""
-    return min([_CHECK_SECONDS, *(left for request in requests if (left := request.remaining) is not None)])
+def _patience(request: Request) -> float:
+    """Seconds to wait before a request is looked after."""
+    return _CHECK_SECONDS if request.remaining is None else min(_CHECK_SECONDS, request.remaining)
 
 
 def _overdue(scheduler: Line, request: Request) -> Exception | None:

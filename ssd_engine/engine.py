@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from ssd_engine.config import Backend, GenerationParams, SSDConfig
 from ssd_engine.delivery import Deliver, Line, apieces_of, into_loop, pieces_of, results_of
-from ssd_engine.errors import InvalidRequestError
+from ssd_engine.errors import EngineBusyError, InvalidRequestError
 from ssd_engine.intake import Intake, ModelFacts, end_of_sequence_ids
 from ssd_engine.models.presets import default_preset, get_preset, title
 from ssd_engine.prompt import Prompt, Tools
@@ -333,14 +333,19 @@ class SSDEngine:
         self, prompts: Sequence[Prompt], params: GenerationParams | None = None, *, tools: Tools | None = None
     ) -> list[GenerationResult | Exception]:
         """`batch` for an event loop."""
-        places = asyncio.Semaphore(self._scheduler.max_waiting)
+        places, turn = asyncio.Semaphore(self._scheduler.batch_limit), asyncio.Lock()
 
         async def answer(prompt: Prompt) -> GenerationResult | Exception:
             async with places:
-                try:
-                    return await self.agenerate(prompt, params, tools=tools)
-                except Exception as error:
-                    return error
+                while True:
+                    try:
+                        return await self.agenerate(prompt, params, tools=tools)
+                    except EngineBusyError as error:  # the line is full of others' requests
+                        async with turn:
+                            if not await asyncio.to_thread(self._scheduler.wait_for_place, 1.0):
+                                return error
+                    except Exception as error:
+                        return error
 
         return await asyncio.gather(*map(answer, prompts))
 
@@ -350,7 +355,7 @@ class SSDEngine:
 
     def encode(self, text: str) -> list[int]:
         """The target's ids of a text, without what stands at the beginning of a prompt."""
-        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+        return self._intake.encode_plain(text)
 
     @property
     def context_length(self) -> int | None:

@@ -149,7 +149,7 @@ class Intake:
 
     def encode_plain(self, text: str) -> list[int]:
         """The target's ids of a text, without what stands at the beginning of a prompt."""
-        return list(self._tokenizer(text, add_special_tokens=False).input_ids)
+        return self._target.renderer.encode_text(text, begins_prompt=False)
 
     def decode(self, token_id: int) -> str:
         """What a token is by itself."""

@@ -7,15 +7,13 @@ import weakref
 from typing import Any
 
 from ssd_engine.answer import Answer, AnswerSettings
-from ssd_engine.config import GenerationParams, SSDConfig
+from ssd_engine.config import API_KEY_VARIABLE, GenerationParams, SSDConfig
 from ssd_engine.delivery import Deliver
 from ssd_engine.engine import SSDEngine
 from ssd_engine.errors import InvalidRequestError, ModelLoadError
 from ssd_engine.prompt import Prompt, Tools
 from ssd_engine.registry import Registry
 from ssd_engine.request import Request
-
-API_KEY_VARIABLE = "SSD_API_KEY"
 
 
 class RemoteEngine(SSDEngine):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import httpx
 import openai
 
+from ssd_engine.config import API_KEY_VARIABLE
 from ssd_engine.errors import (
     ContextLengthError,
     EngineBusyError,
@@ -14,7 +15,6 @@ from ssd_engine.errors import (
     SSDError,
 )
 
-API_KEY_VARIABLE = "SSD_API_KEY"
 _BAD_REQUEST = (400, 413, 422)
 _NO_ACCESS = (401, 403)
 _TOO_MANY = 429
@@ -44,7 +44,7 @@ def _translated(error: Exception, url: str) -> SSDError:
         return _lost(cause if isinstance(cause, Exception) else error, url)
     if isinstance(error, openai.APIError):
         return SSDError(f"the server at {url} could not finish the answer: {error.message}")
-    if isinstance(error, httpx.HTTPError):
+    if isinstance(error, httpx.HTTPError | TimeoutError):
         return _lost(error, url)
     return SSDError(f"the server at {url} sent what is no answer ({type(error).__name__}: {error}); is it `ssd serve`?")
 

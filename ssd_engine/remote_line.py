@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import threading
 import time
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar, cast
@@ -48,7 +49,7 @@ class RemoteLine:
     A generation is sent once: again only where the server said (status 429 or 503) that it has not taken it.
     """
 
-    max_waiting = _AT_ONCE
+    batch_limit = _AT_ONCE
 
     def __init__(self, url: str, key: str) -> None:
         self._url = url
@@ -56,7 +57,7 @@ class RemoteLine:
             base_url=url, api_key=key, http_client=httpx.AsyncClient(limits=_LIMITS, follow_redirects=True)
         )
         self._pid = os.getpid()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # `close` may be called by a collection of garbage within it
         self._running: dict[Request, tuple[Future[None], RemoteAnswer]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -68,11 +69,10 @@ class RemoteLine:
         Raises:
             EngineClosedError: the line is closed.
         """
-        if (error := self.closed_error) is not None:
-            raise error
         request = cast("RemoteRequest", request)
         answer = RemoteAnswer(request, self._url)
         with self._lock:
+            self._require_open()
             request.submitted = time.perf_counter()
             self._running[request] = (self._started(self._answer(request, answer)), answer)
 
@@ -90,19 +90,24 @@ class RemoteLine:
 
     def ask(self, question: Callable[[openai.AsyncOpenAI], Awaitable[T]]) -> T:
         """The answer to what is no generation; what goes wrong is raised as this package's errors."""
-        if (closed := self.closed_error) is not None:
-            raise closed
 
         async def answer() -> T:
             async with asyncio.timeout(_ASK_SECONDS):
                 return await question(self._client)
 
         with self._lock:
+            self._require_open()
             job: Future[T] = self._started(answer())
         try:
-            return job.result()
+            return job.result(timeout=2 * _ASK_SECONDS)
+        except CancelledError as error:
+            raise EngineClosedError("the engine was closed before the server had answered") from error
         except Exception as error:
             raise told(error, self._url) from None
+
+    def wait_for_place(self, timeout: float) -> bool:
+        """False: a server is asked again for as long as it makes sense, so there is nothing more to wait for."""
+        return False
 
     @property
     def closed_error(self) -> EngineClosedError | None:
@@ -116,7 +121,7 @@ class RemoteLine:
 
     @property
     def lost_error(self) -> EngineClosedError | None:
-        """What a caller has to be told whom nobody will tell anything any more."""
+        """The error for a caller that still waits although the thread is gone; None while it lives."""
         thread = self._thread
         if self._is_forked or (thread is not None and not thread.is_alive()):
             return self.closed_error or EngineClosedError("the thread of this engine is gone; make a new engine")
@@ -158,14 +163,19 @@ class RemoteLine:
     def _started(self, job: Any) -> Future[Any]:
         """`job` on its way in the loop, which runs from the first one on."""
         if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-            self._thread = threading.Thread(target=_run, args=[self._loop], name="ssd-remote", daemon=True)
-            self._thread.start()
+            loop = asyncio.new_event_loop()
+            thread = threading.Thread(target=_run, args=[loop], name="ssd-remote", daemon=True)
+            thread.start()
+            self._loop, self._thread = loop, thread
         return asyncio.run_coroutine_threadsafe(job, self._loop)
+
+    def _require_open(self) -> None:
+        if (error := self.closed_error) is not None:
+            raise error
 
     async def _answer(self, request: RemoteRequest, answer: RemoteAnswer) -> None:
         try:
-            async with await self._begun(request) as chunks:
+            async with asyncio.timeout(request.remaining), await self._begun(request) as chunks:
                 async for chunk in chunks:
                     answer.take(chunk)
                     if answer.has_ended:
@@ -175,7 +185,7 @@ class RemoteLine:
             raise broke_off(self._url, "the connection was closed")
         except Exception as error:
             answer.stop()
-            request.deliver(told(error, self._url))
+            request.deliver(request.timeout_error or told(error, self._url))
         finally:
             with self._lock:
                 self._running.pop(request, None)
@@ -249,7 +259,8 @@ def _asked_seconds(error: BaseException) -> float:
     """How long a server wants to be left alone: its header Retry-After, in seconds or as a date (RFC 9110, 10.2.3)."""
     asked = error.response.headers.get("Retry-After", "0") if isinstance(error, openai.APIStatusError) else "0"
     with suppress(ValueError):
-        return max(float(asked), 0.0)
+        seconds = float(asked)
+        return max(seconds, 0.0) if math.isfinite(seconds) else 0.0
     with suppress(ValueError):
         return max(parsedate_to_datetime(asked).timestamp() - time.time(), 0.0)
     return 0.0

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from ssd_engine.chat import Conversation
+from ssd_engine.chat import Conversation, plain
 from ssd_engine.config import GenerationParams
 from ssd_engine.errors import InvalidRequestError
 from ssd_engine.prompt import Prompt, Tools, offered_tools, parse_prompt
@@ -32,7 +32,7 @@ def chat_arguments(model: str, prompt: Prompt, params: GenerationParams, tools: 
     if params.top_k is not None:
         further["top_k"] = params.top_k
     if params.template_kwargs:
-        further["chat_template_kwargs"] = params.template_kwargs
+        further["chat_template_kwargs"] = plain(params.template_kwargs)
     if params.continue_final_message:
         further |= {"continue_final_message": True, "add_generation_prompt": False}
     arguments: dict[str, Any] = {
@@ -69,7 +69,7 @@ def _message(message: Mapping[str, Any]) -> dict[str, Any]:
 
 def _call(place: int, call: Mapping[str, Any]) -> dict[str, Any]:
     function = call.get("function", call)
-    arguments = function["arguments"]
+    arguments = function.get("arguments", {})
     text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
     return {
         "id": call.get("id") or f"call_{place}",
@@ -85,16 +85,15 @@ def _tools(tools: Tools, params: GenerationParams) -> dict[str, Any]:
     if choice not in ("auto", "none"):
         choice = "required" if choice == "any" else {"type": "function", "function": {"name": choice}}
     return {
-        "tools": [_tool(tool, strict=params.strict) for tool in tools],
+        "tools": [plain(_tool(tool, strict=params.strict)) for tool in tools],
         "tool_choice": choice,
         "parallel_tool_calls": params.parallel_tool_calls,
     }
 
 
-def _tool(tool: Mapping[str, Any], *, strict: bool | None) -> dict[str, Any]:
+def _tool(tool: Mapping[str, Any], *, strict: bool | None) -> Mapping[str, Any]:
     """A tool with the request's own `strict`, since that is what holds here."""
-    function = {name: value for name, value in tool["function"].items() if name != "strict"}
-    return {**tool, "function": function if strict is None else {**function, "strict": strict}}
+    return tool if strict is None else {**tool, "function": {**tool["function"], "strict": strict}}
 
 
 def _response_format(params: GenerationParams, further: dict[str, Any]) -> dict[str, Any]:

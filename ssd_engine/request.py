@@ -87,14 +87,21 @@ class Request:
             result = self.answer.result(len(self.target_ids), added.cached_prompt_tokens, replace(timings))
             return [replace(piece, result=result)]
         except Exception as error:
-            return [error]
+            if not isinstance(error, StopIteration | StopAsyncIteration):  # these mean something else in a generator
+                return [error]
+            return [_ended_by(error)]
         except BaseException as error:  # of a callback: it is not for the thread that happens to run it
-            ended = SSDError(
-                f"the answer was ended by {type(error).__name__}: {error}; raise an Exception to end one request, and "
-                "end the program elsewhere"
-            )
-            ended.__cause__ = error
-            return [ended]
+            return [_ended_by(error)]
+
+
+def _ended_by(error: BaseException) -> SSDError:
+    """What is told in the place of an exception that cannot be passed on as it is."""
+    ended = SSDError(
+        f"the answer was ended by {type(error).__name__}: {error}; raise another Exception to end one request, and end "
+        "the program elsewhere"
+    )
+    ended.__cause__ = error
+    return ended
 
 
 def is_last(event: Event) -> bool:

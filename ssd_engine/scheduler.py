@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 
+class DecoderError(Exception):
+    """A decoder can decode no more, whatever it is asked: the engine ends."""
+
+
 class DecodedSequence(Protocol):
     """A sequence that a backend is decoding."""
 
@@ -44,7 +48,7 @@ S = TypeVar("S", bound=DecodedSequence)
 
 
 class Decoder(Protocol[S]):
-    """What a backend gives the scheduler."""
+    """What a backend gives the scheduler. Any of its methods may raise `DecoderError`."""
 
     def open(
         self,
@@ -107,7 +111,7 @@ class Scheduler(Generic[S]):
     ) -> None:
         self._decoder = decoder
         self._max_batch_size = max_batch_size
-        self.max_waiting = max_waiting
+        self._max_waiting = max_waiting
         # In order of arrival; a request that is given up leaves from anywhere in constant time.
         self._waiting: OrderedDict[Request, None] = OrderedDict()
         self._running: list[_Running[S]] = []
@@ -131,7 +135,7 @@ class Scheduler(Generic[S]):
         with self._changed:
             if (error := self.closed_error) is not None:
                 raise error
-            if len(self._waiting) >= self.max_waiting:
+            if not self._has_place:
                 raise EngineBusyError(
                     f"{len(self._waiting)} requests wait, the most that this engine takes; come again later, or raise "
                     "max_waiting"
@@ -142,13 +146,27 @@ class Scheduler(Generic[S]):
                 self._thread = thread
             request.submitted = time.perf_counter()
             self._waiting[request] = None
-            self._changed.notify()
+            self._changed.notify_all()
 
     def cancel(self, request: Request) -> None:
         """Give a request up, within one round where it runs; nothing more is delivered."""
         request.is_cancelled = True
+        self._leave_line(request)
+
+    def wait_for_place(self, timeout: float) -> bool:
+        """Wait, at most `timeout` seconds, until a request can be put in line, or none ever will."""
         with self._changed:
-            self._waiting.pop(request, None)
+            self._changed.wait_for(lambda: self._closed or self._has_place, timeout)
+        return True
+
+    @property
+    def batch_limit(self) -> int:
+        """Most requests of one batch that are under way together."""
+        return self._max_batch_size + self._max_waiting
+
+    @property
+    def _has_place(self) -> bool:
+        return len(self._waiting) < self._max_waiting
 
     @property
     def closed_error(self) -> EngineClosedError | None:
@@ -157,7 +175,7 @@ class Scheduler(Generic[S]):
 
     @property
     def lost_error(self) -> EngineClosedError | None:
-        """What a caller has to be told whom no worker will tell anything any more."""
+        """The error for a caller that still waits although the worker is gone; None while it lives."""
         thread = self._thread
         if self._is_forked or (thread is not None and not thread.is_alive()):
             return self._closed_error("the engine's worker is gone; make a new engine")
@@ -186,7 +204,7 @@ class Scheduler(Generic[S]):
             has_worker = self._thread is not None
             is_first = not self._closed
             self._closed = True
-            self._changed.notify()
+            self._changed.notify_all()
         if self._is_forked:
             return  # the models are the parent's
         if self._thread is not None and self._thread is not threading.current_thread():
@@ -250,6 +268,8 @@ class Scheduler(Generic[S]):
                 )
                 if sequence is None and not self._running:
                     raise SSDError("there is no room for this request although nothing runs; make a new engine")
+            except DecoderError:
+                raise
             except Exception as error:
                 self._leave_line(request)
                 request.deliver(error)
@@ -264,6 +284,7 @@ class Scheduler(Generic[S]):
             self._waiting.pop(request, None)
             if running is not None:
                 self._running.append(running)
+            self._changed.notify_all()
 
     def _read_prompts(self) -> None:
         """Read parts of prompts."""
@@ -276,6 +297,8 @@ class Scheduler(Generic[S]):
             begin = self._clock()
             try:
                 self._decoder.read_prompt(running.sequence)
+            except DecoderError:
+                raise
             except Exception as error:
                 self._end(running, error)
             self._reading.has_read(self._clock() - begin)
@@ -288,6 +311,8 @@ class Scheduler(Generic[S]):
         begin = self._clock()
         try:
             outcomes = self._decoder.round([running.sequence for running in ready])
+        except DecoderError:
+            raise
         except Exception as error:
             outcomes = [error for _ in ready]
         self._reading.has_decoded(self._clock() - begin)
@@ -334,6 +359,7 @@ class Scheduler(Generic[S]):
         """Tell every request that there will be no more."""
         with self._changed:
             self._closed = True
+            self._changed.notify_all()
             ended, self._running = self._running, []
             waiting, self._waiting = list(self._waiting), OrderedDict()
         for running in ended:

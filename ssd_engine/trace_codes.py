@@ -26,7 +26,7 @@ _MATCHED, _UNION, _FORCED, _BEGINS_ROUND, _NOT_NUMBERS = 1, 2, 4, 8, 16
 def encode(matched: Tensor, is_union: Tensor, is_forced: Tensor, is_broken: Tensor) -> Tensor:
     """[R, L] ranks, which count from 1, that say how rounds of up to L tokens were chosen.
 
-    `is_broken` says where the models' numbers were none, so that nothing was chosen at all.
+    `is_broken` says where the models' numbers were NaN, so that nothing was chosen at all.
     """
     ranks = 1 + _MATCHED * matched.long() + _UNION * is_union.long() + _FORCED * is_forced.long()
     ranks += _NOT_NUMBERS * is_broken.long()
@@ -64,7 +64,7 @@ class TraceReader:
             top: how many of the likeliest tokens are to be told; None: not even the chosen one's log-probability.
 
         Raises:
-            SSDError: the models' numbers are none.
+            SSDError: the models' numbers are NaN.
         """
         return with_logprobs(self.read_code(token_id, logprobs[token_id].rank - 1), logprobs, top)
 

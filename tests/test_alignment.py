@@ -237,6 +237,7 @@ def test_an_unfinished_checkpoint_is_kept_under_another_name_and_the_one_before_
 ) -> None:
     checkpoints = tmp_path / "checkpoints"
     shutil.copytree(stopped[0] / "work" / "checkpoints", checkpoints)
+    (checkpoints / "checkpoint-best").mkdir()  # of the user's own
     for again in ("", "-2"):
         last = checkpoints / "checkpoint-20"
         if not last.exists():  # the training has come there again, and was killed again

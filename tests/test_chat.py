@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from ssd_engine import SSDEngine
+from ssd_engine import GenerationParams, SSDEngine
 from ssd_engine.chat import ChatRenderer, Conversation
 from ssd_engine.errors import ContextLengthError, InvalidRequestError
+from ssd_engine.remote_request import chat_arguments
 
 TOOL = {
     "type": "function",
@@ -217,3 +219,25 @@ def test_that_a_tool_is_strict_is_not_told_to_the_model(tiny_engine: SSDEngine) 
         return tiny_engine.count_tokens([{"role": "user", "content": "x"}], tools=tools)
 
     assert count(strict=True) == count(strict=False) == count()
+
+
+@pytest.mark.parametrize("calls", [5, ["x"], [{"function": None}], [{"function": {"arguments": {}}}], [{"name": 3}]])
+def test_a_tool_call_that_is_none_is_named(tiny_engine: SSDEngine, calls: Any) -> None:
+    with pytest.raises(InvalidRequestError, match="message 0 has"):
+        tiny_engine.generate([{"role": "assistant", "content": "x", "tool_calls": calls}])
+
+
+def test_what_is_no_json_is_read_as_it_would_be_written(tiny_engine: SSDEngine) -> None:
+    """Keys that are no text, bytes, sets: none of them is an error, and a server would be sent the same."""
+    arguments = {(1, 2): {3}, "half": "\ud800", b"x": 1.5}
+    calls = [{"function": {"name": "f", "arguments": arguments}}]
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "", "tool_calls": calls}]
+    assert tiny_engine.count_tokens(messages) > 0
+    sent = chat_arguments("pair", messages, GenerationParams(template_kwargs={"a": {3}}), None)
+    assert "half" in json.dumps(sent, ensure_ascii=False).encode().decode()
+
+
+def test_ids_of_a_text_are_of_text_alone(tiny_engine: SSDEngine, tokenizer: PreTrainedTokenizerFast) -> None:
+    assert tokenizer.convert_tokens_to_ids("<|im_end|>") not in tiny_engine.encode("a<|im_end|>b")
+    assert tiny_engine.encode("a\ud800") == tiny_engine.encode("a\ufffd")
+    assert tiny_engine.encode("What is") == tokenizer("What is", add_special_tokens=False).input_ids

@@ -16,6 +16,7 @@ from ssd_engine.evaluation.answering import PairOptions
 from ssd_engine.evaluation.judges import ChatJudge
 from ssd_engine.evaluation.safety import EvalSources, Evaluation
 from ssd_engine.evaluation.safety import evaluate as evaluate_pair
+from ssd_engine.evaluation.safety_report import _speeds
 from ssd_engine.evaluation.settings import EvalSettings
 
 TOO_LONG = "No model reads this to its end. " * 2000
@@ -171,3 +172,12 @@ def test_a_judge_that_is_out_of_reach_is_not_asked_for_ever(pair: PairOptions, t
     [failed] = done.report.failures
     assert failed.count == failed.total == 18
     assert {line.judge for line in done.report.lines} == {"phrases", "paper's"}
+
+
+def test_speeds_are_over_the_trials_that_all_have_answered() -> None:
+    """The second trial, which is slower, failed for one of the two."""
+    rows = [
+        {"contestant": contestant, "trial": trial, "seconds": seconds, "token_ids": [1] * 10}
+        for contestant, trial, seconds in (("target", "a", 1.0), ("ssd", "a", 0.5), ("ssd", "b", 10.0))
+    ]
+    assert {name: speed.tokens_per_second for name, speed in _speeds(rows).items()} == {"target": 10.0, "ssd": 20.0}

@@ -16,6 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from ssd_engine import GenerationParams, GenerationResult, Grammar, SSDConfig, SSDEngine, shared
 from ssd_engine.errors import EngineBusyError, EngineClosedError, InvalidRequestError, RequestTimeoutError, SSDError
+from ssd_engine.request import Request
+from ssd_engine.scheduler import DecoderError
 
 Pair = tuple[PreTrainedModel, PreTrainedModel]
 SHORT = GenerationParams(max_new_tokens=12)
@@ -47,7 +49,11 @@ class FaultyDecoder:
         return call
 
 
-@pytest.mark.parametrize("error", [ValueError("bad luck"), SystemExit(3)], ids=["Exception", "BaseException"])
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("bad luck"), SystemExit(3), DecoderError("the models have died")],
+    ids=lambda e: type(e).__name__,
+)
 @pytest.mark.parametrize("call", [1, 3, 6])
 @pytest.mark.parametrize("method", ["open", "read_prompt", "round", "close"])
 def test_every_caller_has_an_outcome_wherever_the_decoder_fails(
@@ -73,12 +79,12 @@ def test_every_caller_has_an_outcome_wherever_the_decoder_fails(
         else:
             assert result.token_ids == token_ids
     afterwards = Outcome(lambda: engine.generate(PROMPTS[0], SHORT)).get()
+    assert engine.is_closed or not isinstance(error, DecoderError | SystemExit)
     if engine.is_closed:
         assert isinstance(afterwards, EngineClosedError)
         assert afterwards.__cause__ is error
         assert type(error).__name__ in str(afterwards)
     else:
-        assert isinstance(error, Exception)
         assert afterwards.token_ids == expected[0]
         assert any(isinstance(result, BaseException) for result in results)
     engine.close()
@@ -210,6 +216,41 @@ def test_a_batch_that_is_longer_than_the_line_loses_nothing(
         assert [result.token_ids for result in results if isinstance(result, GenerationResult)] == expected
 
 
+@pytest.mark.parametrize("is_async", [False, True])
+def test_batches_that_share_a_short_line_lose_nothing(
+    tiny_pair: Pair, tokenizer: PreTrainedTokenizerFast, is_async: bool
+) -> None:
+    prompts = [[1, 2, 3 + i] for i in range(12)]
+    with SSDEngine(*tiny_pair, tokenizer, max_batch_size=1, max_waiting=1) as engine:
+
+        def ask() -> list[Any]:
+            return asyncio.run(engine.abatch(prompts, SHORT)) if is_async else engine.batch(prompts, SHORT)
+
+        outcomes = [Outcome(ask) for _ in range(3)]
+        for outcome in outcomes:
+            assert all(isinstance(result, GenerationResult) for result in outcome.get())
+
+
+def test_the_work_of_waiting_for_a_batch_grows_with_its_length(
+    tiny_engine: SSDEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted in looks at what is left of a request's time."""
+    looks = 0
+    remaining = Request.remaining.fget
+    assert remaining is not None
+
+    def counted(request: Request) -> float | None:
+        nonlocal looks
+        looks += 1
+        return remaining(request)
+
+    monkeypatch.setattr(Request, "remaining", property(counted))
+    prompts = [[1, 2, 3 + i] for i in range(150)]
+    results = tiny_engine.batch(prompts, GenerationParams(max_new_tokens=1, timeout=600))
+    assert all(isinstance(result, GenerationResult) for result in results)
+    assert looks < 40 * len(prompts)
+
+
 def test_a_request_that_is_given_up_leaves_the_line(stuck: SSDEngine) -> None:
     outcomes = [Outcome(lambda: stuck.generate([1, 2], GenerationParams(timeout=0.5))) for _ in range(5)]
     wait_for(lambda: stuck.num_waiting == 5)
@@ -224,7 +265,7 @@ def one_bin(on_risk: Any) -> GenerationParams:
     return GenerationParams(max_new_tokens=12, on_risk=on_risk, ssd=SSDConfig(bin_size=3))
 
 
-@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt("stop")])
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt("stop"), StopIteration("stop")])
 @pytest.mark.parametrize("caller", CALLERS)
 def test_a_callback_that_ends_the_program_ends_its_own_request(
     tiny_engine: SSDEngine, caller: Any, error: BaseException

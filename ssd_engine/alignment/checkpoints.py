@@ -18,7 +18,8 @@ def last_whole_checkpoint(folder: Path, report: Reporter) -> str | None:
     Raises:
         InvalidDataError: the last checkpoint cannot be read, which says nothing of what it holds; it is left as it is.
     """
-    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    numbered = (path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal())
+    checkpoints = sorted(numbered, key=lambda path: int(path.name.removeprefix("checkpoint-")))
     for path in reversed(checkpoints):
         if _is_whole(path):
             return str(path)

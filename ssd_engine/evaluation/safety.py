@@ -157,9 +157,10 @@ def _answers(asked: Mapping[str, Sequence[str]], answering: Answering, output: P
     """The rows of all that was asked and answered."""
     rows = [answering.rows[name] for keys in asked.values() for name in keys if name in answering.rows]
     if not rows:
+        failed = (answering.failures[name] for keys in asked.values() for name in keys if name in answering.failures)
         raise SSDError(
-            f"no trial was answered, the first failed with {next(iter(answering.failures.values()))}; every error "
-            f"stands in {output / 'answers.jsonl'}"
+            f"no trial was answered, the first failed with {next(failed, 'no error')}; every error stands in "
+            f"{output / 'answers.jsonl'}"
         )
     return rows
 

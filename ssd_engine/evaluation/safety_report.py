@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -186,9 +187,16 @@ def _line(group: str, measure: str, judge: str, rows: Sequence[Row], verdict: Ve
 
 
 def _speeds(rows: Sequence[Row]) -> dict[str, Speed]:
+    """Speeds over the trials that every contestant has answered, so that all are measured by the same."""
+    contestants = {row["contestant"] for row in rows}
+    answered: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        answered[row["trial"]].add(row["contestant"])
     seconds: dict[str, float] = {}
     tokens: dict[str, int] = {}
     for row in rows:
+        if answered[row["trial"]] != contestants:
+            continue
         name = row["contestant"]
         seconds[name] = seconds.get(name, 0.0) + row["seconds"]
         tokens[name] = tokens.get(name, 0) + len(row["token_ids"])

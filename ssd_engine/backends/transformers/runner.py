@@ -254,7 +254,8 @@ class ModelRunner:
             self.prefixes.keep(row.token_ids[: row.length], row.ends, self.bytes_per_position, copy)
         except (MemoryError, RuntimeError) as error:  # on a CPU, torch raises a RuntimeError where memory is wanting
             _logger.warning(
-                "no memory to keep a prompt's first %d tokens for later ones (%s); give prefix_cache_bytes less",
+                "a prompt's first %d tokens could not be kept for later ones: %s; where memory is short, give "
+                "prefix_cache_bytes less",
                 row.length,
                 error,
             )

@@ -128,16 +128,16 @@ def _read(schema: str) -> Any:
 
 
 def _with_parsed_calls(message: Any) -> Any:
-    calls = message.get("tool_calls")
-    return {**message, "tool_calls": [_parsed(call) for call in calls]} if calls else message
+    """A message whose calls have objects for arguments; what is no message or call stays, and is told of later."""
+    calls = message.get("tool_calls") if isinstance(message, Mapping) else None
+    return {**message, "tool_calls": [_parsed(call) for call in calls]} if isinstance(calls, list) else message
 
 
 def _parsed(call: Any) -> Any:
-    function = call["function"]
-    arguments = function.get("arguments")
-    if not isinstance(arguments, str):
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(arguments := function.get("arguments"), str):
         return call
     try:
         return {**call, "function": {**function, "arguments": json.loads(arguments or "{}")}}
-    except ValueError:
+    except (ValueError, RecursionError):
         return call  # what a model once wrote stays as it was

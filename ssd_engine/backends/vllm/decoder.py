@@ -13,6 +13,7 @@ from ssd_engine.backends.vllm.requests import EXTRA_ARG, requested_config
 from ssd_engine.config import GenerationParams, SSDConfig
 from ssd_engine.errors import InvalidRequestError, ModelLoadError, SSDError
 from ssd_engine.result import Timings
+from ssd_engine.scheduler import DecoderError
 from ssd_engine.scheme import Scheme
 from ssd_engine.trace_codes import TraceReader, with_logprobs
 from ssd_engine.verify import Choice
@@ -45,7 +46,7 @@ class VllmSequence:
         """What a step of vLLM added, as its `RequestOutput` with the new tokens alone says.
 
         Raises:
-            SSDError: the models' numbers are none, or vLLM has ended the request for a reason of its own.
+            SSDError: the models' numbers are NaN, or vLLM has ended the request for a reason of its own.
         """
         self.cached_prompt_tokens = output.num_cached_tokens or 0
         completion = output.outputs[0]
@@ -110,7 +111,15 @@ class VllmDecoder:
             raise InvalidRequestError("draft_prompt: vLLM gives both models one prompt; leave it out")
         sequence = VllmSequence(uuid.uuid4().hex, params, config)
         prompt = {"prompt_token_ids": list(target_ids)}
-        self._engine.add_request(sequence.request_id, prompt, self._sampling_params(params, config, guide))
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        sampling_params = self._sampling_params(params, config, guide)
+        try:
+            self._engine.add_request(sequence.request_id, prompt, sampling_params)
+        except EngineDeadError as error:
+            raise DecoderError(f"vLLM has stopped: {error}") from error
+        except Exception as error:
+            raise InvalidRequestError(f"vLLM refuses the request: {error}; change what it names") from error
         self._sequences[sequence.request_id] = sequence
         return sequence
 
@@ -134,7 +143,7 @@ class VllmDecoder:
         try:
             outputs = {output.request_id: output for output in self._engine.step()}
         except Exception as error:  # the engine has died, and everybody's answer with it
-            return [SSDError(f"vLLM has stopped: {error}; make a new engine") for _ in sequences]
+            raise DecoderError(f"vLLM has stopped: {error}") from error
         return [_added(sequence, outputs.get(sequence.request_id)) for sequence in sequences]
 
     def _sampling_params(self, params: GenerationParams, config: SSDConfig, guide: Guide | None) -> Any:

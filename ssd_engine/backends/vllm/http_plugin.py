@@ -66,9 +66,12 @@ class ServingChat(OpenAIServingChat):
     ) -> AsyncGenerator[str, None] | ChatCompletionResponse | ErrorResponse:
         try:
             request._config = self._requested(request)
-            request.require_possible()
         except InvalidRequestError as error:
             return self.create_error_response(str(error), param="ssd")
+        try:
+            request.require_possible()
+        except InvalidRequestError as error:
+            return self._refused(error)
         answer: AsyncGenerator[str, None] | ChatCompletionResponse | ErrorResponse
         answer = await super().create_chat_completion(request, raw_request)
         return answer

@@ -195,7 +195,7 @@ class SSDModelRunner(_ModelRunner):
         self._default = vllm_config.additional_config.get(EXTRA_ARG)
         self._step: Any = None
         self._has_failed = False
-        """Whether some request's numbers have been none, so that its cache may hold NaN."""
+        """Whether some request's numbers were NaN, so that its cache may hold NaN."""
 
     def _update_states(self, scheduler_output: Any) -> Any:
         """GMR: takes in what was scheduled, before the models read.

@@ -42,7 +42,7 @@ class Decision:
 
     verdicts: Verdicts
     is_broken: Tensor
-    """[R, L] bool, tokens that stand where a model's numbers are none, so that they mean nothing."""
+    """[R, L] bool, tokens that stand where a model's numbers are NaN, so that they mean nothing."""
 
 
 def decide(step: StepLogits, slots: Tensor, table: RequestTable, num_others: int) -> Decision:
@@ -114,7 +114,7 @@ def _propose(predictions: Predictions, temperatures: Tensor | None, numbers: Ten
 
 
 def _has_failed(target: Predictions, draft: Predictions) -> Tensor:
-    """[P] bool: whether one of the models' numbers are none; one such logit spoils a whole row of p."""
+    """[P] bool: whether one of the models' numbers are NaN; one such logit spoils a whole row of p."""
     return (target.p[:, 0] + draft.p[:, 0]).isnan()
 
 
