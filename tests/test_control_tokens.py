@@ -87,8 +87,8 @@ def test_what_is_written_of_a_value_is_no_control_token(
     tiny_engine: SSDEngine, tokenizer: PreTrainedTokenizerFast, value: Any
 ) -> None:
     """The small template writes a call's function as JSON, and a role's text as it is."""
-    plain = [{"role": "user", "content": "x", "tool_calls": [{"function": {"arguments": "x"}}]}]
-    with_value = [{"role": "user", "content": "x", "tool_calls": [{"function": {"arguments": value}}]}]
+    plain = [{"role": "user", "content": "x", "tool_calls": [{"function": {"name": "f", "arguments": "x"}}]}]
+    with_value = [{"role": "user", "content": "x", "tool_calls": [{"function": {"name": "f", "arguments": value}}]}]
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     counts = []
     for messages in (plain, with_value):
