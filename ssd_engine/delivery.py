@@ -152,7 +152,9 @@ async def _anext_event(scheduler: Line, request: Request, events: asyncio.Queue[
     error: BaseException | None = scheduler.lost_error
     while error is None:
         with contextlib.suppress(TimeoutError):
-            return await asyncio.wait_for(events.get(), _patience(request))
+            # Not `wait_for`, which (Python 3.11) forgets a cancellation that comes together with an event.
+            async with asyncio.timeout(_patience(request)):
+                return await events.get()
         error = _overdue(scheduler, request)
     await asyncio.sleep(0)  # for what the loop was given meanwhile
     return error if events.empty() else events.get_nowait()

@@ -15,8 +15,10 @@ from outcomes import CALLERS, SECONDS, Outcome, agenerate, generate, stream
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from ssd_engine import GenerationParams, GenerationResult, Grammar, SSDConfig, SSDEngine, shared
+from ssd_engine.delivery import apieces_of
 from ssd_engine.errors import EngineBusyError, EngineClosedError, InvalidRequestError, RequestTimeoutError, SSDError
 from ssd_engine.request import Request
+from ssd_engine.result import Piece
 from ssd_engine.scheduler import DecoderError
 
 Pair = tuple[PreTrainedModel, PreTrainedModel]
@@ -256,6 +258,37 @@ def test_a_request_that_is_given_up_leaves_the_line(stuck: SSDEngine) -> None:
     wait_for(lambda: stuck.num_waiting == 5)
     assert all(isinstance(outcome.get(), RequestTimeoutError) for outcome in outcomes)
     assert stuck.num_waiting == 0
+
+
+class IdleLine:
+    """A line in which nothing comes of a request but what a test says."""
+
+    lost_error = None
+
+    def submit(self, request: Request) -> None:
+        self.request = request
+
+    def cancel(self, request: Request) -> None:
+        pass
+
+
+async def test_a_cancellation_is_not_lost_to_a_piece_that_comes_at_the_same_moment(tiny_engine: SSDEngine) -> None:
+    line: Any = IdleLine()
+    events: asyncio.Queue[Any] = asyncio.Queue()
+    request = tiny_engine._request([1, 2], SHORT, None, None, events.put_nowait)
+
+    async def read() -> None:
+        async for _ in apieces_of(line, request, events):
+            pass
+
+    task = asyncio.create_task(read())
+    while not hasattr(line, "request"):
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)  # it waits now
+    request.deliver(Piece())
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(task, SECONDS)
 
 
 # -- Callbacks --
