@@ -74,6 +74,14 @@ class PackedLinear(_Packed):
         self._bias = None if linear.bias is None else linear.bias.detach()
         self._weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
 
+    def __getstate__(self) -> dict[str, Any]:
+        """With the weight as it was before it was laid out: oneDNN's own form cannot be copied."""
+        return {**self.__dict__, "_weight": self._weight.to_dense()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(self._weight)
+
     @staticmethod
     def is_available() -> bool:
         """Whether this processor multiplies bfloat16."""
