@@ -6,9 +6,11 @@ The grammars are written in llguidance's dialect of Lark, where `<[id]>` is a to
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from ssd_engine.config import GenerationParams, Grammar
@@ -23,6 +25,9 @@ _JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separa
 
 _LOOSE_STYLE = {"whitespace_flexible": True, "whitespace_pattern": r"[ \t\r\n]{0,32}"}
 """As models may write it that were not told to begin a call; but no blanks without end."""
+
+_MOST_REMAINDERS = 100_000
+"""Of the multiples that one schema asks for together: about a tenth of a second."""
 
 _BETWEEN_BARE_CALLS = {ToolFormat.HERMES: r'"\n"', ToolFormat.LLAMA: '"; "'}
 """Formats whose calls are understood without any markup, and what stands between two of these."""
@@ -200,6 +205,7 @@ def _json_rule(schema: Mapping[str, Any], *, lenient: bool, style: Mapping[str, 
     own_options = schema.get("x-guidance", {})
     if not isinstance(own_options, Mapping):
         raise InvalidRequestError(f"the schema has x-guidance={own_options!r}; give an object of options, or none")
+    schema = _countable(schema, lenient=lenient)
     closed = schema if _combines(schema) else _closed(schema)
     try:
         return json.dumps({**closed, "x-guidance": {**style, "lenient": lenient, **own_options}})
@@ -217,21 +223,59 @@ def _combines(schema: Any) -> bool:
     return "allOf" in schema or bool("properties" in schema and others) or any(map(_combines, schema.values()))
 
 
+def _countable(schema: Any, *, lenient: bool) -> Any:
+    """A schema whose numbers have few remainders: a state is made for each, which else takes minutes, or for ever.
+
+    Raises:
+        InvalidRequestError: they have too many, and what cannot be enforced is not passed over (`lenient`).
+    """
+    steps: list[int] = []
+
+    def note(described: dict[str, Any]) -> dict[str, Any]:
+        step = described.get("multipleOf")
+        if isinstance(step, float) and math.isfinite(step):
+            _, digits, exponent = Decimal(str(step)).as_tuple()
+            step = int(Decimal((0, digits, max(int(exponent), 0))))
+        if isinstance(step, int):
+            steps.append(step or 1)
+        return described
+
+    _rewritten(schema, note)
+    if math.lcm(*steps) <= _MOST_REMAINDERS:
+        return schema
+    if not lenient:
+        raise InvalidRequestError(
+            f"the schema's multipleOf have more than {_MOST_REMAINDERS} remainders together, too many to enforce; give "
+            "smaller ones, or let them be passed over"
+        )
+    return _rewritten(schema, lambda described: {k: v for k, v in described.items() if k != "multipleOf"})
+
+
 def _closed(schema: Any) -> Any:
     """A schema whose objects have no properties but those it names, unless it says that they may."""
+
+    def close(described: dict[str, Any]) -> dict[str, Any]:
+        if "properties" in described:
+            described.setdefault("additionalProperties", False)
+        return described
+
+    return _rewritten(schema, close)
+
+
+def _rewritten(schema: Any, rewrite: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+    """A schema with `rewrite` done to each part that describes something."""
     if isinstance(schema, list):
-        return [_closed(item) for item in schema]
+        return [_rewritten(item, rewrite) for item in schema]
     if not isinstance(schema, Mapping):
         return schema
-    closed = {key: _closed_keyword(key, value) for key, value in schema.items()}
-    if "properties" in schema:
-        closed.setdefault("additionalProperties", False)
-    return closed
+    return rewrite({key: _rewritten_keyword(key, value, rewrite) for key, value in schema.items()})
 
 
-def _closed_keyword(key: str, value: Any) -> Any:
+def _rewritten_keyword(key: str, value: Any, rewrite: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
     if key in ("enum", "const", "default", "examples"):
         return value
     if key in ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas"):
-        return {name: _closed(schema) for name, schema in value.items()} if isinstance(value, Mapping) else value
-    return _closed(value)
+        if not isinstance(value, Mapping):
+            return value
+        return {name: _rewritten(described, rewrite) for name, described in value.items()}
+    return _rewritten(value, rewrite)

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from scipy.stats import chisquare
 from transformers import PreTrainedTokenizerFast
 
-from ssd_engine import GenerationParams, Grammar, Scheme, SSDConfig, SSDEngine
+from ssd_engine import GenerationParams, GenerationResult, Grammar, Scheme, SSDConfig, SSDEngine
 from ssd_engine.errors import InvalidRequestError
 from ssd_engine.scheme import SchemeController
 
@@ -287,3 +287,26 @@ def test_vocabularies_of_any_size_are_masked_to_their_end(tokenizer: PreTrainedT
     with SSDEngine(target, make_relative(target, 1, 0.2), tokenizer) as engine:
         result = engine.generate([5], grammar("[a-z ]{10,40}"))
     assert max(result.token_ids) < len(tokenizer)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"multipleOf": 1_000_000_007},
+        {"multipleOf": -4148246},
+        {"multipleOf": 10**5000},
+        {"allOf": [{"multipleOf": 99991}, {"multipleOf": 9998.9}]},
+    ],
+)
+def test_multiples_with_too_many_remainders_are_refused_or_passed_over(
+    tiny_engine: SSDEngine, schema: dict[str, Any]
+) -> None:
+    """They would be compiled for minutes, or for ever."""
+    with pytest.raises(InvalidRequestError, match="multipleOf"):
+        ask(tiny_engine, Grammar(json_schema=schema))
+    assert ask(tiny_engine, Grammar(json_schema={"type": "integer", **schema}, lenient=True)).token_ids
+    assert ask(tiny_engine, Grammar(json_schema={"type": "integer", "multipleOf": 0.25})).token_ids
+
+
+def ask(engine: SSDEngine, grammar: Grammar) -> GenerationResult:
+    return engine.generate([5, 6], GenerationParams(max_new_tokens=4, grammar=grammar))
