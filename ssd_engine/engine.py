@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from ssd_engine.config import Backend, GenerationParams, SSDConfig
+from ssd_engine.decoder import Decoder
 from ssd_engine.delivery import Deliver, Line, apieces_of, into_loop, pieces_of, results_of
 from ssd_engine.errors import EngineBusyError, InvalidRequestError
 from ssd_engine.intake import Intake, ModelFacts, end_of_sequence_ids
@@ -20,7 +21,7 @@ from ssd_engine.models.presets import default_preset, get_preset, title
 from ssd_engine.prompt import Prompt, Tools
 from ssd_engine.request import Event, Request
 from ssd_engine.result import GenerationResult, Piece
-from ssd_engine.scheduler import Decoder, Scheduler
+from ssd_engine.scheduler import Scheduler
 
 if TYPE_CHECKING:
     import torch

@@ -8,73 +8,20 @@ import threading
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic
 
 from ssd_engine.answer_thread import AnswerThread
-from ssd_engine.config import GenerationParams, SSDConfig
+from ssd_engine.decoder import Decoder, DecoderError, S
 from ssd_engine.errors import EngineBusyError, EngineClosedError, SSDError
 from ssd_engine.reading import PromptReading
 from ssd_engine.request import Event, Request, Round, is_last
-from ssd_engine.result import Timings
 
 if TYPE_CHECKING:
-    from ssd_engine.grammar import Guide
     from ssd_engine.verify import Choice
 
 _logger = logging.getLogger(__name__)
-
-
-class DecoderError(Exception):
-    """A decoder can decode no more, whatever it is asked: the engine ends."""
-
-
-class DecodedSequence(Protocol):
-    """A sequence that a backend is decoding."""
-
-    timings: Timings
-
-    @property
-    def cached_prompt_tokens(self) -> int:
-        """Tokens of the prompt that were reused instead of read."""
-
-    @property
-    def num_unread_tokens(self) -> int:
-        """Tokens of the prompt that `read_prompt` has still to read."""
-
-
-S = TypeVar("S", bound=DecodedSequence)
-
-
-class Decoder(Protocol[S]):
-    """What a backend gives the scheduler. Any of its methods may raise `DecoderError`."""
-
-    def open(
-        self,
-        target_ids: Sequence[int],
-        draft_ids: Sequence[int],
-        params: GenerationParams,
-        config: SSDConfig,
-        guide: Guide | None,
-    ) -> S | None:
-        """Begin an answer; None while there is no room for it."""
-
-    def close(self, sequence: S) -> None:
-        """Free what a sequence holds."""
-
-    @property
-    def positions(self) -> int:
-        """Most token positions that one sequence can have."""
-
-    def shut_down(self) -> None:
-        """Let go of the models; nothing is asked of the decoder afterwards."""
-
-    def read_prompt(self, sequence: S) -> None:
-        """Read a part of a prompt, short enough for others to wait for."""
-
-    def round(self, sequences: Sequence[S]) -> list[list[Choice] | Exception]:
-        """Advance sequences whose prompts have been read: new tokens for each, or what went wrong with it alone."""
 
 
 @dataclass(eq=False)

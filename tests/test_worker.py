@@ -15,11 +15,11 @@ from outcomes import CALLERS, SECONDS, Outcome, agenerate, generate, stream
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from ssd_engine import GenerationParams, GenerationResult, Grammar, SSDConfig, SSDEngine, shared
+from ssd_engine.decoder import DecoderError
 from ssd_engine.delivery import apieces_of
 from ssd_engine.errors import EngineBusyError, EngineClosedError, InvalidRequestError, RequestTimeoutError, SSDError
 from ssd_engine.request import Request
 from ssd_engine.result import Piece
-from ssd_engine.scheduler import DecoderError
 
 Pair = tuple[PreTrainedModel, PreTrainedModel]
 SHORT = GenerationParams(max_new_tokens=12)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from ssd_engine.backends.vllm.compat import shared_processors
 from ssd_engine.backends.vllm.requests import EXTRA_ARG, requested_config
 from ssd_engine.config import GenerationParams, SSDConfig
+from ssd_engine.decoder import DecoderError
 from ssd_engine.errors import InvalidRequestError, ModelLoadError, SSDError
 from ssd_engine.result import Timings
-from ssd_engine.scheduler import DecoderError
 from ssd_engine.scheme import Scheme
 from ssd_engine.trace_codes import TraceReader, with_logprobs
 from ssd_engine.verify import Choice
