@@ -278,7 +278,7 @@ def test_a_prompt_is_answered_where_memory_for_keeping_its_prefix_is_wanting(
         with without_memory_for_copies() as asked:
             first = engine.generate([9] * 100, params)
         assert asked
-        assert "no memory to keep a prompt's first 99 tokens" in caplog.text
+        assert "a prompt's first 99 tokens could not be kept for later ones: out of memory" in caplog.text
         again, last = engine.generate([9] * 100, params), engine.generate([9] * 100, params)
     assert first.token_ids == again.token_ids == last.token_ids
     assert [answer.usage.cached_prompt_tokens for answer in (first, again, last)] == [0, 0, 99]
