@@ -12,7 +12,7 @@ import queue
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from ssd_engine.errors import EngineBusyError, EngineClosedError
 from ssd_engine.request import Event, Request, is_last
@@ -22,6 +22,7 @@ _CHECK_SECONDS = 30.0
 """How often a caller that waits looks whether there is still a worker. Whatever ends a worker, it tells; this is for
 one that could not even do that."""
 Deliver = Callable[[Event], None]
+E = TypeVar("E")
 
 
 class Line(Protocol):
@@ -61,28 +62,28 @@ class Line(Protocol):
         """Requests that wait for their turn."""
 
 
-def pieces_of(scheduler: Line, request: Request, events: queue.SimpleQueue[Event]) -> Generator[Piece, None, None]:
+def pieces_of(line: Line, request: Request, events: queue.SimpleQueue[Event]) -> Generator[Piece, None, None]:
     """Submit a request and give its pieces, which come in `events`; leaving early cancels it."""
-    scheduler.submit(request)
+    line.submit(request)
     try:
         piece = Piece()
         while piece.result is None:
-            piece = _piece_or_raise(_next_event(scheduler, request, events))
+            piece = _piece_or_raise(_next_event(line, request, events))
             yield piece
     finally:
-        scheduler.cancel(request)
+        line.cancel(request)
 
 
-async def apieces_of(scheduler: Line, request: Request, events: asyncio.Queue[Event]) -> AsyncGenerator[Piece, None]:
+async def apieces_of(line: Line, request: Request, events: asyncio.Queue[Event]) -> AsyncGenerator[Piece, None]:
     """`pieces_of` for an event loop."""
-    scheduler.submit(request)
+    line.submit(request)
     try:
         piece = Piece()
         while piece.result is None:
-            piece = _piece_or_raise(await _anext_event(scheduler, request, events))
+            piece = _piece_or_raise(await _anext_event(line, request, events))
             yield piece
     finally:
-        scheduler.cancel(request)
+        line.cancel(request)
 
 
 def into_loop(loop: asyncio.AbstractEventLoop, events: asyncio.Queue[Event]) -> Deliver:
@@ -96,7 +97,7 @@ def into_loop(loop: asyncio.AbstractEventLoop, events: asyncio.Queue[Event]) -> 
     return deliver
 
 
-def results_of(scheduler: Line, prepare: Sequence[Callable[[Deliver], Request]]) -> list[GenerationResult | Exception]:
+def results_of(line: Line, prepare: Sequence[Callable[[Deliver], Request]]) -> list[GenerationResult | Exception]:
     """Prepare and answer requests, at most `batch_limit` of them under way; what goes wrong stands in its place.
 
     The requests have one timeout, so that the one that was submitted first runs out of time first.
@@ -112,13 +113,13 @@ def results_of(scheduler: Line, prepare: Sequence[Callable[[Deliver], Request]])
 
     try:
         while left or requests:
-            while left and len(requests) < scheduler.batch_limit:
+            while left and len(requests) < line.batch_limit:
                 index, make = left.popleft()
                 try:
                     request = make(partial(deliver, index))
-                    scheduler.submit(request)
+                    line.submit(request)
                 except EngineBusyError as error:  # the line is full of others' requests
-                    if requests or scheduler.wait_for_place(_CHECK_SECONDS):
+                    if requests or line.wait_for_place(_CHECK_SECONDS):
                         left.appendleft((index, make))
                         break
                     results[index] = error
@@ -126,51 +127,41 @@ def results_of(scheduler: Line, prepare: Sequence[Callable[[Deliver], Request]])
                     results[index] = error
                 else:
                     requests[index] = request
-            for index, event in _ended(scheduler, requests, events) if requests else []:
+            if requests:
+                first = next(iter(requests))
+                ended = _next_event(line, requests[first], events)
+                index, event = ended if isinstance(ended, tuple) else (first, ended)
                 if index in requests:
-                    scheduler.cancel(requests.pop(index))
+                    line.cancel(requests.pop(index))
                     results[index] = _result_of(event)
     finally:
         for request in requests.values():
-            scheduler.cancel(request)
+            line.cancel(request)
     return [results[index] for index in range(len(prepare))]
 
 
-def _next_event(scheduler: Line, request: Request, events: queue.SimpleQueue[Event]) -> Event:
-    """What the caller is told next, if need be by itself."""
-    error: BaseException | None = scheduler.lost_error
+def _next_event(line: Line, request: Request, events: queue.SimpleQueue[E]) -> E | BaseException:
+    """What the caller is told next; an error of `request` that nobody tells, if need be by itself."""
+    error: BaseException | None = line.lost_error
     while error is None:
         with contextlib.suppress(queue.Empty):
             return events.get(timeout=_patience(request))
-        error = _overdue(scheduler, request)
+        error = _overdue(line, request)
     with contextlib.suppress(queue.Empty):
         return events.get_nowait()  # came while it was looked for what is wrong
     return error
 
 
-async def _anext_event(scheduler: Line, request: Request, events: asyncio.Queue[Event]) -> Event:
-    error: BaseException | None = scheduler.lost_error
+async def _anext_event(line: Line, request: Request, events: asyncio.Queue[Event]) -> Event:
+    error: BaseException | None = line.lost_error
     while error is None:
         with contextlib.suppress(TimeoutError):
             # Not `wait_for`, which (Python 3.11) forgets a cancellation that comes together with an event.
             async with asyncio.timeout(_patience(request)):
                 return await events.get()
-        error = _overdue(scheduler, request)
+        error = _overdue(line, request)
     await asyncio.sleep(0)  # for what the loop was given meanwhile
     return error if events.empty() else events.get_nowait()
-
-
-def _ended(
-    scheduler: Line, requests: dict[int, Request], events: queue.SimpleQueue[tuple[int, Event]]
-) -> list[tuple[int, Event]]:
-    """The requests that have ended, if need be by themselves; none where it is only time to look again."""
-    index, first = next(iter(requests.items()))
-    with contextlib.suppress(queue.Empty):
-        return [events.get(timeout=_patience(first))]
-    error = _overdue(scheduler, first)
-    with contextlib.suppress(queue.Empty):
-        return [events.get_nowait()]
-    return [] if error is None else [(index, error)]
 
 
 def _patience(request: Request) -> float:
@@ -178,9 +169,9 @@ def _patience(request: Request) -> float:
     return _CHECK_SECONDS if request.remaining is None else min(_CHECK_SECONDS, request.remaining)
 
 
-def _overdue(scheduler: Line, request: Request) -> Exception | None:
+def _overdue(line: Line, request: Request) -> Exception | None:
     """What a request's caller has to be told although nobody tells it."""
-    return request.timeout_error or scheduler.lost_error
+    return request.timeout_error or line.lost_error
 
 
 def _piece_or_raise(event: Event) -> Piece:
