@@ -11,18 +11,31 @@ from typing import Any
 from ssd_engine.errors import InvalidDataError
 
 Row = dict[str, Any]
+GOAL = ("goal", "Goal", "forbidden_prompt", "Behavior", "behavior", "prompt")
+"""Where a harmful request may stand: AdvBench, JailbreakBench, StrongREJECT, HarmBench, and plain sets of prompts."""
+PROMPT = ("prompt", "question", "instruction", "Goal")
+"""Where a harmless request may stand."""
+TARGET = ("target", "Target")
+"""Where the beginning of an answer that complies may stand."""
 
 
-def read_prompt_set(source: str | Path, fields: Mapping[str, Sequence[str]]) -> list[Row]:
+def read_prompt_set(
+    source: str | Path, fields: Mapping[str, Sequence[str]], optional: Mapping[str, Sequence[str]] | None = None
+) -> list[Row]:
     """Read a set of prompts.
+
+    Published formats are read as they are: JailbreakBench's behaviors and artifacts (of which rows without a prompt
+    are left out), HarmBench's behaviors (a context stands before its request) and test cases (whose goals are the
+    words of their ids), StrongREJECT's and AdvBench's tables.
 
     Args:
         source: file (.json, .jsonl or .csv), or dataset id on the hub, with `:split` or `:split:config` behind
             it for another split than "train" and another configuration than the default.
         fields: what each row needs, and under which names it may stand; the first one that a row has is taken.
+        optional: what a row may have, alike.
 
     Returns:
-        The rows, each with its needed fields under the names that `fields` gives them, and with all others.
+        The rows, each with these fields under the names that `fields` and `optional` give them, and with all others.
 
     Raises:
         InvalidDataError: the source cannot be read, is empty, or a row lacks a field or has no text there.
@@ -30,13 +43,22 @@ def read_prompt_set(source: str | Path, fields: Mapping[str, Sequence[str]]) -> 
     rows = _read(str(source))
     if not rows:
         raise InvalidDataError(f"{source}: the set is empty; give one with at least one row")
-    return [_with_fields(row, number, str(source), fields) for number, row in enumerate(rows, 1)]
+    return [_with_fields(row, number, str(source), fields, optional or {}) for number, row in enumerate(rows, 1)]
 
 
-def _with_fields(row: Any, number: int, source: str, fields: Mapping[str, Sequence[str]]) -> Row:
+def _with_fields(
+    row: Any,
+    number: int,
+    source: str,
+    fields: Mapping[str, Sequence[str]],
+    optional: Mapping[str, Sequence[str]],
+) -> Row:
     if not isinstance(row, Mapping):
         raise InvalidDataError(f"{source}, row {number}: {row!r} is no object; rows need named fields")
     found: Row = dict(row)
+    for field, names in optional.items():
+        if text := next((row[name] for name in names if isinstance(row.get(name), str) and row[name].strip()), None):
+            found[field] = text
     for field, names in fields.items():
         name = next((name for name in names if name in row), None)
         if name is None:
@@ -48,6 +70,31 @@ def _with_fields(row: Any, number: int, source: str, fields: Mapping[str, Sequen
             raise InvalidDataError(f"{source}, row {number}: field {name!r} is {row[name]!r}; it has to be text")
         found[field] = row[name]
     return found
+
+
+def _in_its_context(row: Row) -> Row:
+    """A behavior of HarmBench as it is asked there: behind its context, if it has one."""
+    context, behavior = row.get("ContextString"), row.get("Behavior")
+    return {**row, "Behavior": f"{context}\n\n---\n\n{behavior}"} if context and behavior else row
+
+
+def _rows_of(document: Any, path: Path) -> Sequence[Any]:
+    """The rows of a JSON document: a list of them, an artifact of JailbreakBench, or test cases of HarmBench."""
+    if isinstance(document, list):
+        return document
+    if isinstance(document, Mapping):
+        if isinstance(found := document.get("jailbreaks"), list):
+            return [row for row in found if not (isinstance(row, Mapping) and row.get("prompt", "") is None)]
+        if document and all(isinstance(prompts, list) for prompts in document.values()):
+            return [
+                {"goal": name.replace("_", " "), "behavior_id": name, "prompt": prompt}
+                for name, prompts in document.items()
+                for prompt in prompts
+            ]
+    raise InvalidDataError(
+        f"{path} holds {type(document).__name__}, not a list of rows; objects are read that have a list 'jailbreaks' "
+        "(JailbreakBench) or a list of prompts for each behavior (HarmBench)"
+    )
 
 
 def _read(source: str) -> Sequence[Any]:
@@ -65,12 +112,10 @@ def _read(source: str) -> Sequence[Any]:
 
 def _read_json(path: Path) -> Sequence[Any]:
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise InvalidDataError(f"{path} is no JSON: {error}") from error
-    if not isinstance(rows, list):
-        raise InvalidDataError(f"{path} holds {type(rows).__name__}, not a list of rows")
-    return rows
+    return _rows_of(document, path)
 
 
 def _read_jsonl(path: Path) -> Sequence[Any]:
@@ -86,7 +131,7 @@ def _read_jsonl(path: Path) -> Sequence[Any]:
 
 def _read_csv(path: Path) -> Sequence[Any]:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        return list(csv.DictReader(file))
+        return [_in_its_context(row) for row in csv.DictReader(file)]
 
 
 def _read_hub(source: str) -> Sequence[Any]:
