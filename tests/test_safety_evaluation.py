@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -18,7 +19,7 @@ from ssd_engine.evaluation.attacks import TEMPLATES
 from ssd_engine.evaluation.judges import ChatJudge, GuardJudge, find_refusal
 from ssd_engine.evaluation.safety import EvalSources
 from ssd_engine.evaluation.safety import evaluate as evaluate_pair
-from ssd_engine.evaluation.settings import EvalSettings
+from ssd_engine.evaluation.settings import Contestant, EvalSettings
 from ssd_engine.evaluation.statistics import PairedDifference, Rate
 from ssd_engine.evaluation.sweep import SweepPoint, recommend
 from ssd_engine.evaluation.utility import is_exact
@@ -207,8 +208,8 @@ def test_the_command_writes_answers_tables_and_plots_and_goes_on_after_a_kill(
     assert result.exit_code == 0, result.output
     rows = rows_of(output)
     attacks = 2 * (1 + 2 + len(TEMPLATES)) + 1
-    speed = 2 * 4
-    assert len(rows) == 4 * (attacks + 2 + 1 + 2) + speed
+    speed = 2 * len(get_args(Contestant))
+    assert len(rows) == len(get_args(Contestant)) * (attacks + 2 + 1 + 2) + speed
     report = json.loads((output / "report.json").read_text())
     groups = {line["group"] for line in report["lines"]}
     assert groups == {"plain", "prefill 5", "prefill 20", *TEMPLATES, "attacked", "over-refusal", "utility", "ordinary"}

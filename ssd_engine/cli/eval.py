@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 from rich.markdown import Markdown
@@ -12,7 +12,7 @@ from ssd_engine.cli import engine_options
 from ssd_engine.cli.console import WorkProgress, stdout
 from ssd_engine.cli.engine_options import EngineOptions
 from ssd_engine.errors import InvalidRequestError
-from ssd_engine.evaluation.settings import EvalSettings
+from ssd_engine.evaluation.settings import Contestant, EvalSettings
 
 _DATA: Any = {"rich_help_panel": "Data: .json, .jsonl or .csv file, or dataset id of the hub; repeatable"}
 Paths = list[str] | None
@@ -27,7 +27,7 @@ def evaluate(
     utility: Annotated[Paths, typer.Option(help="Problems with a number for an answer: prompt, goal.", **_DATA)] = None,
     ordinary: Annotated[Paths, typer.Option(help="Ordinary requests: prompt.", **_DATA)] = None,
     contestant: Annotated[
-        list[str] | None, typer.Option(help="target, speculative, ssd or draft; repeatable, else all.")
+        list[str] | None, typer.Option(help=f"{', '.join(get_args(Contestant))}; repeatable, else all.")
     ] = None,
     prefill: Annotated[list[int] | None, typer.Option(help="Tokens of a compliant answer; repeatable.")] = None,
     template: Annotated[list[str] | None, typer.Option(help="A jailbreak template; repeatable, else all.")] = None,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ssd_engine.config import GenerationParams, SSDConfig
 from ssd_engine.engine import SSDEngine
 from ssd_engine.errors import EngineClosedError
+from ssd_engine.evaluation.contestants import DRAFT_ALONE, Answerer, make_answerer
 from ssd_engine.evaluation.settings import Contestant
 from ssd_engine.evaluation.trials import Trial
 from ssd_engine.journal import Journal
@@ -20,6 +21,9 @@ from ssd_engine.work import AT_ONCE, Reporter, answered
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+Way = tuple[Contestant, SSDConfig | None]
+"""Who answers; of `ssd` with which settings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,16 +64,13 @@ class Answering:
         ways = [way for way in _ways(contestants, configs) if self._missing(trials, *way)]
         prefilled = [trial for trial in trials if trial.prefill]
         begin = any(self._missing(prefilled, *way) for way in ways)
-        if begin or any(contestant != "draft" for contestant, _ in ways):
-            with self._engine() as engine:
-                if begin:
-                    self._make_beginnings(engine, prefilled)
-                for contestant, config in ways:
-                    if contestant != "draft":
-                        self._answer(engine, trials, contestant, config)
-        if ("draft", None) in ways:
-            with self._draft_engine() as engine:
-                self._answer(engine, trials, "draft", None)
+        with ExitStack() as stack:
+            pair, draft = self._engines(stack, ways, begin=begin)
+            if begin and pair is not None:
+                self._make_beginnings(pair, prefilled)
+            for contestant, config in ways:
+                answerer = make_answerer(contestant, config or self._pair.config, pair, draft)
+                self._answer(answerer, trials, contestant, config)
 
     def measure_speed(self, trials: Sequence[Trial], contestants: Iterable[Contestant]) -> None:
         """Answer each trial alone, the contestants in turn, so that what the machine does meanwhile hits all alike."""
@@ -78,26 +79,25 @@ class Answering:
         if all(name in self.rows for name in names.values()):
             return
         with ExitStack() as stack:
-            pair = stack.enter_context(self._engine(prefix_cache_bytes=0))
-            alone = stack.enter_context(self._draft_engine(prefix_cache_bytes=0)) if ("draft", None) in ways else pair
-            engines = {way: alone if way[0] == "draft" else pair for way in ways}
+            pair, draft = self._engines(stack, ways, prefix_cache_bytes=0)
+            answerers = {way: make_answerer(way[0], self._pair.config, pair, draft) for way in ways}
             for way in ways:
                 with suppress(Exception):  # untimed: the first pass of all takes longer
-                    self._outcome(engines[way], trials[0], *way)
+                    self._outcome(answerers[way], trials[0], way[1])
             for done, trial in enumerate(trials):
                 self._report.step("Speed, one request at a time", done, len(trials))
                 for way in ways if done % 2 else reversed(ways):
                     if (name := names[trial, way]) not in self.rows:
-                        self._try(engines[way], trial, *way, name, measure="speed")
+                        self._try(answerers[way], trial, *way, name, measure="speed")
 
     def _missing(self, trials: Sequence[Trial], contestant: Contestant, config: SSDConfig | None) -> list[Trial]:
         return [trial for trial in trials if key(trial, contestant, config) not in self.rows]
 
     def _answer(
-        self, engine: SSDEngine, trials: Sequence[Trial], contestant: Contestant, config: SSDConfig | None
+        self, answerer: Answerer, trials: Sequence[Trial], contestant: Contestant, config: SSDConfig | None
     ) -> None:
         def answer(trial: Trial) -> None:
-            self._try(engine, trial, contestant, config, key(trial, contestant, config))
+            self._try(answerer, trial, contestant, config, key(trial, contestant, config))
 
         missing = self._missing(trials, contestant, config)
         for _ in answered(answer, missing, self._report, f"Answers of {contestant}", AT_ONCE):
@@ -105,7 +105,7 @@ class Answering:
 
     def _try(
         self,
-        engine: SSDEngine,
+        answerer: Answerer,
         trial: Trial,
         contestant: Contestant,
         config: SSDConfig | None,
@@ -121,7 +121,7 @@ class Answering:
             "contestant": contestant,
         }
         try:
-            row |= self._outcome(engine, trial, contestant, config)
+            row |= self._outcome(answerer, trial, config)
         except EngineClosedError:
             raise  # nobody is left to answer the others
         except Exception as error:
@@ -136,33 +136,27 @@ class Answering:
             self.rows[row["key"]] = row
             self.failures.pop(row["key"], None)
 
-    def _outcome(
-        self, engine: SSDEngine, trial: Trial, contestant: Contestant, config: SSDConfig | None
-    ) -> dict[str, Any]:
+    def _outcome(self, answerer: Answerer, trial: Trial, config: SSDConfig | None) -> dict[str, Any]:
         messages = [{"role": "user", "content": trial.prompt}]
         given = self._beginnings[trial.name] if trial.prefill else ""
         if isinstance(given, Exception):
             raise given
         if given:
             messages.append({"role": "assistant", "content": given})
-        params = GenerationParams(
-            max_new_tokens=trial.max_new_tokens,
-            decoding="target" if contestant == "draft" else contestant,
-            ssd=config,
-            continue_final_message=bool(given),
-        )
-        result = engine.generate(messages, params)
-        trace = result.trace
+        params = GenerationParams(max_new_tokens=trial.max_new_tokens, continue_final_message=bool(given))
+        attempt = answerer.answer(messages, params)
+        trace = attempt.trace
         return {
             "prompt": trial.prompt,
             "goal": trial.goal,
             "given": given,
             "config": None if config is None else config.model_dump(exclude={"draft_system_prompt"}),
-            "text": result.text,
-            "token_ids": result.token_ids,
-            "has_ended": result.finish_reason != "length",
+            "text": attempt.text,
+            "token_ids": attempt.token_ids,
+            "has_ended": attempt.has_ended,
+            "cost": vars(attempt.cost),
             "rounds": trace.rounds,
-            "seconds": round(result.timings.total, 4),
+            "seconds": round(attempt.seconds, 4),
             "match_ratios": trace.match_ratios,
             "thresholds": trace.thresholds,
             "has_union": any(b.next_scheme is Scheme.UNION for b in trace.bins),
@@ -200,6 +194,15 @@ class Answering:
                 if isinstance(begun, Exception)
                 else engine.tokenizer.decode(begun[: trial.prefill], skip_special_tokens=True)
             )
+
+    def _engines(
+        self, stack: ExitStack, ways: Sequence[Way], *, begin: bool = False, **options: Any
+    ) -> tuple[SSDEngine | None, SSDEngine | None]:
+        """The pair's engine and one of the draft alone, where a contestant needs them; they close with `stack`."""
+        needs_pair = begin or any(contestant != "draft" for contestant, _ in ways)
+        needs_draft = any(contestant in DRAFT_ALONE for contestant, _ in ways)
+        pair = stack.enter_context(self._engine(**options)) if needs_pair else None
+        return pair, stack.enter_context(self._draft_engine(**options)) if needs_draft else None
 
     @contextmanager
     def _engine(self, **options: Any) -> Iterator[SSDEngine]:
@@ -240,8 +243,8 @@ def key(trial: Trial, contestant: Contestant, config: SSDConfig | None) -> str:
     return f"{trial.name}/ssd/{config.alpha_union}/{config.match_threshold}/{config.bin_size}"
 
 
-def _ways(contestants: Iterable[Contestant], configs: Sequence[SSDConfig]) -> list[tuple[Contestant, SSDConfig | None]]:
-    ways: list[tuple[Contestant, SSDConfig | None]] = []
+def _ways(contestants: Iterable[Contestant], configs: Sequence[SSDConfig]) -> list[Way]:
+    ways: list[Way] = []
     for contestant in contestants:
         ways += [(contestant, config) for config in configs] if contestant == "ssd" else [(contestant, None)]
     return ways

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import get_args
 
+from ssd_engine.evaluation.costs import costs_table
 from ssd_engine.evaluation.failures import Failures
 from ssd_engine.evaluation.safety_report import Line, SafetyReport
-
-_ORDER = ("target", "speculative", "ssd", "draft")
+from ssd_engine.evaluation.settings import Contestant
 
 
 def to_markdown(report: SafetyReport, plots: Sequence[str] = ()) -> str:
     """Tables, what the judges were asked, and the plots by file name."""
-    names = [name for name in _ORDER if any(name in line.rates for line in report.lines)]
+    names = [name for name in get_args(Contestant) if any(name in line.rates for line in report.lines)]
     sections = [f"# Safety of {report.pair}", _environment(report)]
     for title, groups in _by_kind(report.lines).items():
         if groups:
             sections.append(f"## {title}\n\n{_table(groups, names)}")
     if report.failures:
         sections.append(f"## Failed\n\n{_failures(report.failures)}")
+    if report.costs:
+        sections.append(f"## What an answer takes\n\n{costs_table(report.costs)}")
     if report.speeds:
         rows = [
             f"| {name} | {speed.tokens_per_second:.2f} | {speed.atgr:.2f} |" for name, speed in report.speeds.items()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ssd_engine.config import SSDConfig
+from ssd_engine.evaluation.costs import MeanCost, mean_costs
 from ssd_engine.evaluation.failures import Failures
 from ssd_engine.evaluation.judges import Judge, RefusalJudge, refusal_in
 from ssd_engine.evaluation.statistics import PairedDifference, Rate
@@ -54,6 +55,8 @@ class SafetyReport:
     environment: dict[str, Any]
     judges: dict[str, str] = field(default_factory=dict)
     """Judge -> what it is asked."""
+    costs: dict[str, MeanCost] = field(default_factory=dict)
+    """Contestant -> what its answers took, over the trials that all have answered."""
     failures: list[Failures] = field(default_factory=list)
     """Answers and judgements that the rates are without."""
 
@@ -80,6 +83,7 @@ class SafetyReport:
             "bin_size": self.bin_size,
             "environment": self.environment,
             "judges": self.judges,
+            "costs": {name: vars(cost) for name, cost in self.costs.items()},
             "failures": [vars(failed) for failed in self.failures],
         }
 
@@ -145,6 +149,7 @@ def make_report(
         bin_size=config.bin_size,
         environment=environment,
         judges={judge.name: _prompts(judge) for judge in judges},
+        costs=mean_costs(rows),
         failures=list(failures),
     )
 

@@ -10,8 +10,8 @@ from pydantic import Field, PositiveInt, field_validator
 from ssd_engine.config import Settings, SSDConfig
 from ssd_engine.evaluation.attacks import TEMPLATES
 
-Contestant = Literal["target", "speculative", "ssd", "draft"]
-"""How an answer is decoded; `draft` is the draft alone."""
+Contestant = Literal["target", "speculative", "ssd", "draft", "system-prompt", "rethinking", "draft-filter"]
+"""Who answers: decodings of the pair, the draft alone, and what a user of the target could have instead of `ssd`."""
 
 
 class EvalSettings(Settings):
