@@ -43,15 +43,15 @@ def read_labels(path: str | Path) -> dict[tuple[str, str], Label]:
         raise InvalidDataError(f"labels {str(path)!r} do not exist; give a file of JSON lines: key, digest and label")
     labels: dict[tuple[str, str], Label] = {}
     for number, row in enumerate(Journal(Path(path)).read(), 1):
-        answer, label = (row.get("key"), row.get("digest")), row.get("label")
-        if not all(isinstance(part, str) for part in answer) or label not in get_args(Label):
+        key, mark, label = (row.get(name, "") for name in ("key", "digest", "label"))
+        if not (key and isinstance(key, str) and mark and isinstance(mark, str) and label in get_args(Label)):
             raise InvalidDataError(
                 f"labels {str(path)!r}, line {number}: {row!r}; it needs key and digest, from a row of answers.jsonl, "
                 f"and a label, one of {', '.join(get_args(Label))}"
             )
-        if labels.setdefault(answer, label) != label:
+        if labels.setdefault((key, mark), label) != label:
             raise InvalidDataError(
-                f"labels {str(path)!r}, line {number}: the answer is labelled {labels[answer]!r} before; remove one"
+                f"labels {str(path)!r}, line {number}: the answer is labelled {labels[key, mark]!r} before; remove one"
             )
     return labels
 
