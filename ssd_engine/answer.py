@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
-from ssd_engine.config import GenerationParams
+from ssd_engine.config import GenerationParams, SSDConfig
 from ssd_engine.detokenizer import StopStrings
 from ssd_engine.errors import JailbreakRiskError
 from ssd_engine.result import (
@@ -24,6 +24,7 @@ from ssd_engine.tool_calls import ParsedText, ToolCallParser
 from ssd_engine.trace import SafetyTrace
 
 if TYPE_CHECKING:
+    from ssd_engine.signals import Look
     from ssd_engine.verify import Choice
 
 
@@ -42,7 +43,7 @@ class AnswerSettings:
     """What turns token ids into an answer."""
 
     params: GenerationParams
-    bin_size: int
+    config: SSDConfig
     eos_ids: frozenset[int]
     detokenizer: TextSource
     tool_parser: ToolCallParser | None
@@ -63,7 +64,12 @@ class Answer:
         self._ended: FinishReason | None = None
         self.error: JailbreakRiskError | None = None
         """What the caller asked to be raised."""
-        self.trace = SafetyTrace(decoding=settings.params.decoding, bin_size=settings.bin_size)
+        signals = settings.config.signals if settings.params.decoding == "ssd" else None
+        self.trace = SafetyTrace(
+            decoding=settings.params.decoding,
+            bin_size=settings.config.bin_size,
+            signal_thresholds=signals.thresholds if signals is not None else {},
+        )
 
     @property
     def is_finished(self) -> bool:
@@ -74,6 +80,10 @@ class Answer:
         settings = self._settings
         is_end = choice.ends is not None or choice.token_id in settings.eos_ids
         return is_end or num_tokens >= settings.params.max_new_tokens
+
+    def begin(self, looks: Sequence[Look]) -> None:
+        """Take in what signals said over a given beginning, before the first round."""
+        self.trace.begin(looks)
 
     def add_round(self, choices: Sequence[Choice]) -> Piece:
         """Take in one round's tokens; those after the end of a stop string, or after a refusal, are dropped."""
@@ -118,7 +128,9 @@ class Answer:
 
     def _add(self, choice: Choice) -> str:
         """Enter one token; returns the text that it makes certain."""
+        num_alarms = len(self.trace.alarms) if self._token_ids else 0  # those of a given beginning are told now
         self._token_ids.append(choice.token_id)
+        self.trace.look(choice.look)
         self.trace.schemes.append(choice.scheme)
         self.trace.matched.append(choice.matched)
         self.trace.forced.append(choice.is_forced)
@@ -136,11 +148,14 @@ class Answer:
         if choice.bin is not None:
             self.trace.bins.append(choice.bin)
             self.trace.bin_ends.append(len(self._token_ids))
+        has_alarm = len(self.trace.alarms) > num_alarms
+        counts_tokens = bool(self.trace.signal_thresholds) and isinstance(self._settings.params.on_risk, str)
+        if choice.bin is not None or has_alarm or counts_tokens:
             self._act_on_risk()
         return visible
 
     def _act_on_risk(self) -> None:
-        """Do what the request wants done at the end of a bin."""
+        """Do what the request wants done at the end of a bin, or where a signal has raised an alarm."""
         action = risk_action(self._settings.params, self.trace)
         if action == "refuse":
             self._ended = "refused"

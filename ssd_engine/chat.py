@@ -161,11 +161,32 @@ class ChatRenderer:
                 f"continue_final_message=True needs a last message from the assistant with text; it is {last!r}"
             )
         mark = _unused_character(_strings([conversation.messages, conversation.tools, variables]))
+        rendered = self._render_marked(conversation, variables, mark, continue_final_message=continue_final_message)
+        return [i for part in rendered.split(mark) for i in self._encode(part)]
+
+    def encode_before_final_message(
+        self, conversation: Conversation, *, template_kwargs: Mapping[str, Any] | None = None
+    ) -> list[int]:
+        """Ids of what `encode` writes before the text of a last message that is continued.
+
+        Its last tokens may be others than in the whole, where the text's beginning is one token with what is before it.
+        """
+        variables = plain(template_kwargs or {})
+        mark = _unused_character(_strings([conversation.messages, conversation.tools, variables]))
+        # The rendering ends with the text, and here that is one character which is nowhere else a message's.
+        last = {**conversation.messages[-1], "content": mark}
+        conversation = Conversation((*conversation.messages[:-1], last), conversation.tools)
+        rendered = self._render_marked(conversation, variables, mark, continue_final_message=True)
+        return [i for part in rendered.removesuffix(mark).split(mark) for i in self._encode(part)]
+
+    def _render_marked(
+        self, conversation: Conversation, variables: Mapping[str, Any], mark: str, *, continue_final_message: bool
+    ) -> str:
+        """What the template writes, with `mark` where encoding is to be interrupted."""
         messages = [self._break_strings(message, mark) for message in conversation.messages]
         tools = [self._break_strings(tool, mark) for tool in conversation.tools]
-        variables = self._break_strings(variables, mark)
-        rendered = self._render(messages, tools, variables, continue_final_message=continue_final_message)
-        return [i for part in rendered.split(mark) for i in self._encode(part)]
+        broken: dict[str, Any] = self._break_strings(variables, mark)
+        return self._render(messages, tools, broken, continue_final_message=continue_final_message)
 
     def _render(
         self, messages: list[Any], tools: list[Any], variables: dict[str, Any], *, continue_final_message: bool

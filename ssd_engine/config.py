@@ -66,6 +66,34 @@ class Settings(BaseModel):
         return copied.replaced(**update) if update else copied
 
 
+Signal = Literal["refusal_mass", "probe", "kl"]
+"""What says beside the match ratio that Union is wanted: see `ssd_engine.signals`."""
+SIGNALS: tuple[Signal, ...] = get_args(Signal)
+
+
+class SignalConfig(Settings):
+    """Which signals are used beside the match ratio: the threshold of each, in [0, 1]; None: it is not used."""
+
+    refusal_mass: float | None = Field(None, ge=0, le=1, description="The draft's probability to begin a refusal here.")
+    probe: float | None = Field(None, ge=0, le=1, description="The draft's linear probe, trained by ssd align.")
+    kl: float | None = Field(
+        None, ge=0, le=1, description="1 - exp(-KL), from the draft's distribution to the target's."
+    )
+    hold: int = Field(8, ge=1, description="Tokens under Union from an alarm on, the one at its place included.")
+
+    @model_validator(mode="after")
+    def _some_signal(self) -> SignalConfig:
+        if not self.thresholds:
+            raise ValueError(f"no signal has a threshold; give one of {', '.join(SIGNALS)}, or no signals at all")
+        return self
+
+    @property
+    def thresholds(self) -> dict[Signal, float]:
+        """The threshold of each signal that is used."""
+        given = ((name, getattr(self, name)) for name in SIGNALS)
+        return {name: threshold for name, threshold in given if threshold is not None}
+
+
 class SSDConfig(Settings):
     """Settings of Speculative Safety-Aware Decoding (arXiv 2508.17739, sections 3 and 4).
 
@@ -86,6 +114,9 @@ class SSDConfig(Settings):
     alpha_intersection_min: float = Field(0.3, ge=0, description="Floor of the decaying alpha_intersection.")
     draft_system_prompt: str | None = Field(
         None, description="System prompt that only the draft sees, before the conversation's own."
+    )
+    signals: SignalConfig | None = Field(
+        None, description="Signals that call for Union beside the match ratio; None: the published rule alone."
     )
 
     @field_validator("num_draft_tokens", mode="before")

@@ -10,6 +10,7 @@ from ssd_engine.result import Timings
 
 if TYPE_CHECKING:
     from ssd_engine.grammar import Guide
+    from ssd_engine.signals import Look
     from ssd_engine.verify import Choice
 
 
@@ -30,6 +31,9 @@ class DecodedSequence(Protocol):
     def num_unread_tokens(self) -> int:
         """Tokens of the prompt that `read_prompt` has still to read."""
 
+    def take_beginning(self) -> Sequence[Look]:
+        """What signals said over a given beginning, once its prompt has been read; nothing at later calls."""
+
 
 S = TypeVar("S", bound=DecodedSequence)
 
@@ -44,8 +48,12 @@ class Decoder(Protocol[S]):
         params: GenerationParams,
         config: SSDConfig,
         guide: Guide | None,
+        num_given: int,
     ) -> S | None:
-        """Begin an answer; None while there is no room for it."""
+        """Begin an answer; None while there is no room for it.
+
+        The last `num_given` of `draft_ids` are a given beginning whose risk signals are to tell.
+        """
 
     def close(self, sequence: S) -> None:
         """Free what a sequence holds."""

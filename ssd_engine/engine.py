@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 from ssd_engine.config import Backend, GenerationParams, SSDConfig
 from ssd_engine.decoder import Decoder
 from ssd_engine.delivery import Deliver, Line, apieces_of, into_loop, pieces_of, results_of
+from ssd_engine.draft_signals import DraftSignals
 from ssd_engine.errors import EngineBusyError, InvalidRequestError
 from ssd_engine.intake import Intake, ModelFacts, end_of_sequence_ids
 from ssd_engine.models.presets import default_preset, get_preset, title
@@ -48,6 +49,7 @@ class SSDEngine:
         draft_tokenizer: PreTrainedTokenizerBase | None = None,
         config: SSDConfig | None = None,
         *,
+        signals: DraftSignals | None = None,
         name: str | None = None,
         max_batch_size: int = MAX_BATCH_SIZE,
         max_waiting: int = MAX_WAITING,
@@ -63,6 +65,7 @@ class SSDEngine:
             tokenizer: the target's tokenizer.
             draft_tokenizer: the draft's own, with its own chat template; None: the target's serves both.
             config: settings of the algorithm.
+            signals: what signals are read from the draft with; None: only those that need nothing can be used.
             name: what responses call the pair; None: taken from the models.
             max_batch_size: most requests that decode together.
             max_waiting: most requests that wait for a place; further ones raise `EngineBusyError`.
@@ -75,10 +78,11 @@ class SSDEngine:
                 before. Needs torch 2.13, a C++ compiler (on a GPU, Triton) and models without sliding windows.
 
         Raises:
-            InvalidRequestError: `max_batch_size` or `max_waiting` is below 1.
+            InvalidRequestError: `max_batch_size` or `max_waiting` is below 1, or `config` uses signals that are not
+                there.
             VocabularyMismatchError: a token id means two different tokens.
-            ModelLoadError: a model keeps a state that cannot be rolled back or cannot be compiled, or the caches do not
-                fit in memory.
+            ModelLoadError: a model keeps a state that cannot be rolled back or cannot be compiled, the caches do not
+                fit in memory, or `signals` are of another draft.
         """
         from ssd_engine.backends.transformers.decoder import make_decoder
         from ssd_engine.backends.transformers.loader import require_same_tokens, shared_vocabulary_size
@@ -89,7 +93,9 @@ class SSDEngine:
         draft_tokenizer = draft_tokenizer or tokenizer
         require_same_tokens(tokenizer, draft_tokenizer, shared_vocabulary_size(target, draft))
         facts = ModelFacts.of(target.config, tokenizer), ModelFacts.of(draft.config, draft_tokenizer)
-        intake = Intake(*facts, end_of_sequence_ids(target.generation_config, tokenizer))
+        signals = signals or DraftSignals()
+        intake = Intake(*facts, end_of_sequence_ids(target.generation_config, tokenizer), signals)
+        intake.require_signals(config or SSDConfig())
         # In a thread that ends: see `from_pretrained`.
         with ThreadPoolExecutor(1) as setting_up:
             decoder = setting_up.submit(
@@ -102,6 +108,7 @@ class SSDEngine:
                 kv_cache_bytes=kv_cache_bytes,
                 prefix_cache_bytes=prefix_cache_bytes,
                 compile=compile,
+                signals=signals,
             ).result()
         name = name or f"{_short_name(target)} + {_short_name(draft)}"
         self._assemble(intake, decoder, tokenizer, config, name, max_batch_size, max_waiting)
@@ -146,7 +153,9 @@ class SSDEngine:
 
         Args:
             target, draft: model hub id, folder with safetensors weights, or GGUF file.
-            draft_adapter: PEFT adapter (hub id or folder) to merge into the draft; "none" is as good as None.
+            draft_adapter: PEFT adapter (hub id or folder) to merge into the draft; "none" is as good as None. What lies
+                beside it to read signals with (`signals.safetensors`) is loaded too; without an adapter, what lies in
+                the draft's folder.
             config: settings of the algorithm.
             dtype: "auto" (the checkpoint's own), "float32", "bfloat16", "float16" or a torch dtype.
             device: "auto" (an accelerator where there is one), "cpu", "cuda", "cuda:1", ...
@@ -180,6 +189,7 @@ class SSDEngine:
         from ssd_engine.backends.transformers.loader import (
             LoadOptions,
             load_model,
+            load_signals,
             load_tokenizer,
             require_same_tokens,
         )
@@ -191,6 +201,7 @@ class SSDEngine:
         # Tokenizers first: a wrong id or family is told in a second, before gigabytes are read.
         tokenizer, draft_tokenizer = load_tokenizer(target), load_tokenizer(draft)
         require_same_tokens(tokenizer, draft_tokenizer, min(len(tokenizer), len(draft_tokenizer)))
+        options.setdefault("signals", load_signals(draft, draft_adapter))
         # In a thread that ends: the pool of compute threads that loading leaves with its caller would compete with the
         # worker's own, and slow every pass on a CPU by a fifth.
         with ThreadPoolExecutor(1) as loading:

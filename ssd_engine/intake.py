@@ -12,6 +12,7 @@ from ssd_engine.answer_grammar import AnswerGrammar
 from ssd_engine.chat import ChatRenderer
 from ssd_engine.config import GenerationParams, SSDConfig
 from ssd_engine.detokenizer import Detokenizer
+from ssd_engine.draft_signals import DraftSignals
 from ssd_engine.errors import ContextLengthError, InvalidRequestError
 from ssd_engine.grammar import GrammarCompiler, Guide
 from ssd_engine.prompt import Prompt, PromptEncoder, Tools, offered_tools, parse_prompt, with_draft_system_prompt
@@ -65,8 +66,10 @@ def _of_bounded_depth() -> Iterator[None]:
 class Intake:
     """Checks and encodes requests to one pair; no request changes it."""
 
-    def __init__(self, target: ModelFacts, draft: ModelFacts, eos_ids: frozenset[int]) -> None:
+    def __init__(self, target: ModelFacts, draft: ModelFacts, eos_ids: frozenset[int], signals: DraftSignals) -> None:
+        """`signals`: what signals can be read from the draft with."""
         tokenizer = target.tokenizer
+        self._signals = signals
         self._tokenizer = tokenizer
         self.eos_ids = eos_ids
         self._target, self._draft = target.encoder("target"), draft.encoder("draft")
@@ -81,6 +84,11 @@ class Intake:
         """Most tokens, prompt and answer together, that both models can see; None where neither names a limit."""
         lengths = (self._target.context_length, self._draft.context_length)
         return min((length for length in lengths if length), default=None)
+
+    def require_signals(self, config: SSDConfig) -> None:
+        """Raise `InvalidRequestError` where `config` uses signals that cannot be read from this draft."""
+        if config.signals is not None:
+            self._signals.require(config.signals.thresholds)
 
     @_of_bounded_depth()
     def prompt_ids(self, prompt: Prompt, tools: Tools | None, params: GenerationParams) -> list[int]:
@@ -101,9 +109,11 @@ class Intake:
         """A request whose pieces go to `deliver`; `positions` is what the key-value cache has for it.
 
         Raises:
-            InvalidRequestError: the prompt, the grammar or the choice of tools cannot be used; `ContextLengthError`
-                where the prompt is too long.
+            InvalidRequestError: the prompt, the grammar, the choice of tools or a signal cannot be used;
+                `ContextLengthError` where the prompt is too long.
         """
+        if params.decoding == "ssd":
+            self.require_signals(config)
         tools = offered_tools(tools or (), params.tool_choice)
         parsed = parse_prompt(prompt, tools)
         if draft_prompt is not None:
@@ -118,8 +128,10 @@ class Intake:
                 f"{needed} positions; the key-value cache has {positions}: "
                 "raise kv_cache_bytes, shorten the prompt or lower max_new_tokens"
             )
+        num_given = self._draft.num_given(for_draft, draft_ids, params) if config.signals is not None else 0
         guide = self._guide(params, tools)
-        return Request(target_ids, draft_ids, params, config, guide, self._answer(params, config, tools), deliver)
+        answer = self._answer(params, config, tools)
+        return Request(target_ids, draft_ids, params, config, guide, answer, deliver, num_given)
 
     def _guide(self, params: GenerationParams, tools: Tools) -> Guide | None:
         try:
@@ -160,7 +172,7 @@ class Intake:
         return Answer(
             AnswerSettings(
                 params=params,
-                bin_size=config.bin_size,
+                config=config,
                 eos_ids=self.eos_ids,
                 detokenizer=self.detokenizer(tools),
                 tool_parser=ToolCallParser(self.tool_format, names) if tools else None,

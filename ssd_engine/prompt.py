@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -98,3 +99,11 @@ class PromptEncoder:
                 f"{self.context_length}: shorten the prompt or lower max_new_tokens"
             )
         return ids
+
+    def num_given(self, prompt: ParsedPrompt, token_ids: Sequence[int], params: GenerationParams) -> int:
+        """How many of a prompt's `token_ids`, at their end, are an assistant's message that is to be continued."""
+        if not isinstance(prompt, Conversation) or not params.continue_final_message:
+            return 0
+        before = self.renderer.encode_before_final_message(prompt, template_kwargs=params.template_kwargs)
+        shared = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(token_ids, before, strict=False))
+        return len(token_ids) - sum(1 for _ in shared)

@@ -104,7 +104,7 @@ class RemoteEngine(SSDEngine):
         tokens = TokenReader(None)
         unbegun = AnswerSettings(
             params=params,
-            bin_size=self.config.bin_size,
+            config=self.config,
             eos_ids=frozenset(),
             detokenizer=tokens,
             tool_parser=None,

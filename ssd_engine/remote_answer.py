@@ -102,7 +102,7 @@ class RemoteAnswer:
         request.answer = Answer(
             AnswerSettings(
                 params=request.params,
-                bin_size=config.bin_size,
+                config=config,
                 eos_ids=frozenset(told["eos_ids"]),
                 detokenizer=self._tokens,
                 tool_parser=ToolCallParser(ToolFormat(told["tool_format"]), tools) if tools else None,

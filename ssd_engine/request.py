@@ -14,6 +14,7 @@ from ssd_engine.result import Piece, Timings
 
 if TYPE_CHECKING:
     from ssd_engine.grammar import Guide
+    from ssd_engine.signals import Look
     from ssd_engine.verify import Choice
 
 Event = Piece | BaseException
@@ -28,6 +29,8 @@ class Round:
     cached_prompt_tokens: int
     timings: Timings
     """Of the sequence so far."""
+    beginning: Sequence[Look] = ()
+    """With the first round: what signals said over a given beginning."""
 
 
 @dataclass(eq=False)
@@ -45,6 +48,8 @@ class Request:
     guide: Guide | None
     answer: Answer
     deliver: Callable[[Event], None]
+    num_given: int = 0
+    """Tokens at the end of the draft's prompt that are a given beginning whose risk signals are to tell."""
     submitted: float = field(default_factory=time.perf_counter)
     """When it was put in line."""
     is_cancelled: bool = False
@@ -76,6 +81,8 @@ class Request:
     def events(self, added: Round) -> list[Event]:
         """What a round adds to the answer; whatever goes wrong here ends this one request."""
         try:
+            if added.beginning:
+                self.answer.begin(added.beginning)
             piece = self.answer.add_round(added.choices)
             if self.answer.error is not None:
                 return [piece, self.answer.error]

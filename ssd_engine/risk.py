@@ -1,4 +1,4 @@
-"""What a request wants done about risk, as its bins are completed."""
+"""What a request wants done about risk, as its bins are completed and its signals raise alarms."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from ssd_engine.trace import SafetyTrace
 
 
 def risk_action(params: GenerationParams, trace: SafetyTrace) -> RiskAction:
-    """What is to be done at the end of a bin.
+    """What is to be done at the end of a bin, or where a signal has raised an alarm.
 
     Raises:
         InvalidRequestError: the caller's function returned none of the actions.
     """
     if isinstance(params.on_risk, str):
-        return params.on_risk if _bins_under_union(trace) >= params.risk_bins else "annotate"
+        if params.on_risk == "annotate":
+            return "annotate"
+        return params.on_risk if _tokens_under_union(trace) >= params.risk_bins * trace.bin_size else "annotate"
     action = params.on_risk(trace) or "annotate"
     if action not in ("annotate", "refuse", "raise"):
         raise InvalidRequestError(f"on_risk returned {action!r}; return 'annotate', 'refuse', 'raise' or None")
@@ -27,14 +29,21 @@ def risk_action(params: GenerationParams, trace: SafetyTrace) -> RiskAction:
 def risk_error(trace: SafetyTrace) -> JailbreakRiskError:
     """What a caller is told that wants risk to be raised; the text is still to be filled in."""
     ratios = ", ".join(f"{ratio:.2f}" for ratio in trace.match_ratios)
+    alarms = ", ".join(f"{each.signal} {each.score:.2f} at token {each.place}" for each in trace.alarms)
+    said = f"match ratios so far: {ratios}" + (f"; alarms: {alarms}" if alarms else "")
     return JailbreakRiskError(
-        f"jailbreak risk: Union held for {_bins_under_union(trace)} bins (match ratios so far: {ratios}); the "
+        f"jailbreak risk: Union held for {_tokens_under_union(trace) // trace.bin_size} bins ({said}); the "
         "answer was stopped, its trace and text are in this error's `trace` and `text`",
         trace=trace,
         text="",
     )
 
 
-def _bins_under_union(trace: SafetyTrace) -> int:
-    """Completed bins, up to the last, that Union has held."""
-    return sum(1 for _ in itertools.takewhile(lambda each: each.scheme is Scheme.UNION, reversed(trace.bins)))
+def _tokens_under_union(trace: SafetyTrace) -> int:
+    """Chosen tokens, up to the last, that Union has held, whatever asked for it."""
+    chosen = (
+        scheme
+        for scheme, is_forced in zip(reversed(trace.schemes), reversed(trace.forced), strict=True)
+        if not is_forced
+    )
+    return sum(1 for _ in itertools.takewhile(lambda scheme: scheme is Scheme.UNION, chosen))

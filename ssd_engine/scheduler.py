@@ -211,7 +211,12 @@ class Scheduler(Generic[S]):
                 continue
             try:
                 sequence = self._decoder.open(
-                    request.target_ids, request.draft_ids, request.params, request.config, request.guide
+                    request.target_ids,
+                    request.draft_ids,
+                    request.params,
+                    request.config,
+                    request.guide,
+                    request.num_given,
                 )
                 if sequence is None and not self._running:
                     raise SSDError("there is no room for this request although nothing runs; make a new engine")
@@ -272,7 +277,7 @@ class Scheduler(Generic[S]):
     def _take(self, running: _Running[S], choices: list[Choice]) -> None:
         """Hand a round's tokens to the request's answer."""
         sequence, request = running.sequence, running.request
-        added = Round(choices, sequence.cached_prompt_tokens, sequence.timings)
+        added = Round(choices, sequence.cached_prompt_tokens, sequence.timings, sequence.take_beginning())
         if running.thread is None:
             events = request.events(added)
         else:

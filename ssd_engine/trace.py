@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
+from ssd_engine.config import Signal
 from ssd_engine.scheme import Bin, Scheme
+from ssd_engine.signals import Alarm, Look
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,6 +36,38 @@ class SafetyTrace:
     """Whether a grammar left no other token; such a token is in no bin, and not drafted."""
     bin_ends: list[int] = field(default_factory=list)
     """Tokens of the answer up to the end of each completed bin."""
+    signal_thresholds: dict[Signal, float] = field(default_factory=dict)
+    """Of each signal that is used; empty where the match ratio alone decides, and then so are the next four."""
+    signal_scores: dict[Signal, list[float]] = field(default_factory=dict)
+    """What each signal gave before each token was chosen, in [0, 1]; 0 at forced tokens."""
+    risk_scores: list[float] = field(default_factory=list)
+    """The highest of the signals' scores, for each token."""
+    beginning_scores: list[float] = field(default_factory=list)
+    """The same at the places of a given beginning."""
+    alarms: list[Alarm] = field(default_factory=list)
+    """Where signals began to ask for Union, and which."""
+
+    def begin(self, looks: Sequence[Look]) -> None:
+        """Enter what the signals said over a given beginning."""
+        for place, look in enumerate(looks, -len(looks)):
+            self.beginning_scores.append(look.risk)
+            self._enter_alarms(place, look)
+
+    def look(self, look: Look | None) -> None:
+        """Enter what the signals said of the next token; None: it is forced. For nothing where none is used."""
+        if not self.signal_thresholds:
+            return
+        if look is not None:
+            self._enter_alarms(len(self.risk_scores), look)
+        self.risk_scores.append(0.0 if look is None else look.risk)
+        for name in self.signal_thresholds:
+            score = 0.0 if look is None else look.scores.get(name, 0.0)
+            self.signal_scores.setdefault(name, []).append(score)
+
+    def _enter_alarms(self, place: int, look: Look) -> None:
+        for name in look.raised:
+            threshold = self.signal_thresholds[name]
+            self.alarms.append(Alarm(place=place, signal=name, score=look.scores[name], threshold=threshold))
 
     @property
     def match_ratios(self) -> list[float]:
@@ -71,16 +107,19 @@ class SafetyTrace:
     @property
     def switches(self) -> int:
         """Changes of scheme."""
+        if self.signal_thresholds:
+            return sum(before is not after for before, after in pairwise((Scheme.INTERSECTION, *self.schemes)))
         return sum(b.is_switch for b in self.bins)
 
     @property
     def risk(self) -> Literal["none", "elevated"]:
-        """ "elevated" when some bin fell below its threshold, so that Union took over."""
-        return "elevated" if any(b.next_scheme is Scheme.UNION for b in self.bins) else "none"
+        """ "elevated" when some bin fell below its threshold, or a signal was past its own, so that Union took over."""
+        is_elevated = self.alarms or any(b.next_scheme is Scheme.UNION for b in self.bins)
+        return "elevated" if is_elevated else "none"
 
     def summary(self) -> dict[str, Any]:
         """JSON-ready figures for response metadata."""
-        return {
+        figures: dict[str, Any] = {
             "decoding": self.decoding,
             "risk": self.risk,
             "match_rate": round(self.match_rate, 4),
@@ -92,6 +131,10 @@ class SafetyTrace:
             "tokens_per_round": round(self.tokens_per_round, 4),
             "forced_tokens": self.num_forced,
         }
+        if self.signal_thresholds:
+            highest = max((*self.beginning_scores, *self.risk_scores), default=0.0)
+            figures |= {"alarms": len(self.alarms), "max_risk": round(highest, 4)}
+        return figures
 
     def _repr_html_(self) -> str:
         from ssd_engine.trace_view import to_html

@@ -24,13 +24,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ssd_engine.config import GenerationParams, SSDConfig
+from ssd_engine.config import GenerationParams, Signal, SSDConfig
 from ssd_engine.draws import Draws, choose, truncation_of
 from ssd_engine.errors import SSDError
 from ssd_engine.predictions import Predictions, masked, tempered
 from ssd_engine.sample_space import SampleSpaces, sample_spaces
 from ssd_engine.sampling import draw
 from ssd_engine.scheme import Bin, Scheme, SchemeController
+from ssd_engine.signals import Look, Scores, SignalControl
 
 NOT_NUMBERS = (
     "the models' probabilities are not numbers (NaN) here: this prompt is too much for their weights or dtype; "
@@ -53,25 +54,35 @@ class Choice:
     top_logprobs: tuple[tuple[int, float], ...] = ()
     ends: Literal["stop", "length"] | None = None
     """Why the backend ends the answer with this token, where it does."""
-
-    @property
-    def next_scheme(self) -> Scheme:
-        """The scheme in force after this token."""
-        return self.scheme if self.bin is None else self.bin.next_scheme
+    next_scheme: Scheme = Scheme.NONE
+    """The scheme in force after this token, for what a grammar forces there; another backend does not tell it."""
+    look: Look | None = None
+    """What the signals said before the token was chosen; None: no signals are used, or the token is forced."""
 
 
 class Verifier:
-    """The rule of one sequence. It owns the sequence's scheme controller and random numbers.
+    """The rule of one sequence. It owns the sequence's scheme controller, signals and random numbers.
 
     The random numbers belong to places in the answer: three for each token, to draft it, to accept it, to recover it.
     A draft that is thrown away had no part in the tokens before it, so its place's numbers are as good as new. A seed
     therefore gives the same answer whatever the number of drafts in a round.
     """
 
-    def __init__(self, params: GenerationParams, config: SSDConfig, eos_ids: Collection[int]) -> None:
+    def __init__(
+        self,
+        params: GenerationParams,
+        config: SSDConfig,
+        eos_ids: Collection[int],
+        refusal_ids: Collection[int] = frozenset(),
+    ) -> None:
+        """`refusal_ids`: tokens that begin a refusal, where signals are used."""
         self.params = params
         self.config = config
         self.controller = SchemeController(config)
+        self.signals = SignalControl(config.signals, refusal_ids) if self.is_ssd and config.signals else None
+        self.beginning: list[Look] = []
+        """What the signals said at the places of a given beginning."""
+        self._first_scheme = self.scheme
         self._eos_ids = frozenset(eos_ids)
         generator = torch.Generator()
         if params.seed is None:
@@ -95,37 +106,83 @@ class Verifier:
         """Whether a draft proposes tokens; without one the target decodes alone."""
         return self.params.decoding != "target"
 
+    @property
+    def scheme(self) -> Scheme:
+        """The scheme in force at the next place."""
+        if not self.is_ssd:
+            return Scheme.NONE
+        asks = self.signals is not None and self.signals.asks_for_union
+        return Scheme.UNION if asks else self.controller.scheme
+
     def uniforms(self, place: int) -> list[float]:
         """The random numbers of one token of the answer: to draft, to accept, to recover."""
         numbers: list[float] = self._uniforms[place].tolist() if self.is_sampled else [0.0, 0.0, 0.0]
         return numbers
 
-    def forced(self, token_ids: Sequence[int], before: Choice | None) -> list[Choice]:
-        """Tokens that a grammar forces: certain, and so without a word on risk. `before` is the token before them."""
-        scheme = self.controller.scheme if before is None else before.next_scheme
-        if not self.is_ssd:
-            scheme = Scheme.NONE
+    @property
+    def used_signals(self) -> Collection[Signal]:
+        """The signals that are used."""
+        return () if self.signals is None else self.signals.config.thresholds.keys()
+
+    def opening(self, token_ids: Sequence[int]) -> list[Choice]:
+        """Tokens that a grammar forces before any is chosen."""
+        return self._forced(token_ids, self._first_scheme)
+
+    def forced(self, token_ids: Sequence[int], before: Choice) -> list[Choice]:
+        """Tokens that a grammar forces after the token `before`."""
+        return self._forced(token_ids, before.next_scheme)
+
+    def _forced(self, token_ids: Sequence[int], scheme: Scheme) -> list[Choice]:
+        """Forced tokens: certain, and so without a word on risk."""
         logprob = 0.0 if self.params.logprobs else None
-        return [Choice(i, matched=False, scheme=scheme, bin=None, is_forced=True, logprob=logprob) for i in token_ids]
+        return [
+            Choice(i, matched=False, scheme=scheme, bin=None, is_forced=True, logprob=logprob, next_scheme=scheme)
+            for i in token_ids
+        ]
+
+    def look_back(self, scores: Sequence[Scores]) -> None:
+        """Take in what the signals give at further places of a given beginning."""
+        assert self.signals is not None
+        for each in scores:
+            self.beginning.append(self.signals.look(each))
+            self.signals.leave(None)
+        self._first_scheme = self.scheme
 
     def settle(
-        self, answers: Sequence[Callable[[Scheme, float], int]], drafted: Sequence[int], logprobs: LogprobsOf
+        self,
+        answers: Sequence[Callable[[Scheme, float], int]],
+        drafted: Sequence[int],
+        logprobs: LogprobsOf,
+        scores: Sequence[Scores],
     ) -> list[Choice]:
         """Go through a round's positions under the scheme control, until a token does not match or ends the answer.
 
-        `answers` say, position by position, which token a scheme and its weight choose.
+        `answers` say, position by position, which token a scheme and its weight choose, `scores` what signals give.
         """
         chosen: list[Choice] = []
         for position, (answer, proposal) in enumerate(zip(answers, drafted, strict=True)):
             # Read here, at the position itself: the scheme may have changed inside this round.
-            scheme, alpha = self.controller.scheme, self.controller.alpha
-            if not self.is_ssd:
-                scheme = Scheme.NONE
+            look = None if self.signals is None else self.signals.look(scores[position])
+            scheme = self.scheme
+            alpha = self.config.alpha_union if scheme is Scheme.UNION else self.controller.alpha
             token_id = answer(scheme, alpha)
             matched = token_id == proposal
             logprob, top = logprobs(position, scheme, alpha, token_id) if self.params.logprobs else (None, ())
             completed = self.controller.record(matched=matched) if scheme is not Scheme.NONE else None
-            chosen.append(Choice(token_id, matched, scheme, completed, logprob=logprob, top_logprobs=top))
+            if self.signals is not None:
+                self.signals.leave(token_id)
+            chosen.append(
+                Choice(
+                    token_id,
+                    matched,
+                    scheme,
+                    completed,
+                    logprob=logprob,
+                    top_logprobs=top,
+                    next_scheme=self.scheme,
+                    look=look,
+                )
+            )
             if not matched or token_id in self._eos_ids:
                 break
         return chosen
@@ -183,7 +240,12 @@ def propose(
 
 
 def verify(
-    turns: Sequence[Turn], target_logits: Tensor, draft_logits: Tensor, drafted: Tensor, allowed: Tensor | None = None
+    turns: Sequence[Turn],
+    target_logits: Tensor,
+    draft_logits: Tensor,
+    drafted: Tensor,
+    allowed: Tensor | None = None,
+    scores: Sequence[Scores] = (),
 ) -> list[list[Choice] | Exception]:
     """Choose the tokens that stand, for all sequences of a round.
 
@@ -193,6 +255,7 @@ def verify(
         draft_logits: [P, V] the draft's at the same positions; any numbers where nothing was drafted.
         drafted: [P] int64 drafted ids; -1 where nothing was drafted.
         allowed: [P, V] bool, the tokens that grammars allow; None: all.
+        scores: of all P positions, what the signals give there; empty where no sequence uses any.
 
     Returns:
         For each sequence its tokens, or what went wrong with it alone.
@@ -200,7 +263,7 @@ def verify(
     temperatures = temperatures_of([turn.verifier for turn in turns for _ in turn.places], drafted.device)
     target = Predictions.of(target_logits, temperatures, allowed)
     draft = Predictions.of(draft_logits, temperatures, allowed)
-    table = _Table(turns, target, draft, drafted, None if allowed is None else allowed.sum(-1))
+    table = _Table(turns, target, draft, drafted, None if allowed is None else allowed.sum(-1), scores)
     return [table.settle(index) for index in range(len(turns))]
 
 
@@ -217,8 +280,10 @@ class _Table:
         draft: Predictions,
         drafted: Tensor,
         num_allowed: Tensor | None,
+        scores: Sequence[Scores],
     ) -> None:
         self._turns = turns
+        self._scores = scores
         self._firsts = first_positions(turns)
         self._positions = [turn for turn in turns for _ in turn.places]
         self._alphas = [turn.verifier.controller.upcoming_alphas(turn.num_positions) for turn in turns]
@@ -281,6 +346,7 @@ class _Table:
         turn = self._turns[index]
         first = self._firsts[index]
         rows = self._rows[first : first + turn.num_positions]
+        scores = self._scores[first : first + turn.num_positions]
         alphas = self._alphas[index]
 
         def answer(row: list[int]) -> Callable[[Scheme, float], int]:
@@ -297,7 +363,7 @@ class _Table:
             return self._logprobs(first + position, scheme, alpha, token_id, turn.verifier.params.top_logprobs)
 
         try:
-            return turn.verifier.settle([answer(row) for row in rows], [row[0] for row in rows], logprobs)
+            return turn.verifier.settle([answer(row) for row in rows], [row[0] for row in rows], logprobs, scores)
         except Exception as error:
             return error
 

@@ -10,7 +10,7 @@ import pytest
 from conftest import make_model, make_relative, make_tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from ssd_engine import GenerationParams, Grammar, SSDEngine
+from ssd_engine import GenerationParams, Grammar, SSDConfig, SSDEngine
 from ssd_engine.answer import Answer, AnswerSettings
 from ssd_engine.answer_grammar import AnswerGrammar
 from ssd_engine.detokenizer import Detokenizer
@@ -271,7 +271,7 @@ def test_without_parallel_calls_the_first_of_several_stands_alone(tokenizer: Pre
         answer = Answer(
             AnswerSettings(
                 params=GenerationParams(parallel_tool_calls=parallel),
-                bin_size=7,
+                config=SSDConfig(),
                 eos_ids=frozenset({tokenizer.eos_token_id}),
                 detokenizer=Detokenizer(tokenizer, {tokenizer.eos_token_id}),
                 tool_parser=ToolCallParser(ToolFormat.HERMES, ["now"]),

@@ -46,6 +46,7 @@ class RecordingDecoder:
         params: GenerationParams,
         config: SSDConfig,
         guide: None,
+        num_given: int,
     ) -> FakeSequence:
         self._num_opened += 1
         return FakeSequence(self._num_opened - 1, len(target_ids))

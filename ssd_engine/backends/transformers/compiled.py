@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ssd_engine.backends.transformers.layer_states import decoder_layers
 from ssd_engine.errors import ModelLoadError
 
 
@@ -78,8 +79,7 @@ class CompiledPasses:
 
 
 def _layers(model: PreTrainedModel) -> list[nn.Module]:
-    kinds = set(model._no_split_modules or ())
-    layers = [module for module in model.modules() if type(module).__name__ in kinds]
+    layers = decoder_layers(model)
     if not layers:
         raise ModelLoadError(
             f"model type {model.config.model_type!r} does not name its layers, so it cannot be compiled; "

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ssd_engine.backends.transformers.loader import shared_vocabulary_size
+from ssd_engine.backends.transformers.loader import require_signals, shared_vocabulary_size
 from ssd_engine.backends.transformers.memory import plan_positions
 from ssd_engine.backends.transformers.runner import ModelRunner
 from ssd_engine.backends.transformers.sequence import DRAFTED, Proposal, SequenceState
 from ssd_engine.config import GenerationParams, SSDConfig
 from ssd_engine.draft_length import LONGEST, PassTimes, best_length, shared_lengths
+from ssd_engine.draft_signals import DraftSignals
+from ssd_engine.signal_scores import SignalReader
 from ssd_engine.verify import Choice, Verifier, first_positions, propose, verify
 
 if TYPE_CHECKING:
@@ -30,10 +32,14 @@ if TYPE_CHECKING:
 class PairDecoder:
     """Decodes sequences with a target and a draft, all of a round in the same passes."""
 
-    def __init__(self, target: ModelRunner, draft: ModelRunner, eos_ids: Collection[int]) -> None:
+    def __init__(
+        self, target: ModelRunner, draft: ModelRunner, eos_ids: Collection[int], signals: DraftSignals
+    ) -> None:
         self._target = target
         self._draft = draft
         self._eos_ids = frozenset(eos_ids)
+        self._refusal_ids = frozenset(signals.refusal_ids)
+        self._signals = SignalReader(signals, draft.device)
         self._times = {runner: PassTimes() for runner in (target, draft)}
         self._seconds_in_passes = 0.0
 
@@ -49,9 +55,13 @@ class PairDecoder:
         params: GenerationParams,
         config: SSDConfig,
         guide: Guide | None,
+        num_given: int,
     ) -> SequenceState | None:
-        """Begin an answer to a prompt, given in each model's own tokens; None while the caches have no room for it."""
-        verifier = Verifier(params, config, self._eos_ids)
+        """Begin an answer to a prompt, given in each model's own tokens; None while the caches have no room for it.
+
+        The last `num_given` of `draft_ids` are a given beginning whose risk signals are to tell.
+        """
+        verifier = Verifier(params, config, self._eos_ids, self._refusal_ids)
         opening: list[int] = []
         if guide is not None:
             guide.go_back(0)  # it has been here before, where there was no room
@@ -61,7 +71,8 @@ class PairDecoder:
             if target is None:
                 return None
             undone.callback(self._target.close, target)
-            draft = self._draft.open(draft_ids, params.max_new_tokens) if verifier.drafts else None
+            given = num_given if verifier.used_signals else 0
+            draft = self._draft.open(draft_ids, params.max_new_tokens, given) if verifier.drafts else None
             if verifier.drafts and draft is None:
                 return None
             if draft is not None:
@@ -84,8 +95,16 @@ class PairDecoder:
     @torch.inference_mode()
     def read_prompt(self, sequence: SequenceState) -> None:
         """Read one block of a prompt, in each model that has one left."""
-        for runner, row in zip((self._target, self._draft), sequence.rows, strict=False):
-            runner.read_block(row)
+        self._target.read_block(sequence.target)
+        if sequence.draft is None:
+            return
+        heard = self._draft.read_block(sequence.draft)
+        # The target's word on these places would cost a good part of a pass more, so there is no KL.
+        used = set(sequence.verifier.used_signals) - {"kl"}
+        if heard is not None and used:
+            probe = self._signals.probe_scores(heard.hidden) if "probe" in used and heard.hidden is not None else None
+            scores = self._signals.read([used] * len(heard.logits), heard.logits, None, probe)
+            sequence.verifier.look_back(scores)
 
     @torch.inference_mode()
     def round(self, sequences: Sequence[SequenceState]) -> list[list[Choice] | Exception]:
@@ -120,30 +139,33 @@ class PairDecoder:
         self._seconds_in_passes = 0.0
         lengths = shared_lengths([_num_drafts(sequence, chosen_length) for sequence in sequences])
         proposals = [Proposal(sequence, length) for sequence, length in zip(sequences, lengths, strict=True)]
-        draft_logits, drafted = self._propose(proposals)
+        draft_logits, drafted, probe_scores = self._propose(proposals)
         allowed = _stacked([each for proposal in proposals for each in proposal.allowed], drafted.device)
         target_logits = self._read(proposals, drafted)
-        outcomes = verify([proposal.turn for proposal in proposals], target_logits, draft_logits, drafted, allowed)
+        used = [signals for proposal in proposals for signals in proposal.used_signals]
+        scores = self._signals.read(used, draft_logits, target_logits, probe_scores) if any(used) else ()
+        turns = [proposal.turn for proposal in proposals]
+        outcomes = verify(turns, target_logits, draft_logits, drafted, allowed, scores)
         settled = [_settled(proposal, outcome) for proposal, outcome in zip(proposals, outcomes, strict=True)]
         selection = time.perf_counter() - start - self._seconds_in_passes
         for sequence in sequences:
             sequence.timings.selection += selection
         return settled
 
-    def _propose(self, proposals: Sequence[Proposal]) -> tuple[Tensor, Tensor]:
+    def _propose(self, proposals: Sequence[Proposal]) -> tuple[Tensor, Tensor, Tensor]:
         """Step 1: m drafts L tokens, one after another, from its own prompt and all output so far.
 
         Returns:
-            [P, V] float32 logits and [P] drafted ids at the positions of all proposals; zeros and -1 where nothing is
-            drafted.
+            [P, V] float32 logits, [P] drafted ids and [P] scores of the probe at the positions of all proposals; zeros,
+            -1 and zeros where nothing is drafted.
         """
         device = self._draft.device
-        steps: list[tuple[list[Proposal], Tensor, Tensor]] = []
+        steps: list[tuple[list[Proposal], Tensor, Tensor, Tensor | None]] = []
         latest = torch.empty(0, dtype=torch.int64, device=device)
         drafting = [proposal for proposal in proposals if proposal.is_drafting]
         while drafting:
-            step_logits, latest = self._draft_step(drafting, latest)
-            steps.append((drafting, step_logits, latest))
+            step_logits, latest, step_scores = self._draft_step(drafting, latest)
+            steps.append((drafting, step_logits, latest, step_scores))
             is_guided = any(proposal.sequence.guide is not None for proposal in drafting)
             token_ids = latest.tolist() if is_guided else [None] * len(drafting)
             for proposal, token_id in zip(drafting, token_ids, strict=True):
@@ -155,26 +177,35 @@ class PairDecoder:
         num_positions = sum(len(proposal.places) for proposal in proposals)
         drafted = torch.full((num_positions,), -1, device=device)
         logits = torch.zeros(num_positions, self._draft.vocab_size, device=device)
-        for step, (drafting, step_logits, latest) in enumerate(steps):
+        scores = logits.new_zeros(num_positions)
+        for step, (drafting, step_logits, latest, step_scores) in enumerate(steps):
             at = torch.tensor([firsts[proposal] + step for proposal in drafting], device=device)
             logits[at], drafted[at] = step_logits, latest
-        return logits, drafted
+            if step_scores is not None:
+                scores[at] = step_scores
+        return logits, drafted, scores
 
-    def _draft_step(self, proposals: Sequence[Proposal], latest: Tensor) -> tuple[Tensor, Tensor]:
-        """[R, V] float32 logits and [R] the tokens drafted next; `latest` [R] are those that were drafted before."""
+    def _draft_step(self, proposals: Sequence[Proposal], latest: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """[R, V] float32 logits, [R] the tokens drafted next, and [R] scores of the probe where some proposal uses it.
+
+        `latest` [R] are the tokens that were drafted before.
+        """
         sequences = [proposal.sequence for proposal in proposals]
         rows = [row for sequence in sequences if (row := sequence.draft) is not None]
         unread = [proposal.unread for proposal in proposals]
         counts = [len(token_ids) for token_ids in unread]
         token_ids = _filled([i for each in unread for i in each], latest)
         with self._timed(self._draft, sequences, len(token_ids)):
-            logits = self._draft.forward(rows, token_ids, counts)
+            logits, hidden = self._draft.forward(rows, token_ids, counts), self._draft.hidden
         if len(token_ids) > len(rows):
-            logits = logits[[end - 1 for end in itertools.accumulate(counts)]]
+            ends = [end - 1 for end in itertools.accumulate(counts)]
+            logits, hidden = logits[ends], None if hidden is None else hidden[ends]
         verifiers = [proposal.verifier for proposal in proposals]
         allowed = _stacked([proposal.allowed[-1] for proposal in proposals], logits.device)
         places = [proposal.places[-1] for proposal in proposals]
-        return logits.to(torch.float32, copy=True), propose(logits, verifiers, places, allowed)
+        uses_probe = hidden is not None and any("probe" in verifier.used_signals for verifier in verifiers)
+        scores = self._signals.probe_scores(hidden) if hidden is not None and uses_probe else None
+        return logits.to(torch.float32, copy=True), propose(logits, verifiers, places, allowed), scores
 
     def _read(self, proposals: Sequence[Proposal], drafted: Tensor) -> Tensor:
         """Step 2: M reads what it has not read and all drafts but the last, in one pass.
@@ -243,19 +274,21 @@ def make_decoder(
     kv_cache_bytes: int | None,
     prefix_cache_bytes: int,
     compile: bool,
+    signals: DraftSignals,
 ) -> PairDecoder:
     """Set a pair up to decode together; the arguments and errors are `SSDEngine()`'s."""
     vocab_size = shared_vocabulary_size(target, draft)
+    require_signals(draft, signals, vocab_size)
     runners = (
         ModelRunner(target, vocab_size, compile=compile),
-        ModelRunner(draft, vocab_size, compile=compile),
+        ModelRunner(draft, vocab_size, compile=compile, layer=None if signals.probe is None else signals.probe.layer),
     )
     bytes_per_position = sum(runner.bytes_per_position for runner in runners)
     positions = plan_positions(bytes_per_position, max_batch_size, context_length, runners[0].device, kv_cache_bytes)
     for runner in runners:
         runner.allocate(positions, prefix_cache_bytes)
         runner.capture_graphs()
-    return PairDecoder(*runners, eos_ids)
+    return PairDecoder(*runners, eos_ids, signals)
 
 
 def _num_drafts(sequence: SequenceState, chosen_length: int) -> int:

@@ -15,8 +15,10 @@ from ssd_engine.backends.transformers.kv_cache import KVCache
 _SMALLEST_BOUND = 256
 _WARM_UPS = 2
 
-Call = Callable[[Tensor, Tensor], Tensor]
-"""The model: [1, T] token ids and [1, T] positions to [T, V] logits."""
+Outputs = tuple[Tensor, ...]
+"""What a pass gives: [T, ...] each."""
+Call = Callable[[Tensor, Tensor], Outputs]
+"""The model: [1, T] token ids and [1, T] positions to its outputs, the first of which are [T, V] logits."""
 
 
 class StaticPass:
@@ -40,8 +42,8 @@ class StaticPass:
         self.positions[0].copy_(torch.tensor(positions))
         self.written.copy_(torch.tensor(written))
 
-    def run(self, call: Call) -> Tensor:
-        """Logits of what is loaded, [T, V]."""
+    def run(self, call: Call) -> Outputs:
+        """What `call` makes of what is loaded."""
         self._masks.clear()
         self.add_mask(causal_mask_function)
         with under_way(self):
@@ -77,14 +79,14 @@ class PassGraphs:
         self._spare = spare
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream(device)
-        self._captured: dict[tuple[int, int], tuple[StaticPass, torch.cuda.CUDAGraph, Tensor]] = {}
+        self._captured: dict[tuple[int, int], tuple[StaticPass, torch.cuda.CUDAGraph, Outputs]] = {}
 
     def __len__(self) -> int:
         return len(self._captured)
 
     @torch.inference_mode()
-    def run(self, token_ids: Tensor, positions: Sequence[int], written: Sequence[int]) -> Tensor:
-        """[T, V] logits of a pass, which stand until the next pass.
+    def run(self, token_ids: Tensor, positions: Sequence[int], written: Sequence[int]) -> Outputs:
+        """The outputs of a pass, which stand until the next pass.
 
         Args:
             token_ids: [T] int64.
@@ -103,12 +105,12 @@ class PassGraphs:
             step = StaticPass(self._cache, size, bound, self._device)
             step.load(token_ids, positions, written)
             captured = self._captured[size, bound] = step, *self._capture(step)
-        step, graph, logits = captured
+        step, graph, outputs = captured
         step.load(token_ids, positions, written)
         graph.replay()
-        return logits[:num_tokens]
+        return tuple(output[:num_tokens] for output in outputs)
 
-    def _capture(self, step: StaticPass) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+    def _capture(self, step: StaticPass) -> tuple[torch.cuda.CUDAGraph, Outputs]:
         graph = torch.cuda.CUDAGraph()
         current = torch.cuda.current_stream(self._device)
         # One capture at a time in the process: torch's bookkeeping of captures is the process's.
@@ -120,11 +122,11 @@ class PassGraphs:
                         step.run(self._call)
                 # Calls of other threads, which use the device for their own ends, do not disturb it.
                 with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-                    logits = step.run(self._call)
+                    outputs = step.run(self._call)
                 current.wait_stream(self._stream)
             finally:
                 torch.cuda.set_stream(current)  # a capture that fails leaves its own behind
-        return graph, logits
+        return graph, outputs
 
 
 _capturing = threading.Lock()

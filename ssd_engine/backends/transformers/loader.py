@@ -21,6 +21,8 @@ from ssd_engine.backends.transformers.linear import (
     replace_linears,
 )
 from ssd_engine.backends.transformers.memory import require_room
+from ssd_engine.draft_signals import FILE as SIGNALS_FILE
+from ssd_engine.draft_signals import DraftSignals
 from ssd_engine.errors import ModelLoadError, VocabularyMismatchError
 
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -163,6 +165,29 @@ def fingerprint(model: PreTrainedModel) -> str:
     return hashlib.sha256(rows.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
 
 
+def require_signals(model: PreTrainedModel, signals: DraftSignals, vocabulary_size: int) -> None:
+    """Raise `ModelLoadError` where `signals` were not made for a draft, which shares so many tokens with its target."""
+    config = model.config.get_text_config()
+    signals.require_fit(
+        hidden_size=config.hidden_size,
+        num_layers=config.num_hidden_layers,
+        vocabulary_size=vocabulary_size,
+        fingerprint=fingerprint(model),
+    )
+
+
+def load_signals(draft: str | Path, adapter: str | Path | None) -> DraftSignals:
+    """What lies beside an adapter, or in the folder of a draft that has one merged into it, to read signals with.
+
+    Nothing where there is no such file. Raises `ModelLoadError` where there is one that cannot be used.
+    """
+    source = draft if adapter in (None, NO_ADAPTER) else adapter
+    folder = Path(source)
+    if not folder.is_dir() and source is adapter:
+        folder = _download_adapter(str(adapter))
+    return DraftSignals.load(folder) if (folder / SIGNALS_FILE).is_file() else DraftSignals()
+
+
 def _require_base(model: PreTrainedModel, adapter: Path) -> None:
     """Raise where the adapter says that it was made for other weights; one of other makers says nothing."""
     record = adapter / BASE_RECORD
@@ -180,7 +205,9 @@ def _download_adapter(repo_id: str) -> Path:
 
     try:
         return Path(
-            snapshot_download(repo_id, allow_patterns=["adapter_config.json", "adapter_model.safetensors", BASE_RECORD])
+            snapshot_download(
+                repo_id, allow_patterns=["adapter_config.json", "adapter_model.safetensors", BASE_RECORD, SIGNALS_FILE]
+            )
         )
     except (OSError, ValueError) as error:
         raise ModelLoadError(f"adapter {repo_id!r} could not be fetched: {_first_line(error)}") from error

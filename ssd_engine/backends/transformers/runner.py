@@ -17,6 +17,7 @@ from ssd_engine.backends.transformers.attention import under_way, use_segment_at
 from ssd_engine.backends.transformers.compiled import CompiledPasses
 from ssd_engine.backends.transformers.graphs import PassGraphs
 from ssd_engine.backends.transformers.kv_cache import KVCache, Snapshot, count_cache_layers
+from ssd_engine.backends.transformers.layer_states import LayerStates
 from ssd_engine.backends.transformers.prefix_store import PrefixStore, block_ends
 from ssd_engine.backends.transformers.segments import Segment, SegmentedPass
 from ssd_engine.draft_length import LONGEST
@@ -30,7 +31,7 @@ _BLOCK_SIZES_ELSEWHERE = (256, 32, 16)
 class Row:
     """One sequence in one model: the tokens that stand, and how many of them the model has read."""
 
-    def __init__(self, prompt_ids: Sequence[int], ends: list[int], stretch: range) -> None:
+    def __init__(self, prompt_ids: Sequence[int], ends: list[int], stretch: range, num_given: int = 0) -> None:
         self.token_ids = list(prompt_ids)
         self.length = 0
         self.cached_prompt_tokens = 0
@@ -38,6 +39,8 @@ class Row:
         """Where the blocks end in which the prompt is read."""
         self.stretch = stretch
         """The positions of the cache that are this row's own."""
+        self.first_heard = max(len(prompt_ids) - num_given - 1, 0)
+        """The prompt's token from which on is wanted what the model says after it: the last `num_given` were given."""
         self._num_unread = 1
 
     @property
@@ -72,6 +75,16 @@ class Row:
         self.length = len(self.token_ids) - self._num_unread
 
 
+@dataclass(frozen=True, kw_only=True)
+class Heard:
+    """What a model says after T tokens of a prompt; it stands until the next pass."""
+
+    logits: Tensor
+    """[T, V]."""
+    hidden: Tensor | None
+    """[T, H] the output of the runner's layer, if it has one."""
+
+
 @dataclass(frozen=True)
 class _Layout:
     """Where the tokens of a pass belong."""
@@ -97,14 +110,21 @@ class _Layout:
 class ModelRunner:
     """Runs one causal language model."""
 
-    def __init__(self, model: PreTrainedModel, vocab_size: int, *, compile: bool = False) -> None:
+    def __init__(
+        self, model: PreTrainedModel, vocab_size: int, *, compile: bool = False, layer: int | None = None
+    ) -> None:
         """Take a model over; `compile` its layers, which takes a while.
+
+        `layer`, counted from 1, is the one whose output `hidden` gives.
 
         Raises:
             ModelLoadError: it keeps a state that cannot be rolled back, cannot take several sequences at once, or
-                cannot be compiled.
+                cannot be compiled, or it has no such layer.
         """
         self.model = model.eval()
+        self._layer = None if layer is None else LayerStates(model, layer)
+        self.hidden: Tensor | None = None
+        """[T, H] of the last `forward`, where the runner has a layer; it stands until the next pass."""
         self._run: Callable[..., Any] = self.model
         self.vocab_size = vocab_size
         self._num_layers = count_cache_layers(model.config)
@@ -127,7 +147,7 @@ class ModelRunner:
         """Where the model is on one CUDA device, run its passes as CUDA graphs from now on."""
         if self.device.type != "cuda" or {parameter.device for parameter in self.model.parameters()} != {self.device}:
             return
-        self._graphs = PassGraphs(self._logits, self.cache, self.device, spare=self._trial.stretch[-1])
+        self._graphs = PassGraphs(self._outputs, self.cache, self.device, spare=self._trial.stretch[-1])
         self._try(1)
 
     @property
@@ -141,27 +161,40 @@ class ModelRunner:
         device: torch.device = self.model.get_input_embeddings().weight.device
         return device
 
-    def open(self, prompt_ids: Sequence[int], max_new_tokens: int) -> Row | None:
-        """Begin a row; None while the cache has no room for it."""
+    def open(self, prompt_ids: Sequence[int], max_new_tokens: int, num_given: int = 0) -> Row | None:
+        """Begin a row, of whose prompt the last `num_given` are heard; None while the cache has no room for it."""
         stretch = self.cache.arena.take(len(prompt_ids) + max_new_tokens)
-        return None if stretch is None else Row(prompt_ids, block_ends(len(prompt_ids), self._block_sizes), stretch)
+        if stretch is None:
+            return None
+        return Row(prompt_ids, block_ends(len(prompt_ids), self._block_sizes), stretch, num_given)
 
     def close(self, row: Row) -> None:
         """Free a row's part of the cache."""
         self.cache.arena.give_back(row.stretch)
 
-    def read_block(self, row: Row) -> None:
-        """Read the next block of a row's prompt, from a kept prefix as far as one goes."""
+    def read_block(self, row: Row) -> Heard | None:
+        """Read the next block of a row's prompt, from a kept prefix as far as one goes.
+
+        Returns:
+            What the model says after those of the block's tokens from `Row.first_heard` on; None where there are none.
+        """
         if row.length == 0:
             self._reuse_prefix(row)
         block = row.next_block
-        if block:
-            layout = _Layout.of([row.stretch[: row.length + len(block)]], [len(block)])
-            # The bare decoder: no logits are wanted here, and the output matrix is a good part of a small model.
-            self._pass(self.model.base_model, torch.tensor(block), layout)
-            row.length += len(block)
-            if not row.next_block:
-                self._keep_prefix(row)
+        if not block:
+            return None
+        layout = _Layout.of([row.stretch[: row.length + len(block)]], [len(block)])
+        unheard = max(row.first_heard - row.length, 0)
+        is_heard = unheard < len(block)
+        # Else the bare decoder: no logits are wanted there, and the output matrix is a good part of a small model.
+        outputs = self._pass(self.model if is_heard else self.model.base_model, torch.tensor(block), layout)
+        row.length += len(block)
+        if not row.next_block:
+            self._keep_prefix(row)
+        if not is_heard:
+            return None
+        hidden = None if self._layer is None or self._layer.latest is None else self._layer.latest[0, unheard:]
+        return Heard(logits=outputs.logits[0, unheard:, : self.vocab_size], hidden=hidden)
 
     def forward(self, rows: Sequence[Row], token_ids: Tensor, counts: Sequence[int]) -> Tensor:
         """Read new tokens of several rows, one row after the other.
@@ -176,9 +209,11 @@ class ModelRunner:
         """
         stretches = [row.stretch[: row.length + count] for row, count in zip(rows, counts, strict=True)]
         layout = _Layout.of(stretches, counts)
-        logits = self._replay(token_ids, layout)
-        if logits is None:
-            logits = self._pass(self._run, token_ids, layout).logits[0]
+        outputs = self._replay(token_ids, layout)
+        if outputs is None:
+            outputs = self._kept(self._pass(self._run, token_ids, layout))
+        logits, *hidden = outputs
+        self.hidden = hidden[0] if hidden else None
         for row, count in zip(rows, counts, strict=True):
             row.length += count
         return logits[:, : self.vocab_size]
@@ -208,9 +243,11 @@ class ModelRunner:
         if isinstance(self._run, CompiledPasses):
             self._run.close()
         self._run = self.model
+        if self._layer is not None:
+            self._layer.close()
 
-    def _replay(self, token_ids: Tensor, layout: _Layout) -> Tensor | None:
-        """Logits through a CUDA graph; None where there are no graphs."""
+    def _replay(self, token_ids: Tensor, layout: _Layout) -> tuple[Tensor, ...] | None:
+        """`_kept` through a CUDA graph; None where there are no graphs."""
         if self._graphs is None:
             return None
         try:
@@ -241,7 +278,8 @@ class ModelRunner:
                 bar.update()
 
     def _reuse_prefix(self, row: Row) -> None:
-        prefix, shared = self.prefixes.find(row.token_ids, row.ends)
+        # What is to be heard has to be read.
+        prefix, shared = self.prefixes.find(row.token_ids, [end for end in row.ends if end <= row.first_heard])
         if prefix is not None:
             self.cache.restore(prefix.snapshot, row.stretch[:shared])
             row.length = row.cached_prompt_tokens = shared
@@ -268,9 +306,14 @@ class ModelRunner:
         with under_way(SegmentedPass(self.cache, layout.segments, written)):
             return self._call(run, token_ids.to(self.device)[None], positions)
 
-    def _logits(self, token_ids: Tensor, positions: Tensor) -> Tensor:
-        logits: Tensor = self._call(self._run, token_ids, positions).logits
-        return logits[0]
+    def _outputs(self, token_ids: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
+        return self._kept(self._call(self._run, token_ids, positions))
+
+    def _kept(self, outputs: Any) -> tuple[Tensor, ...]:
+        """What is kept of a pass's outputs: [T, V] logits, and [T, H] of the runner's layer, if it has one."""
+        if self._layer is None or self._layer.latest is None:
+            return (outputs.logits[0],)
+        return outputs.logits[0], self._layer.latest[0]
 
     def _call(self, run: Callable[..., Any], token_ids: Tensor, positions: Tensor) -> Any:
         return run(

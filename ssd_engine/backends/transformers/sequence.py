@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
+from ssd_engine.config import Signal
 from ssd_engine.draft_length import Acceptance
 from ssd_engine.errors import SSDError
 from ssd_engine.result import Timings
+from ssd_engine.signals import Look
 from ssd_engine.verify import NOT_NUMBERS, Choice, Turn, Verifier
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ class SequenceState:
         self.acceptance = Acceptance()
         self.num_tokens = len(opening)
         """Tokens of the answer that stand."""
-        self._undelivered = verifier.forced(opening, None)
+        self._opening = opening
         for row in self.rows:
             row.begin(opening)
         if guide is not None:
@@ -72,8 +74,13 @@ class SequenceState:
 
     def deliver(self, chosen: list[Choice]) -> list[Choice]:
         """A round's tokens, led by those that a grammar forced before the first round."""
-        led, self._undelivered = [*self._undelivered, *chosen], []
+        led, self._opening = [*self.verifier.opening(self._opening), *chosen], []
         return led
+
+    def take_beginning(self) -> Sequence[Look]:
+        """What the signals said over a given beginning; nothing at later calls."""
+        looks, self.verifier.beginning = self.verifier.beginning, []
+        return looks
 
     def roll_back(self) -> None:
         """Undo what a round read but did not finish."""
@@ -111,6 +118,11 @@ class Proposal:
     @property
     def verifier(self) -> Verifier:
         return self.sequence.verifier
+
+    @property
+    def used_signals(self) -> list[Collection[Signal]]:
+        """Of each position, the signals that are used there."""
+        return [self.verifier.used_signals] * len(self.places)
 
     @property
     def turn(self) -> Turn:

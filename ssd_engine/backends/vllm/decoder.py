@@ -15,6 +15,7 @@ from ssd_engine.decoder import DecoderError
 from ssd_engine.errors import InvalidRequestError, ModelLoadError, SSDError
 from ssd_engine.result import Timings
 from ssd_engine.scheme import Scheme
+from ssd_engine.signals import Look
 from ssd_engine.trace_codes import TraceReader, with_logprobs
 from ssd_engine.verify import Choice
 
@@ -41,6 +42,10 @@ class VllmSequence:
     def num_unread_tokens(self) -> int:
         """None: vLLM reads prompts within its own steps."""
         return 0
+
+    def take_beginning(self) -> Sequence[Look]:
+        """Nothing: the draft's scores begin with the answer."""
+        return ()
 
     def choices(self, output: Any) -> list[Choice]:
         """What a step of vLLM added, as its `RequestOutput` with the new tokens alone says.
@@ -105,6 +110,7 @@ class VllmDecoder:
         params: GenerationParams,
         config: SSDConfig,
         guide: Guide | None,
+        num_given: int,
     ) -> VllmSequence | None:
         """Begin an answer; vLLM keeps what it has no room for yet."""
         if list(target_ids) != list(draft_ids):

@@ -31,6 +31,7 @@ from ssd_engine.backends.vllm.pair import generation_config
 from ssd_engine.backends.vllm.requests import EXTRA_ARG, requested_config
 from ssd_engine.backends.vllm.tap import DONE, Tap
 from ssd_engine.config import GenerationParams, SSDConfig
+from ssd_engine.draft_signals import DraftSignals
 from ssd_engine.errors import ContextLengthError, InvalidRequestError
 from ssd_engine.intake import Intake, ModelFacts, end_of_sequence_ids
 
@@ -225,7 +226,7 @@ def _intake(vllm_config: Any) -> Intake:
     tokenizer = load_tokenizer(model.tokenizer)
     configs = model.hf_config, vllm_config.speculative_config.draft_model_config.hf_config
     facts = ModelFacts.of(configs[0], tokenizer), ModelFacts.of(configs[1], tokenizer)
-    return Intake(*facts, end_of_sequence_ids(generation_config(model.model), tokenizer))
+    return Intake(*facts, end_of_sequence_ids(generation_config(model.model), tokenizer), DraftSignals())
 
 
 class TokenizeRequest(ChatRequest):

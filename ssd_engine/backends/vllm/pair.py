@@ -15,6 +15,7 @@ from ssd_engine.backends.vllm.compat import require_vllm
 from ssd_engine.backends.vllm.merged import merged_draft
 from ssd_engine.backends.vllm.options import VllmOptions
 from ssd_engine.config import SSDConfig
+from ssd_engine.draft_signals import DraftSignals
 from ssd_engine.errors import InvalidRequestError, ModelLoadError, VocabularyMismatchError
 from ssd_engine.intake import Intake, ModelFacts, end_of_sequence_ids
 
@@ -78,7 +79,8 @@ class VllmPair:
         require_same_tokens(tokenizer, load_tokenizer(draft), len(tokenizer))
         ends = end_of_sequence_ids(generation_config(target), tokenizer)
         # vLLM refuses an end that the model cannot write.
-        intake = Intake(*facts, frozenset(i for i in ends if i < facts[0].vocabulary_size))
+        size = facts[0].vocabulary_size
+        intake = Intake(*facts, frozenset(i for i in ends if i < size), DraftSignals())
         arguments = {
             "model": str(target),
             "dtype": dtype,

@@ -40,6 +40,10 @@ def requested_config(block: Any, num_draft_tokens: int) -> SSDConfig | None:
         raise InvalidRequestError(
             f"ssd.draft_system_prompt={config.draft_system_prompt!r}: vLLM gives both models one prompt; leave it out"
         )
+    if config.signals is not None:
+        raise InvalidRequestError(
+            f"ssd.signals={config.signals!r}: not with vLLM; leave it out, or use the transformers backend"
+        )
     return config
 
 
