@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from ssd_engine.cli import models
 from ssd_engine.cli.align import align
+from ssd_engine.cli.attack import attack
 from ssd_engine.cli.bench import bench
 from ssd_engine.cli.chat import chat
 from ssd_engine.cli.console import print_error
@@ -46,6 +47,7 @@ app.command()(bench)
 app.command()(align)
 app.command()(serve)
 app.command("eval")(evaluate)
+app.command()(attack)
 app.add_typer(models.app, name="models")
 
 
