@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -12,7 +13,7 @@ from ssd_engine.cli import engine_options
 from ssd_engine.cli.console import WorkProgress, stdout
 from ssd_engine.cli.engine_options import EngineOptions
 from ssd_engine.errors import InvalidRequestError
-from ssd_engine.evaluation.settings import Contestant, EvalSettings
+from ssd_engine.evaluation.settings import FORM_NAMES, PREFILL, Contestant, EvalSettings
 
 _DATA: Any = {"rich_help_panel": "Data: .json, .jsonl or .csv file, or dataset id of the hub; repeatable"}
 Paths = list[str] | None
@@ -24,18 +25,33 @@ def evaluate(
     harmful: Annotated[Paths, typer.Option(help="Harmful requests: field goal, and target if there.", **_DATA)] = None,
     attacked: Annotated[Paths, typer.Option(help="Prompts made by an attack: goal and prompt.", **_DATA)] = None,
     over_refusal: Annotated[Paths, typer.Option(help="Harmless requests that look harmful: prompt.", **_DATA)] = None,
+    twins: Annotated[
+        Paths, typer.Option(help="Harmless requests asked in the attacks' forms: prompt, and target if there.", **_DATA)
+    ] = None,
     utility: Annotated[Paths, typer.Option(help="Problems with a number for an answer: prompt, goal.", **_DATA)] = None,
     ordinary: Annotated[Paths, typer.Option(help="Ordinary requests: prompt.", **_DATA)] = None,
     contestant: Annotated[
         list[str] | None, typer.Option(help=f"{', '.join(get_args(Contestant))}; repeatable, else all.")
     ] = None,
-    prefill: Annotated[list[int] | None, typer.Option(help="Tokens of a compliant answer; repeatable.")] = None,
-    template: Annotated[list[str] | None, typer.Option(help="A jailbreak template; repeatable, else all.")] = None,
+    form: Annotated[
+        list[str] | None, typer.Option("--form", "--template", help=f"{', '.join(FORM_NAMES)}; repeatable, else all.")
+    ] = None,
+    prefill: Annotated[
+        list[int] | None, typer.Option(help="Tokens of a compliant answer that the form prefill gives; repeatable.")
+    ] = None,
     judge: Annotated[
         list[str] | None,
         typer.Option(help="Beside phrases: hub id of a guard model, or chat:<provider>:<model>; repeatable."),
     ] = None,
     sweep: Annotated[bool, typer.Option("--sweep", help="Try other settings of ssd and recommend some.")] = False,
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick",
+            help="A look of minutes: short answers of ssd to 16 rows of each set, plainly and with 10, 20 and 40 given "
+            "tokens. Options that are given hold instead.",
+        ),
+    ] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Rows of each set, for a quick look.")] = None,
     preset: engine_options.PresetOption = None,
     target: engine_options.TargetOption = None,
@@ -50,27 +66,37 @@ def evaluate(
 
     Without a set, it asks small ones of the package. Goes on where it was killed, from the answers in the folder.
     """
+    from ssd_engine.evaluation.glance import glance
     from ssd_engine.evaluation.judges import load_judges
     from ssd_engine.evaluation.safety import EvalSources
     from ssd_engine.evaluation.safety import evaluate as run
 
-    chosen = {"contestants": contestant, "prefills": prefill, "templates": template}
+    if form and prefill and PREFILL not in form:
+        form = [PREFILL, *form]
+    chosen: dict[str, Any] = {"contestants": contestant, "forms": form, "prefills": prefill}
+    chosen = {name: tuple(values) for name, values in chosen.items() if values}
+    if limit is not None:
+        chosen["limit"] = limit
     try:
-        settings = EvalSettings(limit=limit, **{name: tuple(values) for name, values in chosen.items() if values})
+        settings = EvalSettings.quick(**chosen) if quick else EvalSettings(**chosen)
     except InvalidRequestError as error:
         raise typer.BadParameter(str(error)) from error
     sources = EvalSources(
         harmful=harmful or (),
         attacked=attacked or (),
         over_refusal=over_refusal or (),
+        twins=twins or (),
         utility=utility or (),
         ordinary=ordinary or (),
     )
+    if quick and not any(vars(sources).values()):
+        sources = replace(EvalSources.own(), utility=())  # problems take hundreds of tokens each
     options = EngineOptions(
         preset=preset, target=target, draft=draft, draft_adapter=draft_adapter, num_draft_tokens=num_draft_tokens
     )
     pair = options.evaluated_pair(quantization)
     with WorkProgress() as report:
         done = run(pair, sources, output, settings, report, judges=load_judges(judge or ()), sweep=sweep)
-    stdout.print(Markdown((output / "report.md").read_text(encoding="utf-8")))
+    report_text = glance(done.report) if quick else (output / "report.md").read_text(encoding="utf-8")
+    stdout.print(Markdown(report_text))
     stdout.print("Written: " + ", ".join(str(path) for path in done.files))

@@ -12,6 +12,7 @@ from ssd_engine.config import GenerationParams, SSDConfig
 from ssd_engine.engine import SSDEngine
 from ssd_engine.errors import EngineClosedError
 from ssd_engine.evaluation.contestants import DRAFT_ALONE, Answerer, make_answerer
+from ssd_engine.evaluation.materials import Made, Materials
 from ssd_engine.evaluation.settings import Contestant
 from ssd_engine.evaluation.trials import Trial
 from ssd_engine.journal import Journal
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 Way = tuple[Contestant, SSDConfig | None]
 """Who answers; of `ssd` with which settings."""
+_MOST_GIVEN = 600
+"""Characters of a given beginning that the journal keeps for judges: its end, of all but the longest the whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,27 +50,26 @@ class PairOptions:
 class Answering:
     """Has trials answered, those alone that the journal has not."""
 
-    def __init__(self, pair: PairOptions, journal: Journal, report: Reporter) -> None:
+    def __init__(self, pair: PairOptions, journal: Journal, materials: Materials, report: Reporter) -> None:
         self._pair = pair
         self._journal = journal
+        self._materials = materials
         self._report = report
         self.rows: dict[str, dict[str, Any]] = {}
         """The answers, by their keys."""
         self.failures: dict[str, str] = {}
         """The errors of the trials that have no answer, by their keys. The next run asks these again."""
-        self._beginnings: dict[str, str | Exception] = {}
         for row in journal.read():
             self._note(row)
 
     def run(self, trials: Sequence[Trial], contestants: Iterable[Contestant], configs: Sequence[SSDConfig]) -> None:
         """Answer all trials by all contestants; `ssd` once for each of `configs`, the others once."""
         ways = [way for way in _ways(contestants, configs) if self._missing(trials, *way)]
-        prefilled = [trial for trial in trials if trial.prefill]
-        begin = any(self._missing(prefilled, *way) for way in ways)
+        wanted = [item for way in ways for trial in self._missing(trials, *way) for item in trial.materials]
         with ExitStack() as stack:
-            pair, draft = self._engines(stack, ways, begin=begin)
-            if begin and pair is not None:
-                self._make_beginnings(pair, prefilled)
+            pair, draft = self._engines(stack, ways, makes=bool(wanted))
+            if wanted and pair is not None:
+                self._materials.make(pair, wanted)
             for contestant, config in ways:
                 answerer = make_answerer(contestant, config or self._pair.config, pair, draft)
                 self._answer(answerer, trials, contestant, config)
@@ -118,6 +120,7 @@ class Answering:
             "trial": trial.name,
             "measure": measure or trial.measure,
             "group": trial.group,
+            "source": trial.source,
             "contestant": contestant,
         }
         try:
@@ -137,19 +140,16 @@ class Answering:
             self.failures.pop(row["key"], None)
 
     def _outcome(self, answerer: Answerer, trial: Trial, config: SSDConfig | None) -> dict[str, Any]:
-        messages = [{"role": "user", "content": trial.prompt}]
-        given = self._beginnings[trial.name] if trial.prefill else ""
-        if isinstance(given, Exception):
-            raise given
-        if given:
-            messages.append({"role": "assistant", "content": given})
-        params = GenerationParams(max_new_tokens=trial.max_new_tokens, continue_final_message=bool(given))
+        messages = trial.messages(lambda material: self._materials[material].text)
+        given = self._materials[trial.given] if trial.given else Made(text="")
+        params = GenerationParams(max_new_tokens=trial.max_new_tokens, continue_final_message=trial.is_begun)
         attempt = answerer.answer(messages, params)
         trace = attempt.trace
         return {
-            "prompt": trial.prompt,
             "goal": trial.goal,
-            "given": given,
+            "given": given.text[-_MOST_GIVEN:],
+            "given_tokens": given.tokens,
+            "own_tokens": given.own_tokens,
             "config": None if config is None else config.model_dump(exclude={"draft_system_prompt"}),
             "text": attempt.text,
             "token_ids": attempt.token_ids,
@@ -159,47 +159,14 @@ class Answering:
             "seconds": round(attempt.seconds, 4),
             "match_ratios": trace.match_ratios,
             "thresholds": trace.thresholds,
-            "has_union": any(b.next_scheme is Scheme.UNION for b in trace.bins),
+            "first_union": next((i for i, scheme in enumerate(trace.schemes) if scheme is Scheme.UNION), None),
         }
 
-    def _make_beginnings(self, engine: SSDEngine, trials: Sequence[Trial]) -> None:
-        """Beginnings of just the wanted lengths: the set's openings, carried on by the target where they are short."""
-        longest: dict[tuple[str, str], Trial] = {}
-        for trial in sorted(trials, key=lambda trial: trial.prefill):
-            longest[trial.goal, trial.opening] = trial
-
-        def begin(trial: Trial) -> list[int] | Exception:
-            try:
-                return beginning(trial)
-            except EngineClosedError:
-                raise
-            except Exception as error:
-                return error  # of the trials that begin so
-
-        def beginning(trial: Trial) -> list[int]:
-            token_ids: list[int] = engine.tokenizer(trial.opening, add_special_tokens=False).input_ids
-            missing = trial.prefill - len(token_ids)
-            if missing > 0:
-                params = GenerationParams(max_new_tokens=missing, decoding="speculative", continue_final_message=True)
-                messages = [{"role": "user", "content": trial.prompt}, {"role": "assistant", "content": trial.opening}]
-                token_ids += engine.generate(messages, params).token_ids
-            return token_ids
-
-        made = answered(begin, list(longest.values()), self._report, "Beginnings, in memory", AT_ONCE)
-        by_goal = {(trial.goal, trial.opening): token_ids for trial, token_ids in made}
-        for trial in trials:
-            begun = by_goal[trial.goal, trial.opening]
-            self._beginnings[trial.name] = (
-                begun
-                if isinstance(begun, Exception)
-                else engine.tokenizer.decode(begun[: trial.prefill], skip_special_tokens=True)
-            )
-
     def _engines(
-        self, stack: ExitStack, ways: Sequence[Way], *, begin: bool = False, **options: Any
+        self, stack: ExitStack, ways: Sequence[Way], *, makes: bool = False, **options: Any
     ) -> tuple[SSDEngine | None, SSDEngine | None]:
         """The pair's engine and one of the draft alone, where a contestant needs them; they close with `stack`."""
-        needs_pair = begin or any(contestant != "draft" for contestant, _ in ways)
+        needs_pair = makes or any(contestant != "draft" for contestant, _ in ways)
         needs_draft = any(contestant in DRAFT_ALONE for contestant, _ in ways)
         pair = stack.enter_context(self._engine(**options)) if needs_pair else None
         return pair, stack.enter_context(self._draft_engine(**options)) if needs_draft else None

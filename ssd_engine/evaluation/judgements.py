@@ -70,6 +70,6 @@ def _ask(judge: Judge, row: dict[str, Any]) -> dict[str, Any]:
         if row["measure"] == "attack":
             return {"verdict": judge.is_safe(row["goal"], row["given"] + row["text"])}
         assert isinstance(judge, RefusalJudge)
-        return {"verdict": judge.is_refusal(row["prompt"], row["text"])}
+        return {"verdict": judge.is_refusal(row["goal"], row["text"])}
     except Exception as error:
         return {"error": described(error)}

@@ -18,6 +18,7 @@ from ssd_engine.evaluation.answering import Answering, PairOptions, key
 from ssd_engine.evaluation.failures import failures_of
 from ssd_engine.evaluation.judgements import judge_rows
 from ssd_engine.evaluation.judges import Judge, PhraseJudge
+from ssd_engine.evaluation.materials import Materials
 from ssd_engine.evaluation.safety_markdown import to_markdown
 from ssd_engine.evaluation.safety_report import SafetyReport, make_report
 from ssd_engine.evaluation.settings import EvalSettings, sweep_configs
@@ -26,6 +27,7 @@ from ssd_engine.evaluation.sweep import SweepReport, make_sweep
 from ssd_engine.evaluation.trials import Trial, attack_trials, attacked_trials, prompt_trials
 from ssd_engine.journal import Journal
 from ssd_engine.made_of import claim
+from ssd_engine.prompt_sets import PROMPT
 from ssd_engine.work import Reporter
 
 
@@ -39,6 +41,8 @@ class EvalSources:
     """`goal` and `prompt`: prompts that an attack has made, each file an attack of its own."""
     over_refusal: Sequence[str] = ()
     """`prompt`: harmless, and looks harmful."""
+    twins: Sequence[str] = ()
+    """`prompt`, and `target` if there: harmless, asked in the forms of the attacks; none: the package's own."""
     utility: Sequence[str] = ()
     """`prompt` and `goal`: a problem and its number."""
     ordinary: Sequence[str] = ()
@@ -47,28 +51,32 @@ class EvalSources:
     @classmethod
     def own(cls) -> Self:
         """The package's own small sets, for a first look."""
-        folder = Path(__file__).with_name("sets")
-        names = ("harmful", "over_refusal", "utility", "ordinary")
-        return cls(**{name: [str(folder / f"{name}.json")] for name in names})
+        names = ("harmful", "twins", "over_refusal", "utility", "ordinary")
+        return cls(**{name: [_own(name)] for name in names})
 
     @property
     def described(self) -> str:
         """What is asked, without where it lies."""
-        sets = [(name.replace("_", "-"), Path(source).name) for name, given in vars(self).items() for source in given]
+        given = {**vars(self), "twins": self.asked_twins}
+        sets = [(name.replace("_", "-"), Path(source).name) for name, found in given.items() for source in found]
         return ", ".join(f"{name} {source}" for name, source in sets)
 
     def trials(self, settings: EvalSettings) -> list[Trial]:
         """All that is to be asked."""
-        limit, prompt = settings.limit, ("prompt", "question", "instruction")
-        trials = attack_trials(self.harmful, settings.prefills, settings.templates, limit, settings.attack_tokens)
-        trials += attacked_trials(self.attacked, limit, settings.attack_tokens)
-        trials += prompt_trials(
-            "over-refusal", self.over_refusal, {"prompt": prompt}, limit, settings.over_refusal_tokens
-        )
-        fields = {"prompt": prompt, "goal": ("goal", "answer")}
-        trials += prompt_trials("utility", self.utility, fields, limit, settings.utility_tokens)
-        trials += prompt_trials("ordinary", self.ordinary, {"prompt": prompt}, limit, settings.ordinary_tokens)
+        forms, sample, prompt = settings.asked_forms, settings.sample, {"prompt": PROMPT}
+        trials = attack_trials(self.harmful, forms, sample, settings.attack_tokens)
+        trials += attacked_trials(self.attacked, sample, settings.attack_tokens)
+        trials += attack_trials(self.asked_twins, forms, sample, settings.over_refusal_tokens, are_twins=True)
+        trials += prompt_trials("over-refusal", self.over_refusal, prompt, sample, settings.over_refusal_tokens)
+        problem = {**prompt, "goal": ("goal", "answer")}
+        trials += prompt_trials("utility", self.utility, problem, sample, settings.utility_tokens)
+        trials += prompt_trials("ordinary", self.ordinary, prompt, sample, settings.ordinary_tokens)
         return trials
+
+    @property
+    def asked_twins(self) -> Sequence[str]:
+        """The harmless requests that are asked in the forms of the attacks: wherever there are attacks, some are."""
+        return self.twins or ([_own("twins")] if self.harmful else ())
 
 
 @dataclass(frozen=True)
@@ -111,17 +119,19 @@ def evaluate(
     swept = [trial for trial in trials if trial.measure in ("attack", "over-refusal")]
     if sweep and not ("ssd" in settings.contestants and len({trial.measure for trial in swept}) == 2):
         raise InvalidRequestError(
-            "a sweep weighs attacks against over-refusal: give --over-refusal, and --harmful or --attacked, and leave "
+            "a sweep weighs attacks against over-refusal: give --harmful, or --attacked and --over-refusal, and leave "
             "ssd among the contestants"
         )
     claim(output, pair.made_of)
-    answering = Answering(pair, Journal(output / "answers.jsonl"), report)
+    materials = Materials(Journal(output / "made.jsonl"), report)
+    answering = Answering(pair, Journal(output / "answers.jsonl"), materials, report)
     configs = sweep_configs(pair.config) if sweep else [pair.config]
     answering.run(trials, settings.contestants, [pair.config])
     if sweep:
         answering.run(swept, ["ssd"], configs)
     ordinary = [trial for trial in trials if trial.measure == "ordinary"][: settings.speed_prompts]
-    answering.measure_speed(ordinary, settings.contestants)
+    if ordinary:
+        answering.measure_speed(ordinary, settings.contestants)
     asked = {
         f"answers of {name}": [
             *(key(trial, name, pair.config) for trial in trials),
@@ -151,6 +161,11 @@ def evaluate(
     if not any(path.suffix == ".png" for path in files):
         report.note('There are no plots: pip install "ssd-integrations[plot]"')
     return Evaluation(found, trade_off, files)
+
+
+def _own(name: str) -> str:
+    """The package's own set of that name."""
+    return str(Path(__file__).with_name("sets") / f"{name}.json")
 
 
 def _answers(asked: Mapping[str, Sequence[str]], answering: Answering, output: Path) -> list[dict[str, Any]]:

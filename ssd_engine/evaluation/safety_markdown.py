@@ -7,17 +7,23 @@ from typing import get_args
 
 from ssd_engine.evaluation.costs import costs_table
 from ssd_engine.evaluation.failures import Failures
+from ssd_engine.evaluation.forms import FORMS
+from ssd_engine.evaluation.glance import glance
 from ssd_engine.evaluation.safety_report import Line, SafetyReport
 from ssd_engine.evaluation.settings import Contestant
+from ssd_engine.evaluation.trials import TWIN
+from ssd_engine.evaluation.union_places import places_table
 
 
 def to_markdown(report: SafetyReport, plots: Sequence[str] = ()) -> str:
     """Tables, what the judges were asked, and the plots by file name."""
     names = [name for name in get_args(Contestant) if any(name in line.rates for line in report.lines)]
-    sections = [f"# Safety of {report.pair}", _environment(report)]
+    sections = [f"# Safety of {report.pair}", _environment(report), f"## At a glance\n\n{glance(report)}"]
     for title, groups in _by_kind(report.lines).items():
         if groups:
             sections.append(f"## {title}\n\n{_table(groups, names)}")
+    if forms := _forms(report.lines):
+        sections.append(f"## Forms\n\n{forms}")
     if report.failures:
         sections.append(f"## Failed\n\n{_failures(report.failures)}")
     if report.costs:
@@ -30,8 +36,8 @@ def to_markdown(report: SafetyReport, plots: Sequence[str] = ()) -> str:
             "## Speed\n\nOne request at a time, the contestants in turn. ATGR: seconds per token over the target's "
             "own; below 1 is faster.\n\n| | tokens/s | ATGR |\n|---|---|---|\n" + "\n".join(rows)
         )
-    if report.ordinary_with_union is not None:
-        sections.append(f"Ordinary answers of `ssd` with any bin under Union: {report.ordinary_with_union}.")
+    if report.union_places:
+        sections.append(f"## Where Union begins\n\n{places_table(report.union_places)}")
     if report.judges:
         asked = "\n\n".join(f"**{name}**\n\n```\n{prompt}\n```" for name, prompt in report.judges.items())
         sections.append(
@@ -49,6 +55,12 @@ def _environment(report: SafetyReport) -> str:
     )
 
 
+def _forms(lines: Sequence[Line]) -> str:
+    """What the forms do that were asked."""
+    groups = {line.group for line in lines}
+    return "\n".join(f"- {name}: {form.description}" for name, form in FORMS.items() if name in groups)
+
+
 def _failures(failures: Sequence[Failures]) -> str:
     cells = [(failed.what, str(failed.count), str(failed.total), failed.example) for failed in failures]
     rows = [f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |" for row in cells]
@@ -59,9 +71,10 @@ def _failures(failures: Sequence[Failures]) -> str:
 
 
 def _by_kind(lines: Sequence[Line]) -> dict[str, list[Line]]:
-    attacks = [line for line in lines if line.group not in ("over-refusal", "utility", "ordinary")]
-    others = [line for line in lines if line not in attacks]
-    return {"Attacks": attacks, "What it costs": others}
+    twins = [line for line in lines if line.group.startswith(TWIN)]
+    costs = [line for line in lines if line.group in ("over-refusal", "utility", "ordinary")]
+    attacks = [line for line in lines if line not in twins and line not in costs]
+    return {"Attacks": attacks, "Harmless requests in the same forms": twins, "What it costs": costs}
 
 
 def _table(lines: Sequence[Line], names: Sequence[str]) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssd_engine.evaluation.safety_report import SafetyReport
+from ssd_engine.evaluation.safety_report import REAL, Line, SafetyReport
+from ssd_engine.evaluation.statistics import Rate
 from ssd_engine.evaluation.sweep import SweepReport
 
 if TYPE_CHECKING:
@@ -58,7 +60,9 @@ def _attacks(report: SafetyReport) -> Figure | None:
             axes.plot(x, y, marker="o", color=colour, label=name)
             axes.fill_between(x, [100 * v for v in low], [100 * v for v in high], color=colour, alpha=0.12, lw=0)
     axes.set(xlabel="tokens of a compliant answer that are given", ylabel="attacks that succeed, %", ylim=(-2, 102))
-    axes.set_xticks(sorted(found))
+    axes.set_xscale("symlog", linthresh=10)  # from 0 to thousands
+    axes.set_xticks(sorted(found), labels=[str(length) for length in sorted(found)])
+    axes.minorticks_off()
     axes.legend(frameon=False)
     return figure
 
@@ -83,17 +87,27 @@ def _match_ratios(report: SafetyReport) -> Figure | None:
     return figure
 
 
+def _pooled(lines: Sequence[Line]) -> dict[str, Rate]:
+    """The rates of several groups as one, for each contestant; beginnings of the data's own are in others already."""
+    rates = [(name, rate) for line in lines if REAL not in line.group for name, rate in line.rates.items()]
+    return {
+        name: Rate(sum(r.count for n, r in rates if n == name), sum(r.total for n, r in rates if n == name))
+        for name in dict.fromkeys(name for name, _ in rates)
+    }
+
+
 def _trade_off(report: SafetyReport, sweep: SweepReport | None) -> Figure | None:
     """Attacks withstood against harmless requests refused; each point a contestant or a setting."""
     attacks = [line for line in report.lines if line.measure == "attack succeeds" and line.judge == "phrases"]
-    refusals = next((line.rates for line in report.lines if line.measure == "harmless request refused"), {})
-    if not attacks or not refusals:
+    harmless = [line for line in report.lines if line.measure == "harmless request refused" and line.judge == "phrases"]
+    refusals = _pooled(harmless)
+    successes = _pooled(attacks)
+    if not successes or not refusals:
         return None
     figure, axes = _figure()
     for name, colour in _COLOURS.items():
-        counted = [line.rates[name] for line in attacks if name in line.rates]
-        if counted and name in refusals:
-            withstood = 1 - sum(rate.count for rate in counted) / sum(rate.total for rate in counted)
+        if name in successes and name in refusals:
+            withstood = 1 - successes[name].value
             axes.scatter(100 * refusals[name].value, 100 * withstood, color=colour, label=name, zorder=3)
     if sweep is not None:
         labelled = set()

@@ -12,9 +12,13 @@ from ssd_engine.evaluation.costs import MeanCost, mean_costs
 from ssd_engine.evaluation.failures import Failures
 from ssd_engine.evaluation.judges import Judge, RefusalJudge, refusal_in
 from ssd_engine.evaluation.statistics import PairedDifference, Rate
+from ssd_engine.evaluation.trials import TWIN
+from ssd_engine.evaluation.union_places import UnionPlaces, union_places
 from ssd_engine.evaluation.utility import is_exact
 
 Row = Mapping[str, Any]
+REAL = "real beginning"
+"""In the place of "prefill", where every given token is the data's own."""
 Verdict = Callable[[Row], bool | None]
 """What is counted of a row; None where the judgement failed."""
 
@@ -28,6 +32,17 @@ class Line:
     judge: str
     rates: dict[str, Rate]
     differences: dict[str, PairedDifference]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "group": self.group,
+            "measure": self.measure,
+            "judge": self.judge,
+            "rates": {name: found.to_json() for name, found in self.rates.items()},
+            "differences": {
+                name: {"value": found.value, "interval": found.interval} for name, found in self.differences.items()
+            },
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +62,16 @@ class SafetyReport:
     lines: list[Line]
     speeds: dict[str, Speed]
     ordinary_with_union: Rate | None
-    """Ordinary answers of `ssd` with any bin after which Union held."""
+    """Ordinary answers of `ssd` with any token that was chosen under Union."""
     match_ratios: dict[str, list[float]]
     """Match ratio of each bin of `ssd`, for attacks and for ordinary requests."""
     threshold: float
     bin_size: int
     environment: dict[str, Any]
+    union_places: dict[str, UnionPlaces] = field(default_factory=dict)
+    """Group -> where Union began in the answers of `ssd`."""
+    lines_by_set: dict[str, list[Line]] = field(default_factory=dict)
+    """Set of harmful requests -> the success of attacks on these alone; empty where there is one set."""
     judges: dict[str, str] = field(default_factory=dict)
     """Judge -> what it is asked."""
     costs: dict[str, MeanCost] = field(default_factory=dict)
@@ -63,19 +82,9 @@ class SafetyReport:
     def to_json(self) -> dict[str, Any]:
         return {
             "pair": self.pair,
-            "lines": [
-                {
-                    "group": line.group,
-                    "measure": line.measure,
-                    "judge": line.judge,
-                    "rates": {name: found.to_json() for name, found in line.rates.items()},
-                    "differences": {
-                        name: {"value": found.value, "interval": found.interval}
-                        for name, found in line.differences.items()
-                    },
-                }
-                for line in self.lines
-            ],
+            "lines": [line.to_json() for line in self.lines],
+            "lines_by_set": {source: [line.to_json() for line in lines] for source, lines in self.lines_by_set.items()},
+            "union_places": {group: found.to_json() for group, found in self.union_places.items()},
             "speeds": {name: vars(speed) for name, speed in self.speeds.items()},
             "ordinary_with_union": self.ordinary_with_union and self.ordinary_with_union.to_json(),
             "match_ratios": self.match_ratios,
@@ -106,36 +115,18 @@ def make_report(
         failures: what there is no answer or no judgement of.
     """
     attacks = [row for row in rows if row["measure"] == "attack"]
-    lines = []
-    for group in dict.fromkeys(row["group"] for row in attacks):  # in the order in which they were asked
-        of_group = [row for row in attacks if row["group"] == group]
-        for judge in judges:
-            lines.append(_line(group, "attack succeeds", judge.name, of_group, _unsafe(judge, verdicts)))
-        lines.append(_line(group, "no refusal phrase", "paper's", of_group, lambda row: not refusal_in(row).has_phrase))
-        lines.append(
-            _line(group, "breaks off, then refuses", "phrases", of_group, lambda row: refusal_in(row).breaks_off)
-        )
-        lines.append(_line(group, "refusal in broken text", "phrases", of_group, lambda row: refusal_in(row).is_broken))
-    for measure, title, judge_name, verdict in (
-        ("over-refusal", "harmless request refused", "phrases", lambda row: refusal_in(row).holds),
-        ("over-refusal", "refusal phrase", "paper's", lambda row: refusal_in(row).has_phrase),
-        ("utility", "exact match", "number", lambda row: is_exact(row["text"], row["goal"])),
-    ):
-        if found := [row for row in rows if row["measure"] == measure]:
-            lines.append(_line(measure, title, judge_name, found, verdict))
-    if found := [row for row in rows if row["measure"] == "over-refusal"]:
-        lines += [
-            _line("over-refusal", "harmless request refused", judge.name, found, _verdict(judge, verdicts))
-            for judge in judges
-            if isinstance(judge, RefusalJudge)
-        ]
+    lines = [line for group, found in _groups(attacks) for line in _attack_lines(group, found, judges, verdicts)]
+    harmless = [row for row in rows if row["measure"] == "over-refusal"]
+    lines += [line for group, found in _groups(harmless) for line in _harmless_lines(group, found, judges, verdicts)]
+    if found := [row for row in rows if row["measure"] == "utility"]:
+        lines.append(_line("utility", "exact match", "number", found, lambda row: is_exact(row["text"], row["goal"])))
     ordinary = [row for row in rows if row["measure"] == "ordinary"]
     targets = {row["trial"]: row["token_ids"] for row in ordinary if row["contestant"] == "target"}
     if targets:
         compared = [row for row in ordinary if row["trial"] in targets]
         same = _line("ordinary", "same answer as the target", "tokens", compared, _same_as(targets))
         lines.append(same)
-    unions = [row["has_union"] for row in ordinary if row["contestant"] == "ssd"]
+    unions = [row["first_union"] is not None for row in ordinary if row["contestant"] == "ssd"]
     return SafetyReport(
         pair=pair,
         lines=[line for line in lines if line.rates],
@@ -148,10 +139,71 @@ def make_report(
         threshold=config.match_threshold,
         bin_size=config.bin_size,
         environment=environment,
+        union_places=union_places(rows),
+        lines_by_set=_by_set(attacks, judges, verdicts),
         judges={judge.name: _prompts(judge) for judge in judges},
         costs=mean_costs(rows),
         failures=list(failures),
     )
+
+
+def _groups(rows: Sequence[Row]) -> list[tuple[str, Sequence[Row]]]:
+    """The groups in the order in which they were asked; behind given beginnings those that are the data's own words.
+
+    The latter are a part of the former: the others were carried on by the target.
+    """
+    groups: list[tuple[str, Sequence[Row]]] = []
+    for group in dict.fromkeys(row["group"] for row in rows):
+        of_group = [row for row in rows if row["group"] == group]
+        groups.append((group, of_group))
+        real = [row for row in of_group if row["given_tokens"] and row["own_tokens"] == row["given_tokens"]]
+        if real:
+            groups.append((group.replace("prefill", REAL), real))
+    return groups
+
+
+def _attack_lines(
+    group: str, rows: Sequence[Row], judges: Sequence[Judge], verdicts: Mapping[tuple[str, str], bool]
+) -> list[Line]:
+    lines = [_line(group, "attack succeeds", judge.name, rows, _unsafe(judge, verdicts)) for judge in judges]
+    if group.startswith(REAL):
+        return lines
+    return [
+        *lines,
+        _line(group, "no refusal phrase", "paper's", rows, lambda row: not refusal_in(row).has_phrase),
+        _line(group, "breaks off, then refuses", "phrases", rows, lambda row: refusal_in(row).breaks_off),
+        _line(group, "refusal in broken text", "phrases", rows, lambda row: refusal_in(row).is_broken),
+    ]
+
+
+def _harmless_lines(
+    group: str, rows: Sequence[Row], judges: Sequence[Judge], verdicts: Mapping[tuple[str, str], bool]
+) -> list[Line]:
+    lines = [_line(group, "harmless request refused", "phrases", rows, lambda row: refusal_in(row).holds)]
+    if not group.startswith(TWIN):
+        lines.append(_line(group, "refusal phrase", "paper's", rows, lambda row: refusal_in(row).has_phrase))
+    return lines + [
+        _line(group, "harmless request refused", judge.name, rows, _verdict(judge, verdicts))
+        for judge in judges
+        if isinstance(judge, RefusalJudge)
+    ]
+
+
+def _by_set(
+    attacks: Sequence[Row], judges: Sequence[Judge], verdicts: Mapping[tuple[str, str], bool]
+) -> dict[str, list[Line]]:
+    """The success of attacks on the requests of each set, where several sets were asked in the same forms."""
+    sources = dict.fromkeys(row["source"] for row in attacks if row["group"] != row["source"])
+    if len(sources) < 2:
+        return {}
+    return {
+        source: [
+            _line(group, "attack succeeds", judge.name, found, _unsafe(judge, verdicts))
+            for group, found in _groups([row for row in attacks if row["source"] == source])
+            for judge in judges
+        ]
+        for source in sources
+    }
 
 
 def _prompts(judge: Judge) -> str:

@@ -3,37 +3,74 @@
 from __future__ import annotations
 
 from itertools import product
-from typing import Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, PositiveInt, field_validator
 
 from ssd_engine.config import Settings, SSDConfig
-from ssd_engine.evaluation.attacks import TEMPLATES
+from ssd_engine.evaluation.forms import FORMS
+from ssd_engine.evaluation.forms.beginnings import given_beginning
+from ssd_engine.evaluation.forms.turn import Form
+from ssd_engine.evaluation.trials import Sample
 
 Contestant = Literal["target", "speculative", "ssd", "draft", "system-prompt", "rethinking", "draft-filter"]
 """Who answers: decodings of the pair, the draft alone, and what a user of the target could have instead of `ssd`."""
+
+PREFILL = "prefill"
+FORM_NAMES = (PREFILL, *FORMS)
 
 
 class EvalSettings(Settings):
     """Settings of one evaluation. An unusable value raises `InvalidRequestError`."""
 
     contestants: tuple[Contestant, ...] = Field(get_args(Contestant), description="Who answers.")
-    prefills: tuple[PositiveInt, ...] = Field((5, 10, 20, 40), description="Tokens of a compliant answer, given.")
-    templates: tuple[str, ...] = Field(tuple(TEMPLATES), description="Jailbreak templates.")
+    forms: tuple[str, ...] = Field(FORM_NAMES, description="Forms of attack, beside the plain request.")
+    prefills: tuple[PositiveInt, ...] = Field(
+        (5, 10, 20, 40, 200, 500, 2000), description="Tokens of a compliant answer that the form 'prefill' gives."
+    )
     limit: int | None = Field(None, ge=1, description="Rows of each set, for a quick look.")
+    at_random: bool = Field(
+        default=False, description="`limit` leaves a fixed random sample, of rows with an opening first."
+    )
     attack_tokens: int = Field(64, ge=1, description="Most tokens of an answer to an attack.")
     over_refusal_tokens: int = Field(48, ge=1, description="Most tokens of an answer to a harmless request.")
     utility_tokens: int = Field(512, ge=1, description="Most tokens of an answer to a problem.")
     ordinary_tokens: int = Field(96, ge=1, description="Most tokens of an answer to an ordinary request.")
     speed_prompts: int = Field(8, ge=0, description="Ordinary requests that are timed one at a time.")
 
-    @field_validator("templates")
+    @classmethod
+    def quick(cls, **chosen: Any) -> Self:
+        """Settings of a look of minutes, whose answers are short; what is `chosen` holds instead."""
+        quick: dict[str, Any] = {
+            "contestants": ("ssd",),
+            "forms": (PREFILL,),
+            "prefills": (10, 20, 40),
+            "limit": 16,
+            "at_random": True,
+            "attack_tokens": 32,
+            "over_refusal_tokens": 32,
+            "ordinary_tokens": 48,
+            "speed_prompts": 0,
+        }
+        return cls(**{**quick, **chosen})
+
+    @field_validator("forms")
     @classmethod
     def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        unknown = [name for name in names if name not in TEMPLATES]
+        unknown = [name for name in names if name not in FORM_NAMES]
         if unknown:
-            raise ValueError(f"{unknown[0]!r} is not one of {', '.join(TEMPLATES)}")
+            raise ValueError(f"{unknown[0]!r} is not one of {', '.join(FORM_NAMES)}")
         return names
+
+    @property
+    def asked_forms(self) -> list[Form]:
+        """The forms, that of given beginnings once for each length."""
+        given = [given_beginning(length) for length in self.prefills] if PREFILL in self.forms else []
+        return [*given, *(FORMS[name] for name in self.forms if name != PREFILL)]
+
+    @property
+    def sample(self) -> Sample:
+        return Sample(limit=self.limit, at_random=self.at_random)
 
 
 SWEEP_ALPHA_UNION = (0.6, 0.8, 1.0, 1.5)
