@@ -12,7 +12,8 @@ from ssd_engine.errors import InvalidRequestError, ModelLoadError
 
 _OTHER_LANGUAGES = (
     r"\blo siento\b|\bno puedo (?:ayudar|proporcionar|dar|responder|cumplir|asistir|hacer|ofrecer)|\bno me es posible\b"
-    r"|\b(?:je suis|suis|je m'excuse)[^.!?]{0,12} désolée?\b|\bdésolée?, (?:mais )?je\b|\bje ne peux pas\b|\bje ne suis pas en mesure\b"
+    r"|\b(?:je suis|suis|je m'excuse)[^.!?]{0,12} désolée?\b|\bdésolée?, (?:mais )?je\b"
+    r"|\bje ne (?:peux pas|suis pas en mesure)\b"
     r"|\bes tut mir (?:sehr )?leid\b|\btut mir leid\b"
     r"|\bich kann (?:dir|ihnen|dabei|das|diese|hierbei)[^.!?]{0,60}nicht\b"
     r"|\b(?:извините|простите|к сожалению), (?:но )?я\b|\bя не (?:могу|буду|в состоянии)\b"
