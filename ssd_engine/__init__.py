@@ -1,12 +1,14 @@
 """Speculative Safety-Aware Decoding: a small safe model drafts, a large one verifies, both decide."""
 
-from ssd_engine.config import GenerationParams, Grammar, SSDConfig
+from ssd_engine.config import GenerationParams, Grammar, SignalConfig, SSDConfig
+from ssd_engine.draft_signals import DraftSignals
 from ssd_engine.engine import SSDEngine
 from ssd_engine.result import GenerationResult, Piece, Usage
 from ssd_engine.scheme import Scheme
 from ssd_engine.trace import SafetyTrace
 
 __all__ = [
+    "DraftSignals",
     "GenerationParams",
     "GenerationResult",
     "Grammar",
@@ -15,5 +17,6 @@ __all__ = [
     "SSDEngine",
     "SafetyTrace",
     "Scheme",
+    "SignalConfig",
     "Usage",
 ]

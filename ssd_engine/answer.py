@@ -88,6 +88,7 @@ class Answer:
     def add_round(self, choices: Sequence[Choice]) -> Piece:
         """Take in one round's tokens; those after the end of a stop string, or after a refusal, are dropped."""
         before, bins_before = len(self._token_ids), len(self.trace.bins)
+        alarms_before = len(self.trace.alarms) if before else 0
         visible = ""
         for choice in choices:
             if not (self.is_finished or self.error):
@@ -105,6 +106,8 @@ class Answer:
             matched=tuple(self.trace.matched[new]),
             forced=tuple(self.trace.forced[new]),
             bins=tuple(self.trace.bins[bins_before:]),
+            risk_scores=tuple(self.trace.risk_scores[new]),
+            alarms=tuple(self.trace.alarms[alarms_before:]),
             tool_calls=parsed.tool_calls,
             invalid_tool_calls=parsed.invalid_tool_calls,
             logprobs=tuple(self._logprobs[new]),

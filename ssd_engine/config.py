@@ -93,6 +93,11 @@ class SignalConfig(Settings):
         given = ((name, getattr(self, name)) for name in SIGNALS)
         return {name: threshold for name, threshold in given if threshold is not None}
 
+    @property
+    def described(self) -> str:
+        """The settings in a line."""
+        return ", ".join(f"{name} {value:g}" for name, value in {**self.thresholds, "hold": self.hold}.items())
+
 
 class SSDConfig(Settings):
     """Settings of Speculative Safety-Aware Decoding (arXiv 2508.17739, sections 3 and 4).
@@ -183,9 +188,12 @@ class GenerationParams(Settings):
     on_risk: OnRisk = Field(
         "annotate",
         description="Once Union has held for `risk_bins` bins: go on, end with `refusal_text`, or raise "
-        "`JailbreakRiskError`. A function gets the trace at each bin instead, and returns one of these (None: go on).",
+        "`JailbreakRiskError`. A function gets the trace at each bin, and where a signal raises an alarm, instead, and "
+        "returns one of these (None: go on).",
     )
-    risk_bins: int = Field(2, ge=1, description="Bins under Union, one after the other, that `on_risk` allows.")
+    risk_bins: int = Field(
+        2, ge=1, description="Bins of tokens under Union, one after the other, from which on `on_risk` acts."
+    )
     refusal_text: str = Field(REFUSAL_TEXT, min_length=1, description="What an answer ends with that is refused.")
 
     @field_validator("tool_choice", mode="before")

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
-
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Self
 
 from ssd_engine.config import Signal
 from ssd_engine.errors import InvalidRequestError, ModelLoadError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FILE = "signals.safetensors"
 _FORMAT = "1"
@@ -49,7 +47,7 @@ class Probe:
 
     def scores(self, hidden: Tensor) -> Tensor:
         """[P] float32 scores of the states `hidden` [P, H], of any float type."""
-        return (hidden.float() @ self.weight.to(hidden.device, torch.float32) + self.bias).sigmoid()
+        return (hidden.float() @ self.weight.to(hidden.device).float() + self.bias).sigmoid()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +104,8 @@ class DraftSignals:
         Raises:
             ModelLoadError: there is none, or it is damaged or of another format.
         """
+        from safetensors import SafetensorError, safe_open  # with torch it takes a second, which a client need not wait
+
         path = Path(folder) / FILE
         try:
             with safe_open(path, framework="pt") as file:
@@ -141,6 +141,9 @@ class DraftSignals:
 
     def save(self, folder: str | Path) -> Path:
         """Write the file into a folder; returns where it is."""
+        import torch
+        from safetensors.torch import save_file
+
         tensors = {"refusal_ids": torch.tensor(self.refusal_ids, dtype=torch.int64)}
         about: dict[str, Any] = {"format": _FORMAT}
         if self.fingerprint is not None:

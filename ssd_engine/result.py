@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ssd_engine.scheme import Bin, Scheme
+from ssd_engine.signals import Alarm
 from ssd_engine.trace import SafetyTrace
 
 FinishReason = Literal["stop", "length", "tool_calls", "refused"]
@@ -71,6 +72,10 @@ class Piece:
     forced: tuple[bool, ...] = ()
     bins: tuple[Bin, ...] = ()
     """Match-ratio bins that were completed."""
+    risk_scores: tuple[float, ...] = ()
+    """The highest of the signals' scores before each token; empty where no signals are used."""
+    alarms: tuple[Alarm, ...] = ()
+    """Where signals began to ask for Union; with the first tokens, also in a given beginning."""
     tool_calls: tuple[ToolCall, ...] = ()
     invalid_tool_calls: tuple[InvalidToolCall, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()

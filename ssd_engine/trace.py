@@ -117,6 +117,11 @@ class SafetyTrace:
         is_elevated = self.alarms or any(b.next_scheme is Scheme.UNION for b in self.bins)
         return "elevated" if is_elevated else "none"
 
+    @property
+    def max_risk(self) -> float:
+        """The highest score of a signal, a given beginning included; 0 where none is used."""
+        return max((*self.beginning_scores, *self.risk_scores), default=0.0)
+
     def summary(self) -> dict[str, Any]:
         """JSON-ready figures for response metadata."""
         figures: dict[str, Any] = {
@@ -132,8 +137,7 @@ class SafetyTrace:
             "forced_tokens": self.num_forced,
         }
         if self.signal_thresholds:
-            highest = max((*self.beginning_scores, *self.risk_scores), default=0.0)
-            figures |= {"alarms": len(self.alarms), "max_risk": round(highest, 4)}
+            figures |= {"alarms": len(self.alarms), "max_risk": round(self.max_risk, 4)}
         return figures
 
     def _repr_html_(self) -> str:

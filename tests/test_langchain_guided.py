@@ -269,6 +269,20 @@ async def test_callbacks_get_one_event_a_scheme_switch(wary: SSDEngine) -> None:
     assert custom[0]["run_id"] == events[0]["run_id"]
 
 
+async def test_callbacks_get_one_event_an_alarm(tiny_engine: SSDEngine) -> None:
+    model = ChatSSD(engine=tiny_engine, max_tokens=40, config=SSDConfig(signals={"kl": 0.3, "hold": 1}))
+    answer = model.invoke("Hello")
+    assert answer.response_metadata["ssd"]["alarms"] > 0
+    sync, concurrent = Switches(), AsyncSwitches()
+    model.invoke("Hello", config={"callbacks": [sync]})
+    await model.ainvoke("Hello", config={"callbacks": [concurrent]})
+    alarms = [data for name, data in sync.seen if name == "ssd_alarm"]
+    assert len(alarms) == answer.response_metadata["ssd"]["alarms"]
+    assert alarms[0].keys() == {"place", "signal", "score", "threshold"}
+    assert alarms[0]["score"] >= alarms[0]["threshold"] == 0.3
+    assert concurrent.seen == sync.seen
+
+
 def test_a_function_decides_through_the_model_too(wary: SSDEngine) -> None:
     model = ChatSSD(engine=wary, max_tokens=40, on_risk=lambda trace: "refuse" if trace.union_share else None)
     answer = model.invoke("Hello")

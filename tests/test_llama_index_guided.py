@@ -13,10 +13,10 @@ from llama_index.core.prompts import PromptTemplate
 from llama_index.core.tools import FunctionTool
 from pydantic import BaseModel
 
-from ssd_engine import SSDEngine
+from ssd_engine import SSDConfig, SSDEngine
 from ssd_engine.errors import JailbreakRiskError
 from ssd_integrations.llama_index import SSDLLM
-from ssd_integrations.llama_index.events import SchemeSwitchEvent
+from ssd_integrations.llama_index.events import AlarmEvent, SchemeSwitchEvent
 
 
 class Mood(BaseModel):
@@ -119,3 +119,24 @@ async def test_instrumentation_gets_one_event_a_scheme_switch(wary: SSDEngine) -
     assert len(seen) == 4 * expected > 0
     assert seen[0].ratio < seen[0].threshold
     assert (seen[0].scheme, seen[0].next_scheme) == ("intersection", "union")
+
+
+def test_instrumentation_gets_one_event_an_alarm(tiny_engine: SSDEngine) -> None:
+    seen: list[AlarmEvent] = []
+
+    class Recorder(BaseEventHandler):
+        def handle(self, event: BaseEvent, **kwargs: Any) -> None:
+            if isinstance(event, AlarmEvent):
+                seen.append(event)
+
+    llm = SSDLLM(engine=tiny_engine, max_tokens=40, config=SSDConfig(signals={"kl": 0.3, "hold": 1}))
+    dispatcher = instrument.get_dispatcher()
+    recorder = Recorder()
+    dispatcher.add_event_handler(recorder)
+    try:
+        expected = llm.complete("Hello").raw["ssd"]["alarms"]
+    finally:
+        dispatcher.event_handlers.remove(recorder)
+    assert len(seen) == expected > 0
+    assert seen[0].signal == "kl"
+    assert seen[0].score >= seen[0].threshold == 0.3

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -490,3 +492,8 @@ def test_compiled_drafts_have_the_same_scores(
     expected = engine.generate(BEGUN, params)
     assert told(result) == told(expected)
     assert scores_of(result) == pytest.approx(scores_of(expected), abs=1e-4)
+
+
+def test_clients_do_not_wait_for_torch() -> None:
+    code = "import sys; import ssd_engine; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -14,6 +14,7 @@ import pytest
 
 from ssd_engine.config import SSDConfig
 from ssd_engine.scheme import Scheme, SchemeController
+from ssd_engine.signals import Look
 from ssd_engine.trace import SafetyTrace
 
 
@@ -199,6 +200,48 @@ def test_the_plot_has_both_lines_and_shades_union() -> None:
     shaded = [(patch.get_x(), patch.get_width()) for patch in axes.patches if hasattr(patch, "get_x")]
     assert shaded == [(4, 4), (10, 1)]
     figure.savefig(BytesIO(), format="png")
+
+
+def make_heard() -> SafetyTrace:
+    """An answer of four tokens, one of them forced, after a beginning of two, with two signals."""
+    trace = SafetyTrace(bin_size=9, texts=["a", "b", "", "c"], signal_thresholds={"refusal_mass": 0.5, "probe": 0.25})
+    trace.begin([Look({"refusal_mass": 0.125, "probe": 0.0}), Look({"refusal_mass": 0.0, "probe": 0.3}, ("probe",))])
+    for mass, probe, raised in ((0.0, 0.1, ()), (0.75, 0.5, ("refusal_mass", "probe")), (0.2, 0.3, ())):
+        trace.look(Look({"refusal_mass": mass, "probe": probe}, raised))
+    trace.look(None)
+    trace.schemes = [Scheme.INTERSECTION, Scheme.UNION, Scheme.UNION, Scheme.UNION]
+    trace.matched, trace.forced, trace.round_sizes = [True] * 4, [False] * 3 + [True], [4]
+    return trace
+
+
+def test_the_figures_of_signals() -> None:
+    trace = make_heard()
+    assert trace.risk_scores == [0.1, 0.75, 0.3, 0.0]
+    assert trace.beginning_scores == [0.125, 0.3]
+    assert trace.signal_scores == {"refusal_mass": [0.0, 0.75, 0.2, 0.0], "probe": [0.1, 0.5, 0.3, 0.0]}
+    assert [(alarm.place, alarm.signal) for alarm in trace.alarms] == [(-1, "probe"), (1, "refusal_mass"), (1, "probe")]
+    assert (trace.risk, trace.switches) == ("elevated", 1)
+    summary = json.loads(json.dumps(trace.summary()))
+    assert (summary["alarms"], summary["max_risk"]) == (3, 0.75)
+
+
+def test_risk_is_shown_with_its_thresholds() -> None:
+    html = make_heard()._repr_html_()
+    assert re.findall(r'title="risk (.+?)">(.)', html) == [("0.10", "a"), ("0.75", "b"), ("0.30", "c")]
+    assert "3 alarms" in html
+    svg = ElementTree.fromstring(html[html.index("<svg") : html.index("</svg>") + len("</svg>")])
+    lines = {path.get("stroke"): path.get("d", "") for path in svg.findall("path") if "L" in path.get("d", "")}
+    assert [points.count("L") for points in lines.values()] == [1, 3, 3]
+    assert [text.text for text in svg.findall("text")][-2:] == ["refusal_mass", "probe"]
+
+
+def test_the_plot_has_risk_with_its_thresholds() -> None:
+    [axes] = make_heard().plot().axes
+    drawn = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
+    assert drawn["probe"] == [0.1, 0.5, 0.3, 0.0]
+    assert drawn["risk of the beginning"] == [0.125, 0.3]
+    assert [0.25, 0.25] in drawn.values()
+    assert axes.get_xlim() == (-2, 4)
 
 
 @pytest.mark.parametrize("trace", [SafetyTrace(), make_trace("+"), make_baseline("target")])

@@ -148,6 +148,9 @@ class ChatSession:
         if self._trace is None:
             stderr.print("There is no finished answer yet.")
             return
+        for alarm in self._trace.alarms:
+            said = f"{alarm.signal} {alarm.score:.2f}, threshold {alarm.threshold:.2f}"
+            stdout.print(Text(f"Alarm before token {alarm.place}: {said}", UNION_STYLE))
         if not self._trace.bins:
             stderr.print(f"The last answer has no completed bin of {self._trace.bin_size} tokens.")
             return

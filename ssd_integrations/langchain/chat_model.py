@@ -23,10 +23,10 @@ from ssd_engine.errors import InvalidRequestError
 from ssd_engine.prompt import offered_tools
 from ssd_engine.result import Piece
 from ssd_integrations.langchain.events import (
-    ChunkWithBins,
-    areport_switches,
+    ChunkOfPiece,
+    areport_risk,
     areporting,
-    report_switches,
+    report_risk,
     reporting,
 )
 from ssd_integrations.langchain.messages import to_ai_message, to_engine_messages, to_message_chunk
@@ -136,7 +136,7 @@ class ChatSSD(PairModel):
         model = self._for_call(kwargs)
         with closing(model.load().stream(**model._request(messages, stop, kwargs))) as pieces:
             for piece in pieces:
-                report_switches(piece.bins, run_manager)
+                report_risk(piece, run_manager)
         return model._chat_result(piece)
 
     async def _agenerate(
@@ -150,7 +150,7 @@ class ChatSSD(PairModel):
         engine = await model._aload()
         async with aclosing(engine.astream(**model._request(messages, stop, kwargs))) as pieces:
             async for piece in pieces:
-                await areport_switches(piece.bins, run_manager)
+                await areport_risk(piece, run_manager)
         return model._chat_result(piece)
 
     def _stream(
@@ -235,7 +235,7 @@ class ChatSSD(PairModel):
         )
 
     def _chunk(self, piece: Piece, first_call: int) -> ChatGenerationChunk:
-        return ChunkWithBins.of(piece.bins, message=to_message_chunk(piece, self.model_name, first_call))
+        return ChunkOfPiece.of(piece, message=to_message_chunk(piece, self.model_name, first_call))
 
     async def _aload(self) -> SSDEngine:
         # Loading takes seconds to minutes; the event loop goes on meanwhile.

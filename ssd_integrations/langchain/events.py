@@ -1,4 +1,4 @@
-"""What LangChain's callbacks are told of a scheme switch, as a custom event.
+"""What LangChain's callbacks are told of scheme switches and of signals' alarms, as custom events.
 
 LangChain hands a model's `_stream` no run to report to; it tells callbacks of each chunk itself. So a callback of our
 own goes along with each call, and reports what the chunks bring to the others.
@@ -6,7 +6,8 @@ own goes along with each call, and reports what the chunks bring to the others.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 from uuid import UUID
 
@@ -23,26 +24,29 @@ from langchain_core.outputs import ChatGenerationChunk
 from langchain_core.runnables.config import RunnableConfig, ensure_config, merge_configs
 from pydantic import PrivateAttr
 
-from ssd_engine.scheme import Bin
+from ssd_engine.result import Piece
 
 SCHEME_SWITCH = "ssd_scheme_switch"
-"""Name of the event. Its data: the bin's `ratio` and `threshold`, and the `scheme` and `next_scheme`."""
+"""Name of the event of a match-ratio bin that switches the scheme. Its data: the bin's `ratio` and `threshold`, and the
+`scheme` and `next_scheme`."""
+ALARM = "ssd_alarm"
+"""Name of the event of a signal that begins to ask for Union. Its data: those of an `ssd_engine.signals.Alarm`."""
 
 
-class ChunkWithBins(ChatGenerationChunk):
-    """A part of a streamed answer, and the match-ratio bins that it completed."""
+class ChunkOfPiece(ChatGenerationChunk):
+    """A part of a streamed answer, and the piece that it was made of."""
 
-    _bins: tuple[Bin, ...] = PrivateAttr(())
+    _piece: Piece = PrivateAttr(Piece())
 
     @classmethod
-    def of(cls, bins: tuple[Bin, ...], **fields: Any) -> ChunkWithBins:
+    def of(cls, piece: Piece, **fields: Any) -> ChunkOfPiece:
         chunk = cls(**fields)
-        chunk._bins = bins
+        chunk._piece = piece
         return chunk
 
     @property
-    def bins(self) -> tuple[Bin, ...]:
-        return self._bins
+    def piece(self) -> Piece:
+        return self._piece
 
 
 class _Reporter(BaseCallbackHandler):
@@ -50,8 +54,8 @@ class _Reporter(BaseCallbackHandler):
         self._manager = manager
 
     def on_llm_new_token(self, token: Any, *, chunk: Any = None, run_id: UUID, **kwargs: Any) -> None:
-        for data in _switches(chunk.bins if isinstance(chunk, ChunkWithBins) else ()):
-            self._manager.on_custom_event(SCHEME_SWITCH, data, run_id=run_id)
+        for name, data in _events(chunk.piece if isinstance(chunk, ChunkOfPiece) else Piece()):
+            self._manager.on_custom_event(name, data, run_id=run_id)
 
 
 class _AsyncReporter(AsyncCallbackHandler):
@@ -59,8 +63,8 @@ class _AsyncReporter(AsyncCallbackHandler):
         self._manager = manager
 
     async def on_llm_new_token(self, token: Any, *, chunk: Any = None, run_id: UUID, **kwargs: Any) -> None:
-        for data in _switches(chunk.bins if isinstance(chunk, ChunkWithBins) else ()):
-            await self._manager.on_custom_event(SCHEME_SWITCH, data, run_id=run_id)
+        for name, data in _events(chunk.piece if isinstance(chunk, ChunkOfPiece) else Piece()):
+            await self._manager.on_custom_event(name, data, run_id=run_id)
 
 
 def reporting(config: RunnableConfig | None, callbacks: Callbacks) -> RunnableConfig:
@@ -81,20 +85,20 @@ def areporting(config: RunnableConfig | None, callbacks: Callbacks) -> RunnableC
     return merge_configs(config, {"callbacks": [_AsyncReporter(manager)]})
 
 
-def report_switches(bins: Iterable[Bin], run: CallbackManagerForLLMRun | None) -> None:
-    """One event of the run for each of `bins` that switched the scheme."""
+def report_risk(piece: Piece, run: CallbackManagerForLLMRun | None) -> None:
+    """One event of the run for each bin of `piece` that switched the scheme, and for each of its alarms."""
     if run is None:
         return
-    for data in _switches(bins):
-        CallbackManager(**_told(run)).on_custom_event(SCHEME_SWITCH, data, run_id=run.run_id)
+    for name, data in _events(piece):
+        CallbackManager(**_told(run)).on_custom_event(name, data, run_id=run.run_id)
 
 
-async def areport_switches(bins: Iterable[Bin], run: AsyncCallbackManagerForLLMRun | None) -> None:
-    """`report_switches`, asynchronously."""
+async def areport_risk(piece: Piece, run: AsyncCallbackManagerForLLMRun | None) -> None:
+    """`report_risk`, asynchronously."""
     if run is None:
         return
-    for data in _switches(bins):
-        await AsyncCallbackManager(**_told(run)).on_custom_event(SCHEME_SWITCH, data, run_id=run.run_id)
+    for name, data in _events(piece):
+        await AsyncCallbackManager(**_told(run)).on_custom_event(name, data, run_id=run.run_id)
 
 
 def _told(run: CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun) -> dict[str, Any]:
@@ -106,12 +110,16 @@ def _metadata(config: RunnableConfig) -> dict[str, Any]:
     return config.get("metadata") or {}
 
 
-def _switches(bins: Iterable[Bin]) -> Iterator[dict[str, Any]]:
-    for each in bins:
+def _events(piece: Piece) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The name and the data of each event."""
+    for alarm in piece.alarms:
+        yield ALARM, asdict(alarm)
+    for each in piece.bins:
         if each.is_switch:
-            yield {
+            switch = {
                 "ratio": each.ratio,
                 "threshold": each.threshold,
                 "scheme": str(each.scheme),
                 "next_scheme": str(each.next_scheme),
             }
+            yield SCHEME_SWITCH, switch

@@ -1,4 +1,4 @@
-"""How the engine's answers come to LlamaIndex: whole or in parts, each scheme switch reported on the way."""
+"""How the engine's answers come to LlamaIndex: whole or in parts, each scheme switch and alarm reported on the way."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from llama_index.core.base.llms.types import ChatResponse, CompletionResponse
 
 from ssd_engine.engine import SSDEngine
 from ssd_engine.result import GenerationResult, Piece
-from ssd_integrations.llama_index.events import report_switches
+from ssd_integrations.llama_index.events import report_risk
 from ssd_integrations.llama_index.request import Request
 
 Response = TypeVar("Response", ChatResponse, CompletionResponse)
@@ -53,15 +53,15 @@ async def astream(
 
 
 def _pieces(engine: SSDEngine, request: Request) -> Generator[Piece, None, None]:
-    """The pieces of an answer, each reported for the scheme switches that it brought."""
+    """The pieces of an answer, each reported for the scheme switches and alarms that it brought."""
     with closing(engine.stream(**request.arguments)) as pieces:
         for piece in pieces:
-            report_switches(piece.bins)
+            report_risk(piece)
             yield piece
 
 
 async def _apieces(engine: SSDEngine, request: Request) -> AsyncGenerator[Piece, None]:
     async with aclosing(engine.astream(**request.arguments)) as pieces:
         async for piece in pieces:
-            report_switches(piece.bins)
+            report_risk(piece)
             yield piece

@@ -1,13 +1,13 @@
-"""What LlamaIndex's instrumentation is told of a scheme switch."""
+"""What LlamaIndex's instrumentation is told of scheme switches and of signals' alarms."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from dataclasses import asdict
 
 from llama_index.core.instrumentation.events import BaseEvent
 from llama_index_instrumentation import get_dispatcher
 
-from ssd_engine.scheme import Bin
+from ssd_engine.result import Piece
 
 _dispatcher = get_dispatcher(__name__)
 
@@ -25,9 +25,24 @@ class SchemeSwitchEvent(BaseEvent):
         return "SchemeSwitchEvent"
 
 
-def report_switches(bins: Iterable[Bin]) -> None:
-    """One event for each of `bins` that switched the scheme."""
-    for each in bins:
+class AlarmEvent(BaseEvent):
+    """A signal began to ask for Union, as an `ssd_engine.signals.Alarm` tells."""
+
+    place: int
+    signal: str
+    score: float
+    threshold: float
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "AlarmEvent"
+
+
+def report_risk(piece: Piece) -> None:
+    """One event for each bin of `piece` that switched the scheme, and for each of its alarms."""
+    for alarm in piece.alarms:
+        _dispatcher.event(AlarmEvent(**asdict(alarm)))
+    for each in piece.bins:
         if each.is_switch:
             _dispatcher.event(
                 SchemeSwitchEvent(
