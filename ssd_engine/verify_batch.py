@@ -19,6 +19,7 @@ from ssd_engine.draws import Draws, choose
 from ssd_engine.predictions import Predictions
 from ssd_engine.sample_space import SampleSpaces, sample_spaces
 from ssd_engine.scheme_batch import SchemeBatch
+from ssd_engine.signal_batch import SignalBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,8 @@ class Positions:
     """[P] int64 the token that the sequence's next position follows; -1 at its last one."""
     allowed: Tensor | None
     """[P, V] bool, the tokens that masks allow; None: all."""
+    scores: Tensor | None = None
+    """[P, signals] what the signals give; None: no sequence uses any."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +58,19 @@ class Verdicts:
     """[R, L, K] int64 the likeliest other tokens, best first; the last one again where there are no more."""
     other_logprobs: Tensor
     """[R, L, K] float32."""
+    has_alarm: Tensor
+    """Whether it was from this token on that signals asked for Union."""
 
 
 def verify_batch(
-    positions: Positions, schemes: SchemeBatch, sizes: Tensor, draws: Draws | None, num_others: int = 0
+    positions: Positions,
+    schemes: SchemeBatch,
+    sizes: Tensor,
+    draws: Draws | None,
+    num_others: int = 0,
+    signals: SignalBatch | None = None,
 ) -> Verdicts:
-    """Choose the tokens that stand; `schemes` move on with them.
+    """Choose the tokens that stand; `schemes` and `signals` move on with them.
 
     Args:
         positions: what is to be decided.
@@ -68,6 +78,7 @@ def verify_batch(
         sizes: [P] c at each position.
         draws: the random side of all P positions; None: every sequence is greedy.
         num_others: K, likeliest other tokens to tell of.
+        signals: R sequences' signals; None: no sequence uses any.
     """
     device = positions.drafted.device
     counts = torch.tensor(positions.counts, device=device)
@@ -82,20 +93,28 @@ def verify_batch(
     for step in range(max(positions.counts)):
         here = (first + step).minimum(last)
         stands = stands & (first + step <= last)
-        is_union = schemes.is_union
         is_forced = torch.zeros_like(stands) if num_allowed is None else num_allowed[here] == 1
-        token_ids, *logprobs = _chosen(spaces, here, schemes, draws, num_others)
+        is_union, has_alarm = schemes.is_union, torch.zeros_like(stands)
+        if signals is not None and positions.scores is not None:
+            has_alarm = signals.look(positions.scores[here], stands & ~is_forced)
+            is_union = is_union | signals.asks_for_union
+        token_ids, *logprobs = _chosen(spaces, here, schemes, is_union, draws, num_others)
         matched = (token_ids == positions.drafted[here]) & ~is_forced
         schemes.record(matched, stands & ~is_forced)
-        columns.append((token_ids.masked_fill(~stands, -1), matched, is_union, is_forced, *logprobs))
+        if signals is not None:
+            signals.leave(token_ids, stands & ~is_forced)
+        columns.append((token_ids.masked_fill(~stands, -1), matched, is_union, is_forced, *logprobs, has_alarm))
         stands = stands & (token_ids == positions.followed[here])
     return Verdicts(*(torch.stack(column, dim=1) for column in zip(*columns, strict=True)))
 
 
 def _chosen(
-    spaces: SampleSpaces, here: Tensor, schemes: SchemeBatch, draws: Draws | None, num_others: int
+    spaces: SampleSpaces, here: Tensor, schemes: SchemeBatch, is_union: Tensor, draws: Draws | None, num_others: int
 ) -> tuple[Tensor, ...]:
-    """What each sequence's scheme chooses at its position `here` [R]: ids, log-probabilities, and those of others."""
+    """What each sequence chooses at its position `here` [R], under Union where `is_union` [R].
+
+    Ids, log-probabilities, and those of others.
+    """
     draws = None if draws is None else draws.at(here)
     answers = []
     for space, alpha in ((spaces.union, schemes.alpha_union), (spaces.intersection, schemes.alpha_intersection)):
@@ -105,7 +124,6 @@ def _chosen(
         is_chosen = space.ids == token_ids[:, None]
         chosen = p.masked_fill(~is_chosen, 0.0).amax(-1)
         answers.append((token_ids, chosen.log(), *_others(space.ids, p.masked_fill(is_chosen, -1.0), num_others)))
-    is_union = schemes.is_union
     return tuple(
         torch.where(is_union.view(-1, *(1,) * (union.dim() - 1)), union, intersection)
         for union, intersection in zip(*answers, strict=True)

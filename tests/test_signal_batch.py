@@ -1,0 +1,100 @@
+"""The signals of many sequences in one tensor do what each sequence's own control does."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ssd_engine.config import SIGNALS, GenerationParams, SignalConfig, SSDConfig
+from ssd_engine.predictions import Predictions
+from ssd_engine.scheme import Scheme
+from ssd_engine.scheme_batch import SchemeBatch
+from ssd_engine.signal_batch import SignalBatch
+from ssd_engine.signals import SignalControl
+from ssd_engine.verify import Turn, Verifier, verify
+from ssd_engine.verify_batch import Positions, verify_batch
+
+CPU = torch.device("cpu")
+REFUSAL_IDS = torch.tensor([3, 7])
+VOCAB = 17
+
+thresholds = st.sampled_from([None, 0.0, 0.3, 0.5, 0.8, 1.0])
+heard = st.builds(
+    lambda mass, probe, kl, hold: SignalConfig(refusal_mass=mass, probe=probe, kl=kl, hold=hold),
+    thresholds,
+    thresholds,
+    st.sampled_from([0.2, 0.6]),
+    st.integers(1, 6),
+)
+configs = st.builds(
+    SSDConfig,
+    signals=st.none() | heard,
+    sample_space_size=st.integers(1, 6),
+    bin_size=st.integers(1, 5),
+    match_threshold=st.sampled_from([0.0, 0.3, 0.6]),
+)
+
+
+@given(st.lists(heard, min_size=1, max_size=4), st.integers(0, 2**32))
+def test_every_row_follows_its_own_signal_control(settings: list[SignalConfig], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    batch = SignalBatch(SignalBatch.rows_of(settings, CPU), REFUSAL_IDS)
+    controls = [SignalControl(each, set(REFUSAL_IDS.tolist())) for each in settings]
+    for _ in range(20):
+        # Tenths, so that some are a threshold.
+        scores = torch.randint(0, 10, (len(settings), len(SIGNALS)), generator=generator) / 10
+        counts = torch.rand(len(settings), generator=generator) < 0.8
+        token_ids = torch.randint(0, 12, (len(settings),), generator=generator)
+        raised = batch.look(scores, counts).tolist()
+        expected = []
+        for control, row, is_counted in zip(controls, scores.tolist(), counts.tolist(), strict=True):
+            used = {name: row[SIGNALS.index(name)] for name in control.config.thresholds}
+            expected.append(bool(is_counted and control.look(used).raised))
+        assert raised == expected
+        assert batch.asks_for_union.tolist() == [control.asks_for_union for control in controls]
+        batch.leave(token_ids, counts)
+        for control, token_id, is_counted in zip(controls, token_ids.tolist(), counts.tolist(), strict=True):
+            if is_counted:
+                control.leave(token_id)
+
+
+@given(st.lists(configs, min_size=1, max_size=4), st.integers(0, 2**32))
+def test_a_batch_of_rounds_chooses_what_each_sequence_would_alone(settings: list[SSDConfig], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    schemes = SchemeBatch.of(settings, CPU)
+    signals = SignalBatch(SignalBatch.rows_of([config.signals for config in settings], CPU), REFUSAL_IDS)
+    refusal_ids = set(REFUSAL_IDS.tolist())
+    verifiers = [Verifier(GenerationParams(max_new_tokens=99), config, (), refusal_ids) for config in settings]
+    for _ in range(6):
+        counts = torch.randint(1, 5, (len(settings),), generator=generator).tolist()
+        target = torch.randint(-4, 4, (sum(counts), VOCAB), generator=generator).float()
+        draft = target + torch.randint(-2, 2, target.shape, generator=generator)
+        scores = torch.rand(sum(counts), len(SIGNALS), generator=generator)
+        predictions = [Predictions.of(logits, None, None) for logits in (target, draft)]
+        drafted = draft.argmax(-1)
+        turns = [Turn(verifier, range(count)) for verifier, count in zip(verifiers, counts, strict=True)]
+        told = [dict(zip(SIGNALS, row, strict=True)) for row in scores.tolist()]
+        used = [verifier.used_signals for verifier, count in zip(verifiers, counts, strict=True) for _ in range(count)]
+        told = [{name: each[name] for name in names} for each, names in zip(told, used, strict=True)]
+        expected = verify(turns, target, draft, drafted, None, told)
+        followed = drafted.clone()
+        followed[torch.tensor(counts).cumsum(0) - 1] = -1
+        sizes = torch.tensor([c.sample_space_size for c, n in zip(settings, counts, strict=True) for _ in range(n)])
+        positions = Positions(
+            counts=counts,
+            target=predictions[0],
+            draft=predictions[1],
+            drafted=drafted,
+            followed=followed,
+            allowed=None,
+            scores=scores,
+        )
+        verdicts = verify_batch(positions, schemes, sizes, None, signals=signals)
+        for row, choices in enumerate(expected):
+            assert isinstance(choices, list)
+            num = len(choices)
+            assert verdicts.token_ids[row].tolist()[:num] == [choice.token_id for choice in choices]
+            assert verdicts.is_union[row].tolist()[:num] == [choice.scheme is Scheme.UNION for choice in choices]
+            raised = [bool(choice.look and choice.look.raised) for choice in choices]
+            assert verdicts.has_alarm[row].tolist()[:num] == raised
