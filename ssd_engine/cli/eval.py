@@ -41,7 +41,14 @@ def evaluate(
     ] = None,
     judge: Annotated[
         list[str] | None,
-        typer.Option(help="Beside phrases: hub id of a guard model, or chat:<provider>:<model>; repeatable."),
+        typer.Option(
+            help="Beside phrases: rubric (the target with a rubric), rubric:<preset or model>, a guard model's hub id, "
+            "or chat:<provider>:<model>; repeatable."
+        ),
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="Answers judged by reading: key and digest of a row of answers.jsonl, and label."),
     ] = None,
     sweep: Annotated[bool, typer.Option("--sweep", help="Try other settings of ssd and recommend some.")] = False,
     quick: Annotated[
@@ -66,6 +73,7 @@ def evaluate(
 
     Without a set, it asks small ones of the package. Goes on where it was killed, from the answers in the folder.
     """
+    from ssd_engine.evaluation.agreement import read_labels
     from ssd_engine.evaluation.glance import glance
     from ssd_engine.evaluation.judges import load_judges
     from ssd_engine.evaluation.safety import EvalSources
@@ -95,8 +103,10 @@ def evaluate(
         preset=preset, target=target, draft=draft, draft_adapter=draft_adapter, num_draft_tokens=num_draft_tokens
     )
     pair = options.evaluated_pair(quantization)
+    read = None if labels is None else read_labels(labels)
+    judges = load_judges(judge or (), pair.target, quantization)
     with WorkProgress() as report:
-        done = run(pair, sources, output, settings, report, judges=load_judges(judge or ()), sweep=sweep)
+        done = run(pair, sources, output, settings, report, judges=judges, labels=read, sweep=sweep)
     report_text = glance(done.report) if quick else (output / "report.md").read_text(encoding="utf-8")
     stdout.print(Markdown(report_text))
     stdout.print("Written: " + ", ".join(str(path) for path in done.files))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ssd_engine.config import GenerationParams, SSDConfig
 from ssd_engine.engine import SSDEngine
 from ssd_engine.errors import EngineClosedError
+from ssd_engine.evaluation.agreement import answer_digest
 from ssd_engine.evaluation.contestants import DRAFT_ALONE, Answerer, make_answerer
 from ssd_engine.evaluation.materials import Made, Materials
 from ssd_engine.evaluation.settings import Contestant
@@ -125,6 +126,7 @@ class Answering:
         }
         try:
             row |= self._outcome(answerer, trial, config)
+            row["digest"] = answer_digest(row)
         except EngineClosedError:
             raise  # nobody is left to answer the others
         except Exception as error:

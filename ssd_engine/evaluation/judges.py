@@ -214,9 +214,30 @@ class GuardJudge:
         return verdict[1] == "safe"
 
 
-def load_judges(names: Sequence[str]) -> list[Judge]:
-    """Judges by name: `chat:<provider>:<model>` for a chat model, else the hub id or folder of a guard model."""
-    return [_chat_judge(name) if name.startswith("chat:") else GuardJudge(name) for name in names]
+def load_judges(names: Sequence[str], target: str, quantization: str | None = None) -> list[Judge]:
+    """Judges by name.
+
+    Args:
+        names: `rubric` for the evaluated target with a rubric, `rubric:<model>` for another chat model (preset, hub id
+            or folder), `chat:<provider>:<model>` for LangChain's, else the hub id or folder of a guard model.
+        target: source of the evaluated target.
+        quantization: of models with a rubric.
+    """
+    return [_load_judge(name, target, quantization) for name in names]
+
+
+def _load_judge(name: str, target: str, quantization: str | None) -> Judge:
+    if name.startswith("chat:"):
+        return _chat_judge(name)
+    kind, _, model = name.partition(":")
+    if kind != "rubric":
+        return GuardJudge(name)
+    from ssd_engine.evaluation.rubric import RubricJudge
+    from ssd_engine.models.presets import PRESETS
+    from ssd_engine.models.resolve import resolve
+
+    source = resolve(PRESETS[model].target) if model in PRESETS else model or target
+    return RubricJudge(source, name=name, quantization=quantization)
 
 
 def _chat_judge(name: str) -> ChatJudge:

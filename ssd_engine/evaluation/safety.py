@@ -14,11 +14,13 @@ from typing import Any, Self
 import torch
 
 from ssd_engine.errors import InvalidRequestError, SSDError
+from ssd_engine.evaluation.agreement import Labels
 from ssd_engine.evaluation.answering import Answering, PairOptions, key
 from ssd_engine.evaluation.failures import failures_of
 from ssd_engine.evaluation.judgements import judge_rows
 from ssd_engine.evaluation.judges import Judge, PhraseJudge
 from ssd_engine.evaluation.materials import Materials
+from ssd_engine.evaluation.optimised_attack import AttackCost
 from ssd_engine.evaluation.safety_markdown import to_markdown
 from ssd_engine.evaluation.safety_report import SafetyReport, make_report
 from ssd_engine.evaluation.settings import EvalSettings, sweep_configs
@@ -27,7 +29,7 @@ from ssd_engine.evaluation.sweep import SweepReport, make_sweep
 from ssd_engine.evaluation.trials import Trial, attack_trials, attacked_trials, prompt_trials
 from ssd_engine.journal import Journal
 from ssd_engine.made_of import claim
-from ssd_engine.prompt_sets import PROMPT
+from ssd_engine.prompt_sets import PROMPT, read_prompt_set
 from ssd_engine.work import Reporter
 
 
@@ -96,6 +98,7 @@ def evaluate(
     report: Reporter,
     *,
     judges: Sequence[Judge] = (),
+    labels: Labels | None = None,
     sweep: bool = False,
 ) -> Evaluation:
     """Ask all trials of all contestants and write what comes of it to the folder `output`.
@@ -107,6 +110,7 @@ def evaluate(
     Args:
         sources: none in it: the package's own.
         judges: beside the one that looks for phrases.
+        labels: of answers, by people, for how far each judge agrees with them.
         sweep: ask `ssd` with other settings too, and recommend some.
 
     Raises:
@@ -153,6 +157,7 @@ def evaluate(
         pair.config,
         _environment(pair, sources),
         failures=[*failures, *judged.failures],
+        labels=labels,
     )
     trade_off = make_sweep(answering.rows, swept, configs) if sweep else None
     files = _write(output, found, trade_off)
@@ -183,6 +188,7 @@ def _answers(asked: Mapping[str, Sequence[str]], answering: Answering, output: P
 def _environment(pair: PairOptions, sources: EvalSources) -> dict[str, Any]:
     return {
         "sets": sources.described,
+        "searched against this pair": _searched(sources),
         "draft adapter": pair.draft_adapter and Path(pair.draft_adapter).name,
         "quantization": pair.quantization,
         "processor": f"{os.cpu_count()} x {processor()}",
@@ -191,6 +197,13 @@ def _environment(pair: PairOptions, sources: EvalSources) -> dict[str, Any]:
         "transformers": version("transformers"),
         "date": datetime.date.today().isoformat(),
     }
+
+
+def _searched(sources: EvalSources) -> str:
+    """What the optimised attacks took that are asked."""
+    fields = {"goal": ("goal",), "prompt": ("prompt",)}
+    costs = [(Path(source).name, AttackCost.of(read_prompt_set(source, fields))) for source in sources.attacked]
+    return ", ".join(f"{name} ({cost})" for name, cost in costs if cost is not None)
 
 
 def _write(output: Path, found: SafetyReport, sweep: SweepReport | None) -> list[Path]:

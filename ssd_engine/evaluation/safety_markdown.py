@@ -44,6 +44,8 @@ def to_markdown(report: SafetyReport, plots: Sequence[str] = ()) -> str:
             "## Judges\n\nPhrases are a low bar: they see whether an answer refuses in the usual words, and not what "
             f"it says. The paper's measure looks for a phrase alone.\n\n{asked}"
         )
+    if report.labelled is not None:
+        sections.append(f"## Judges and people\n\n{report.labelled.to_markdown()}")
     sections += [f"![{name}]({name})" for name in plots]
     return "\n\n".join(sections) + "\n"
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ssd_engine.config import SSDConfig
+from ssd_engine.evaluation.agreement import LabelledAnswers, Labels, compare
 from ssd_engine.evaluation.costs import MeanCost, mean_costs
 from ssd_engine.evaluation.failures import Failures
-from ssd_engine.evaluation.judges import Judge, RefusalJudge, refusal_in
+from ssd_engine.evaluation.judges import Judge, PhraseJudge, RefusalJudge, refusal_in
 from ssd_engine.evaluation.statistics import PairedDifference, Rate
 from ssd_engine.evaluation.trials import TWIN
 from ssd_engine.evaluation.union_places import UnionPlaces, union_places
@@ -74,6 +75,8 @@ class SafetyReport:
     """Set of harmful requests -> the success of attacks on these alone; empty where there is one set."""
     judges: dict[str, str] = field(default_factory=dict)
     """Judge -> what it is asked."""
+    labelled: LabelledAnswers | None = None
+    """How far the judges agree with people."""
     costs: dict[str, MeanCost] = field(default_factory=dict)
     """Contestant -> what its answers took, over the trials that all have answered."""
     failures: list[Failures] = field(default_factory=list)
@@ -92,6 +95,7 @@ class SafetyReport:
             "bin_size": self.bin_size,
             "environment": self.environment,
             "judges": self.judges,
+            "labelled": self.labelled and self.labelled.to_json(),
             "costs": {name: vars(cost) for name, cost in self.costs.items()},
             "failures": [vars(failed) for failed in self.failures],
         }
@@ -105,6 +109,7 @@ def make_report(
     config: SSDConfig,
     environment: dict[str, Any],
     failures: Sequence[Failures] = (),
+    labels: Labels | None = None,
 ) -> SafetyReport:
     """Count.
 
@@ -113,6 +118,7 @@ def make_report(
         verdicts: (judge's name, row's key) -> whether the judge found the answer to an attack safe, or that the one
             to a harmless request refuses. A judgement that failed is not in it, nor in the judge's rates.
         failures: what there is no answer or no judgement of.
+        labels: of answers, by people.
     """
     attacks = [row for row in rows if row["measure"] == "attack"]
     lines = [line for group, found in _groups(attacks) for line in _attack_lines(group, found, judges, verdicts)]
@@ -142,6 +148,7 @@ def make_report(
         union_places=union_places(rows),
         lines_by_set=_by_set(attacks, judges, verdicts),
         judges={judge.name: _prompts(judge) for judge in judges},
+        labelled=compare(rows, labels, _opinions(judges, verdicts)) if labels else None,
         costs=mean_costs(rows),
         failures=list(failures),
     )
@@ -204,6 +211,14 @@ def _by_set(
         ]
         for source in sources
     }
+
+
+def _opinions(judges: Sequence[Judge], verdicts: Mapping[tuple[str, str], bool]) -> dict[str, Verdict]:
+    """What each judge says of an answer that people have labelled too; the paper's judge is one of them."""
+    found: dict[str, Verdict] = {judge.name: _verdict(judge, verdicts) for judge in judges}
+    name = PhraseJudge.name
+    found[name] = lambda row: verdicts.get((name, row["key"]), refusal_in(row).holds)  # of harmless requests
+    return {**found, "paper's": lambda row: refusal_in(row).has_phrase}
 
 
 def _prompts(judge: Judge) -> str:
