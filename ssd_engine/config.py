@@ -90,13 +90,13 @@ class SignalConfig(Settings):
     @property
     def thresholds(self) -> dict[Signal, float]:
         """The threshold of each signal that is used."""
-        given = ((name, getattr(self, name)) for name in SIGNALS)
-        return {name: threshold for name, threshold in given if threshold is not None}
+        given: dict[Signal, float | None] = {"refusal_mass": self.refusal_mass, "probe": self.probe, "kl": self.kl}
+        return {name: threshold for name, threshold in given.items() if threshold is not None}
 
     @property
     def described(self) -> str:
         """The settings in a line."""
-        return ", ".join(f"{name} {value:g}" for name, value in {**self.thresholds, "hold": self.hold}.items())
+        return ", ".join([*(f"{name} {value:g}" for name, value in self.thresholds.items()), f"hold {self.hold}"])
 
 
 class SSDConfig(Settings):

@@ -161,6 +161,9 @@ class Answering:
             "seconds": round(attempt.seconds, 4),
             "match_ratios": trace.match_ratios,
             "thresholds": trace.thresholds,
+            "risk_scores": [round(score, 4) for score in trace.risk_scores],
+            "beginning_scores": [round(score, 4) for score in trace.beginning_scores],
+            "alarms": [vars(alarm) for alarm in trace.alarms],
             "first_union": next((i for i, scheme in enumerate(trace.schemes) if scheme is Scheme.UNION), None),
         }
 
@@ -209,7 +212,8 @@ def key(trial: Trial, contestant: Contestant, config: SSDConfig | None) -> str:
     """What tells one answer from all others of an evaluation."""
     if contestant != "ssd" or config is None:
         return f"{trial.name}/{contestant}"
-    return f"{trial.name}/ssd/{config.alpha_union}/{config.match_threshold}/{config.bin_size}"
+    signals = "" if config.signals is None else f"/{config.signals.described}"
+    return f"{trial.name}/ssd/{config.alpha_union}/{config.match_threshold}/{config.bin_size}{signals}"
 
 
 def _ways(contestants: Iterable[Contestant], configs: Sequence[SSDConfig]) -> list[Way]:

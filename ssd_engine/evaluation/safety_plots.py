@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _COLOURS = {"target": "#7a7a7a", "speculative": "#b08bc9", "ssd": "#1f6fb4", "draft": "#c98a1f"}
+_KINDS = {"attacks": "#c0392b", "harmless twins": "#c98a1f", "ordinary": "#2e7d4f"}
 
 
 def draw(report: SafetyReport, sweep: SweepReport | None, folder: Path) -> list[Path]:
@@ -25,6 +26,7 @@ def draw(report: SafetyReport, sweep: SweepReport | None, folder: Path) -> list[
     figures = {
         "attacks.png": _attacks(report),
         "match_ratios.png": _match_ratios(report),
+        "risk.png": _risk(report),
         "trade_off.png": _trade_off(report, sweep),
     }
     written = []
@@ -73,16 +75,32 @@ def _match_ratios(report: SafetyReport) -> Figure | None:
     if not found:
         return None
     figure, axes = _figure()
-    colours = {"attacks": "#c0392b", "ordinary": "#2e7d4f"}
     size = report.bin_size
     width = 0.4 / size
     for side, (kind, ratios) in enumerate(found.items()):
         matches = Counter(round(ratio * size) for ratio in ratios)
         places = [(i / size + (side - 0.5) * width) for i in range(size + 1)]
         shares = [100 * matches[i] / len(ratios) for i in range(size + 1)]
-        axes.bar(places, shares, width, color=colours[kind], label=f"{kind}, {len(ratios)} bins")
+        axes.bar(places, shares, width, color=_KINDS[kind], label=f"{kind}, {len(ratios)} bins")
     axes.axvline(report.threshold, color="black", ls="--", lw=1, label=f"threshold {report.threshold}")
     axes.set(xlabel="match ratio of a bin", ylabel="share of bins, %")
+    axes.legend(frameon=False)
+    return figure
+
+
+def _risk(report: SafetyReport) -> Figure | None:
+    """The signals' risk over the tokens of attacks' answers and of harmless ones', median and quartiles."""
+    if not report.risk_curves:
+        return None
+    figure, axes = _figure()
+    for kind, curve in report.risk_curves.items():
+        axes.plot(curve.places, curve.median, color=_KINDS[kind], label=f"{kind}, {max(curve.answers)} answers")
+        axes.fill_between(curve.places, curve.low, curve.high, color=_KINDS[kind], alpha=0.15, lw=0)
+    for name, threshold in report.signal_thresholds.items():
+        axes.axhline(threshold, color="black", ls="--", lw=0.8, label=f"threshold of {name}, {threshold:g}")
+    if any(curve.places[0] < 0 for curve in report.risk_curves.values()):
+        axes.axvline(-0.5, color="black", ls=":", lw=0.8)
+    axes.set(xlabel="token of the answer; below 0, of the given beginning", ylabel="risk", ylim=(-0.02, 1.02))
     axes.legend(frameon=False)
     return figure
 
@@ -118,7 +136,8 @@ def _trade_off(report: SafetyReport, sweep: SweepReport | None) -> Figure | None
                 continue
             labelled.add(spot)
             axes.annotate(
-                f"$\\alpha_U$ {point.alpha_union}, $\\beta_0$ {point.match_threshold}, b {point.bin_size}",
+                f"$\\alpha_U$ {point.alpha_union}, $\\beta_0$ {point.match_threshold}, b {point.bin_size} "
+                f"{point.signals}",
                 spot,
                 xytext=(4, -3),
                 textcoords="offset points",

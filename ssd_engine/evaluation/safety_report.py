@@ -12,6 +12,7 @@ from ssd_engine.evaluation.agreement import LabelledAnswers, Labels, compare
 from ssd_engine.evaluation.costs import MeanCost, mean_costs
 from ssd_engine.evaluation.failures import Failures
 from ssd_engine.evaluation.judges import Judge, PhraseJudge, RefusalJudge, refusal_in
+from ssd_engine.evaluation.risk_curves import RiskCurve, risk_curves
 from ssd_engine.evaluation.statistics import PairedDifference, Rate
 from ssd_engine.evaluation.trials import TWIN
 from ssd_engine.evaluation.union_places import UnionPlaces, union_places
@@ -71,6 +72,9 @@ class SafetyReport:
     environment: dict[str, Any]
     union_places: dict[str, UnionPlaces] = field(default_factory=dict)
     """Group -> where Union began in the answers of `ssd`."""
+    risk_curves: dict[str, RiskCurve] = field(default_factory=dict)
+    """Kind of request -> the signals' risk over the tokens of `ssd`'s answers."""
+    signal_thresholds: dict[str, float] = field(default_factory=dict)
     lines_by_set: dict[str, list[Line]] = field(default_factory=dict)
     """Set of harmful requests -> the success of attacks on these alone; empty where there is one set."""
     judges: dict[str, str] = field(default_factory=dict)
@@ -87,6 +91,8 @@ class SafetyReport:
             "pair": self.pair,
             "lines": [line.to_json() for line in self.lines],
             "lines_by_set": {source: [line.to_json() for line in lines] for source, lines in self.lines_by_set.items()},
+            "risk_curves": {kind: vars(curve) for kind, curve in self.risk_curves.items()},
+            "signal_thresholds": self.signal_thresholds,
             "union_places": {group: found.to_json() for group, found in self.union_places.items()},
             "speeds": {name: vars(speed) for name, speed in self.speeds.items()},
             "ordinary_with_union": self.ordinary_with_union and self.ordinary_with_union.to_json(),
@@ -146,6 +152,10 @@ def make_report(
         bin_size=config.bin_size,
         environment=environment,
         union_places=union_places(rows),
+        risk_curves=risk_curves(rows),
+        signal_thresholds={str(name): value for name, value in config.signals.thresholds.items()}
+        if config.signals
+        else {},
         lines_by_set=_by_set(attacks, judges, verdicts),
         judges={judge.name: _prompts(judge) for judge in judges},
         labelled=compare(rows, labels, _opinions(judges, verdicts)) if labels else None,

@@ -25,12 +25,15 @@ class SweepPoint:
     bin_size: int
     attack_success: Rate
     over_refusal: Rate
+    signals: str = ""
+    """Thresholds of the signals, if some are used."""
 
     def to_json(self) -> dict[str, Any]:
         return {
             "alpha_union": self.alpha_union,
             "match_threshold": self.match_threshold,
             "bin_size": self.bin_size,
+            "signals": self.signals,
             "attack_success": self.attack_success.to_json(),
             "over_refusal": self.over_refusal.to_json(),
         }
@@ -48,11 +51,11 @@ class SweepReport:
         return {"points": points, "recommended": self.recommended.to_json()}
 
     def to_markdown(self) -> str:
-        columns = ("alpha_union", "match_threshold", "bin_size", "attacks that succeed", "over-refusal", "")
+        columns = ("alpha_union", "match_threshold", "bin_size", "signals", "attacks that succeed", "over-refusal", "")
         lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
         lines += [
-            f"| {p.alpha_union} | {p.match_threshold} | {p.bin_size} | {p.attack_success} | {p.over_refusal} "
-            f"| {'recommended' if p is self.recommended else ''} |"
+            f"| {p.alpha_union} | {p.match_threshold} | {p.bin_size} | {p.signals} | {p.attack_success} "
+            f"| {p.over_refusal} | {'recommended' if p is self.recommended else ''} |"
             for p in self.points
         ]
         table = "\n".join(lines)
@@ -84,6 +87,7 @@ def make_sweep(
                     alpha_union=config.alpha_union,
                     match_threshold=config.match_threshold,
                     bin_size=config.bin_size,
+                    signals="" if config.signals is None else config.signals.described,
                     attack_success=Rate(len(attacks) - sum(attacks), len(attacks)),
                     over_refusal=Rate(sum(harmless), len(harmless)),
                 )
