@@ -71,7 +71,8 @@ def evaluate(
 ) -> None:
     """Attack the pair, and measure what its safety costs. For testing pairs of one's own.
 
-    Without a set, it asks small ones of the package. Goes on where it was killed, from the answers in the folder.
+    Without a set, it asks small ones of the package. All contestants and forms together take hours on two cores:
+    choose some, or take --limit or --quick. Goes on where it was killed, from the answers in the folder.
     """
     from ssd_engine.evaluation.agreement import read_labels
     from ssd_engine.evaluation.glance import glance

@@ -130,6 +130,7 @@ def evaluate(
     materials = Materials(Journal(output / "made.jsonl"), report)
     answering = Answering(pair, Journal(output / "answers.jsonl"), materials, report)
     configs = sweep_configs(pair.config) if sweep else [pair.config]
+    report.note(_announcement(trials, answering, settings, pair))
     answering.run(trials, settings.contestants, [pair.config])
     if sweep:
         answering.run(swept, ["ssd"], configs)
@@ -166,6 +167,20 @@ def evaluate(
     if not any(path.suffix == ".png" for path in files):
         report.note('There are no plots: pip install "ssd-integrations[plot]"')
     return Evaluation(found, trade_off, files)
+
+
+def _announcement(trials: Sequence[Trial], answering: Answering, settings: EvalSettings, pair: PairOptions) -> str:
+    """How much there is to do, before it is done."""
+    missing = [
+        trial.max_new_tokens
+        for name in settings.contestants
+        for trial in trials
+        if key(trial, name, pair.config) not in answering.rows
+    ]
+    return (
+        f"{len(trials):,} requests and {len(settings.contestants)} contestants: {len(missing):,} answers are to come, "
+        f"of at most {sum(missing):,} tokens"
+    )
 
 
 def _own(name: str) -> str:
