@@ -29,7 +29,7 @@ from ssd_engine.evaluation.likelihood import Likelihood
 from ssd_engine.journal import Journal
 from ssd_engine.made_of import digest
 from ssd_engine.prompt import with_draft_system_prompt
-from ssd_engine.prompt_sets import read_prompt_set
+from ssd_engine.prompt_sets import GOAL, TARGET, read_prompt_set
 from ssd_engine.work import Reporter
 
 FRAMES = (
@@ -112,8 +112,7 @@ def optimise(
     """
     if output.suffix != ".jsonl":
         raise InvalidRequestError(f"the output {str(output)!r} has to be a .jsonl file")
-    fields = {"goal": ("goal", "prompt", "Behavior", "behavior")}
-    asked = [row for source in harmful for row in read_prompt_set(source, fields)[:limit]]
+    asked = [row for source in harmful for row in read_prompt_set(source, {"goal": GOAL}, {"target": TARGET})[:limit]]
     made_of = digest([pair.made_of, settings.model_dump()])
     output.parent.mkdir(parents=True, exist_ok=True)
     journal = Journal(output)
