@@ -90,8 +90,12 @@ class SignalConfig(Settings):
     @property
     def thresholds(self) -> dict[Signal, float]:
         """The threshold of each signal that is used."""
-        given: dict[Signal, float | None] = {"refusal_mass": self.refusal_mass, "probe": self.probe, "kl": self.kl}
-        return {name: threshold for name, threshold in given.items() if threshold is not None}
+        thresholds: dict[Signal, float] = {}
+        for name in SIGNALS:
+            threshold: float | None = getattr(self, name)
+            if threshold is not None:
+                thresholds[name] = threshold
+        return thresholds
 
     @property
     def described(self) -> str:

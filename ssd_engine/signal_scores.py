@@ -14,8 +14,8 @@ from ssd_engine.signals import Scores
 
 def refusal_mass(draft_logits: Tensor, refusal_ids: Tensor) -> Tensor:
     """[P] float32 the draft's probability of all `refusal_ids` [K] int64 together; `draft_logits` are [P, V]."""
-    p: Tensor = draft_logits.float().softmax(-1)
-    return p[:, refusal_ids].sum(-1).clamp_max(1.0)
+    mass: Tensor = draft_logits.float().softmax(-1)[:, refusal_ids].sum(-1)
+    return mass.clamp_max(1.0)
 
 
 def divergence(draft_logits: Tensor, target_logits: Tensor) -> Tensor:
@@ -25,7 +25,8 @@ def divergence(draft_logits: Tensor, target_logits: Tensor) -> Tensor:
     # The sum of p_m * (log p_m - log p_M), without a pass for logarithms: log p is the logit less one number a row.
     expected = torch.linalg.vecdot(p_draft, draft) - torch.linalg.vecdot(p_draft, target)
     kl = expected - (_log_normalizer(draft, p_draft) - _log_normalizer(target, p_target))
-    return 1.0 - (-kl.clamp_min(0.0)).exp()
+    score: Tensor = 1.0 - (-kl.clamp_min(0.0)).exp()
+    return score
 
 
 def _log_normalizer(logits: Tensor, p: Tensor) -> Tensor:

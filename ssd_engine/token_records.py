@@ -8,13 +8,16 @@ from dataclasses import replace
 from typing import Any
 
 from ssd_engine.scheme import Scheme
+from ssd_engine.signals import Look
 from ssd_engine.trace_codes import TraceReader, begins_round
 from ssd_engine.verify import Choice
 
 
 def record(choice: Choice, text: str, decode: Callable[[int], str]) -> dict[str, Any]:
-    """A token as JSON: `text` is what it adds to the answer; log-probabilities are there where `choice` has them."""
+    """A token as JSON: `text` is what it adds to the answer; log-probabilities and signals where `choice` has them."""
     told: dict[str, Any] = {"id": choice.token_id, "text": text}
+    if choice.look is not None:
+        told |= {"scores": dict(choice.look.scores), "alarms": list(choice.look.raised)}
     if choice.logprob is not None:
         told |= {
             "token": decode(choice.token_id),
@@ -52,7 +55,9 @@ class TokenReader:
             if len(codes) != len(records):
                 raise ValueError(f"{len(records)} tokens came with {len(codes)} trace codes")
             numbers = [int(code, 16) for code in codes]
-            choices = [self._reader.read_code(told["id"], n) for told, n in zip(records, numbers, strict=True)]
+            choices = [
+                self._reader.read_code(told["id"], n, _look_of(told)) for told, n in zip(records, numbers, strict=True)
+            ]
             starts = [place for place, number in enumerate(numbers) if not place or begins_round(number)]
         choices = [self._with_logprob(choice, told) for choice, told in zip(choices, records, strict=True)]
         self._texts += [str(told["text"]) for told in records]
@@ -77,3 +82,7 @@ class TokenReader:
         self._tokens |= {token_id: token for token_id, token, _ in told["top"]}
         top = tuple((token_id, logprob) for token_id, _, logprob in told["top"])
         return replace(choice, logprob=told["logprob"], top_logprobs=top)
+
+
+def _look_of(told: Mapping[str, Any]) -> Look | None:
+    return Look(told["scores"], tuple(told["alarms"])) if "scores" in told else None

@@ -2,6 +2,10 @@
 
 Out of vLLM it goes as the rank of the chosen token, in the channel of the log-probabilities: an integer that vLLM
 passes on untouched, token by token, through every executor and also while streaming. Ranks count from 1, codes from 0.
+
+A code's lowest four bits say how the token was chosen; they are the digit that clients get. The fifth says that nothing
+was. Above them stand what signals said: a bit for an alarm, and each signal's score in `_SCORE_BITS` bits, rounded on
+its own side of the threshold.
 """
 
 from __future__ import annotations
@@ -10,17 +14,23 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from ssd_engine.config import SIGNALS
 from ssd_engine.errors import SSDError
 from ssd_engine.scheme import Scheme, SchemeController
+from ssd_engine.signals import Look
 from ssd_engine.trace import SafetyTrace
 from ssd_engine.verify import NOT_NUMBERS, Choice
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ssd_engine.config import SSDConfig
+    from ssd_engine.config import Signal, SignalConfig, SSDConfig
 
-_MATCHED, _UNION, _FORCED, _BEGINS_ROUND, _NOT_NUMBERS = 1, 2, 4, 8, 16
+_MATCHED, _UNION, _FORCED, _BEGINS_ROUND, _NOT_NUMBERS, _ALARM = 1, 2, 4, 8, 16, 32
+_DIGIT = 15
+_FLAG_BITS = 6
+_SCORE_BITS = 12
+_STEPS = 2**_SCORE_BITS - 1
 
 
 def encode(matched: Tensor, is_union: Tensor, is_forced: Tensor, is_broken: Tensor) -> Tensor:
@@ -32,6 +42,42 @@ def encode(matched: Tensor, is_union: Tensor, is_forced: Tensor, is_broken: Tens
     ranks += _NOT_NUMBERS * is_broken.long()
     ranks[:, 0] += _BEGINS_ROUND
     return ranks
+
+
+def encode_signals(has_alarm: Tensor, scores: Tensor, thresholds: Tensor) -> Tensor:
+    """[R, L] what is added to ranks where signals are used.
+
+    Args:
+        has_alarm: [R, L] bool: whether signals ask for Union from this token on.
+        scores: [R, L, signals] in [0, 1].
+        thresholds: [R, signals] float64, NaN for signals that are not used.
+    """
+    limits = (thresholds.nan_to_num(2.0) * _STEPS).ceil()[:, None]
+    steps = (scores.double().nan_to_num(0.0) * _STEPS).round()
+    is_past = scores.double() >= thresholds[:, None]
+    steps = steps.maximum(limits).where(is_past, steps.minimum(limits - 1)).clamp(0, _STEPS).long()
+    added = _ALARM * has_alarm.long()
+    for place in range(len(SIGNALS)):
+        added = added + (steps[..., place] << (_FLAG_BITS + place * _SCORE_BITS))
+    return added
+
+
+def digit_of(code: int) -> str:
+    """The part of a code that clients get, as a hexadecimal digit."""
+    return f"{code & _DIGIT:x}"
+
+
+def look_of(code: int, config: SignalConfig | None) -> Look | None:
+    """What the signals said of the token with that code; None where none is used, or the token is forced."""
+    if config is None or code & _FORCED:
+        return None
+    scores: dict[Signal, float] = {}
+    for place, signal in enumerate(SIGNALS):
+        if signal in config.thresholds:
+            scores[signal] = (code >> (_FLAG_BITS + place * _SCORE_BITS) & _STEPS) / _STEPS
+    thresholds = config.thresholds
+    past = tuple(name for name, score in scores.items() if score >= thresholds[name])
+    return Look(scores, past if code & _ALARM else ())
 
 
 def begins_round(code: int) -> bool:
@@ -53,7 +99,9 @@ class TraceReader:
 
     def __init__(self, config: SSDConfig) -> None:
         self._controller = SchemeController(config)
-        self.trace = SafetyTrace(bin_size=config.bin_size)
+        self._signals = config.signals
+        thresholds = {} if config.signals is None else config.signals.thresholds
+        self.trace = SafetyTrace(bin_size=config.bin_size, signal_thresholds=thresholds)
 
     def read(self, token_id: int, logprobs: Mapping[int, Any], top: int | None = None) -> Choice:
         """The next token, as the embedded engine would tell of it.
@@ -66,10 +114,11 @@ class TraceReader:
         Raises:
             SSDError: the models' numbers are NaN.
         """
-        return with_logprobs(self.read_code(token_id, logprobs[token_id].rank - 1), logprobs, top)
+        code = logprobs[token_id].rank - 1
+        return with_logprobs(self.read_code(token_id, code, look_of(code, self._signals)), logprobs, top)
 
-    def read_code(self, token_id: int, code: int) -> Choice:
-        """The next token, from its rank counted from 0; errors are `read`'s."""
+    def read_code(self, token_id: int, code: int, look: Look | None = None) -> Choice:
+        """The next token, from its rank counted from 0 and what the signals said; errors are `read`'s."""
         if code & _NOT_NUMBERS:
             raise SSDError(NOT_NUMBERS)
         matched, is_forced = bool(code & _MATCHED), bool(code & _FORCED)
@@ -82,7 +131,8 @@ class TraceReader:
         trace.schemes.append(scheme)
         trace.matched.append(matched)
         trace.forced.append(is_forced)
+        trace.look(look)
         if completed is not None:
             trace.bins.append(completed)
             trace.bin_ends.append(len(trace.matched))
-        return Choice(token_id, matched, scheme, completed, is_forced)
+        return Choice(token_id, matched, scheme, completed, is_forced, look=look)

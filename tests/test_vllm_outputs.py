@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from ssd_engine import GenerationParams, SSDConfig
+from ssd_engine import GenerationParams, SignalConfig, SSDConfig
 from ssd_engine.backends.vllm.decoder import VllmSequence
 from ssd_engine.errors import SSDError
-from ssd_engine.trace_codes import TraceReader, encode
+from ssd_engine.trace_codes import TraceReader, digit_of, encode, encode_signals
 
 LOGPROBS = {"logprobs": True, "top_logprobs": 1}
 
@@ -71,3 +71,27 @@ def test_numbers_that_are_none_travel_as_a_code_of_their_own() -> None:
                 assert not reader.trace.matched
             else:
                 assert reader.read_code(5, rank - 1).token_id == 5
+
+
+def test_what_signals_said_travels_with_a_token() -> None:
+    """Scores keep their side of the threshold, however near they are."""
+    config = SignalConfig(refusal_mass=0.3, kl=0.70001, hold=2)
+    unused = float("nan")
+    scores = torch.tensor([[0.29999, 0.5, 0.70002], [0.3000001, unused, 0.7], [0.0, 0.0, 1.0], [1.0, 1.0, 0.0]])
+    raised = torch.tensor([[True, True, False, True]])
+    thresholds = torch.tensor([[0.3, unused, 0.70001]], dtype=torch.float64)
+    flags = torch.zeros(1, 4, dtype=torch.bool)
+    ranks = encode(flags, flags, flags, flags) + encode_signals(raised, scores[None], thresholds)
+    reader = TraceReader(SSDConfig(signals=config))
+    for rank, score in zip(ranks[0].tolist(), scores.tolist(), strict=True):
+        look = reader.read(5, {5: SimpleNamespace(rank=rank, logprob=0.0)}).look
+        assert look is not None
+        assert look.scores == pytest.approx({"refusal_mass": score[0], "kl": score[2]}, abs=3e-4)
+    trace = reader.trace
+    assert [(alarm.place, alarm.signal) for alarm in trace.alarms] == [
+        (0, "kl"),
+        (1, "refusal_mass"),
+        (3, "refusal_mass"),
+    ]
+    assert trace.risk_scores == pytest.approx(scores[:, [0, 2]].amax(-1).tolist(), abs=3e-4)
+    assert digit_of(ranks[0, 0].item() - 1) == "8"

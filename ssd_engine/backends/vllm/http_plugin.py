@@ -24,14 +24,13 @@ from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request, with_cancellation
 from vllm.exceptions import VLLMValidationError
 
-from ssd_engine.backends.transformers.loader import load_tokenizer
+from ssd_engine.backends.transformers.loader import load_signals, load_tokenizer
 from ssd_engine.backends.vllm.chat_request import ChatRequest
 from ssd_engine.backends.vllm.decoder import lark
 from ssd_engine.backends.vllm.pair import generation_config
 from ssd_engine.backends.vllm.requests import EXTRA_ARG, requested_config
 from ssd_engine.backends.vllm.tap import DONE, Tap
 from ssd_engine.config import GenerationParams, SSDConfig
-from ssd_engine.draft_signals import DraftSignals
 from ssd_engine.errors import ContextLengthError, InvalidRequestError
 from ssd_engine.intake import Intake, ModelFacts, end_of_sequence_ids
 
@@ -67,6 +66,8 @@ class ServingChat(OpenAIServingChat):
     ) -> AsyncGenerator[str, None] | ChatCompletionResponse | ErrorResponse:
         try:
             request._config = self._requested(request)
+            if request._config is not None:
+                self._intake.require_signals(request._config)
         except InvalidRequestError as error:
             return self.create_error_response(str(error), param="ssd")
         try:
@@ -226,7 +227,8 @@ def _intake(vllm_config: Any) -> Intake:
     tokenizer = load_tokenizer(model.tokenizer)
     configs = model.hf_config, vllm_config.speculative_config.draft_model_config.hf_config
     facts = ModelFacts.of(configs[0], tokenizer), ModelFacts.of(configs[1], tokenizer)
-    return Intake(*facts, end_of_sequence_ids(generation_config(model.model), tokenizer), DraftSignals())
+    signals = load_signals(vllm_config.speculative_config.draft_model_config.model, None)
+    return Intake(*facts, end_of_sequence_ids(generation_config(model.model), tokenizer), signals)
 
 
 class TokenizeRequest(ChatRequest):

@@ -21,16 +21,20 @@ from torch import Tensor
 from vllm.config import CUDAGraphMode
 from vllm.forward_context import set_forward_context
 from vllm.logger import init_logger
+from vllm.model_executor.models.interfaces import supports_eagle3
 from vllm.platforms import current_platform
 from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.outputs import LogprobsTensors, SamplerOutput
 from vllm.v1.spec_decode.draft_model import DraftModelProposer
 
+from ssd_engine.backends.transformers.loader import load_signals
 from ssd_engine.backends.vllm.requests import EXTRA_ARG, RequestSettings, RequestTable, requested_config
 from ssd_engine.backends.vllm.round import Decision, StepLogits, decide, draft
-from ssd_engine.config import SSDConfig
+from ssd_engine.config import SIGNALS, SSDConfig
+from ssd_engine.draft_signals import Probe
 from ssd_engine.errors import InvalidRequestError
-from ssd_engine.trace_codes import encode
+from ssd_engine.signal_scores import divergence, refusal_mass
+from ssd_engine.trace_codes import encode, encode_signals
 
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner as _ModelRunner
@@ -68,6 +72,8 @@ class _Kept:
     """Of each request: its row."""
     logits: list[Tensor] = field(default_factory=list)
     """L times [R, V]."""
+    probe_scores: list[Tensor] = field(default_factory=list)
+    """L times [R] scores of the draft's probe; zeros where it has none."""
     token_ids: Tensor | None = None
     """[R, L] int64 what was proposed."""
 
@@ -82,6 +88,38 @@ class KeepingProposer(DraftModelProposer):
         """Of the step under way; None where no request asks for SSD."""
         self.has_read = False
         """Whether `read` has read all that the target read in the step under way."""
+        self.probe: Probe | None = None
+        self._hidden: Tensor | None = None
+        """[T, H] of the latest pass, the output of the probe's layer."""
+        self._first_rows: Tensor | None = None
+        """[R] the places in a proposal's first pass after which the first tokens are proposed."""
+
+    def load_model(self, target_model: Any) -> None:
+        """Called by GMR.load_model, before anything is compiled or captured.
+
+        A model that EAGLE-3 can be used with gives a layer's output beside its own; here the probe's.
+        """
+        super().load_model(target_model)
+        if self.probe is None:
+            return
+        if not supports_eagle3(self.model):
+            raise ValueError(
+                f"the draft's probe reads a layer of {type(self.model).__name__}, which vLLM does not give; remove the "
+                "draft's signals.safetensors, or use the transformers backend"
+            )
+        self.model.set_aux_hidden_state_layers((self.probe.layer,))
+        self.model.register_forward_hook(self._keep_hidden)
+
+    def _keep_hidden(self, model: Any, inputs: Any, outputs: tuple[Tensor, list[Tensor]]) -> Tensor:
+        """Take the probe's layer from the model's outputs, and leave what vLLM expects of them."""
+        hidden_states, (self._hidden,) = outputs
+        return hidden_states
+
+    def set_inputs_first_pass(self, *args: Any, **kwargs: Any) -> Any:
+        """Called by LBP.propose; returns the number of tokens, where to propose after, and the attention's metadata."""
+        inputs = super().set_inputs_first_pass(*args, **kwargs)
+        self._first_rows = inputs[1]
+        return inputs
 
     def propose(self, **step: Any) -> Tensor:
         """Called by GMR.propose_draft_token_ids, after the choice."""
@@ -100,12 +138,23 @@ class KeepingProposer(DraftModelProposer):
         logits: Tensor = self.model.compute_logits(hidden_states)
         step = len(self.kept.logits)
         self.kept.logits.append(logits)
+        rows = torch.arange(len(logits), device=logits.device) if step or self._first_rows is None else self._first_rows
+        self.kept.probe_scores.append(self._probe_scores(rows))
         # A copy, since _sample_from_logits divides by the temperature in place.
         token_ids, probabilities = self._sample_from_logits(logits.clone(), sampling_metadata)
         return self.drafting.propose(token_ids, logits, step), probabilities
 
-    def read(self, token_ids: Tensor, positions: Tensor, attention: Any, at: Tensor) -> Tensor:
-        """Read a step's tokens [T] as the target did, into the same cache slots; [R, V] logits after those `at` [R].
+    def _probe_scores(self, rows: Tensor) -> Tensor:
+        """[R] float32 scores of the probe after the tokens `rows` [R] of the latest pass; zeros where there is none."""
+        if self.probe is None or self._hidden is None:
+            return torch.zeros(len(rows), device=rows.device)
+        return self.probe.scores(self._hidden[rows])
+
+    def read(self, token_ids: Tensor, positions: Tensor, attention: Any, at: Tensor) -> tuple[Tensor, Tensor]:
+        """Read a step's tokens [T] as the target did, into the same cache slots.
+
+        Returns:
+            [R, V] logits, and [R] scores of the probe, after those tokens that are `at` [R].
 
         The same as the first pass of LBP.propose, without its shift by one token and without its padding.
         """
@@ -124,7 +173,7 @@ class KeepingProposer(DraftModelProposer):
             hidden_states = self.model(**inputs)
         self.has_read = True
         logits: Tensor = self.model.compute_logits(hidden_states[at])
-        return logits
+        return logits, self._probe_scores(at)
 
 
 def _last_tokens(step: dict[str, Any]) -> dict[str, Any]:
@@ -190,7 +239,11 @@ class SSDModelRunner(_ModelRunner):
         super().__init__(vllm_config, device)
         # Takes the place of the one that GMR.__init__ has just made; its model is loaded later.
         self.drafter: KeepingProposer = KeepingProposer(vllm_config, device, runner=self)
-        self._table = RequestTable(device)
+        self._signals = load_signals(vllm_config.speculative_config.draft_model_config.model, None)
+        self.drafter.probe = self._signals.probe
+        self._table = RequestTable(device, self._signals.refusal_ids)
+        self._unmasked: Tensor | None = None
+        """The target's logits of the step under way, as they were before grammars' masks; None: there are none."""
         # What holds for requests that say nothing: a server's own settings, or vLLM's rule.
         self._default = vllm_config.additional_config.get(EXTRA_ARG)
         self._step: Any = None
@@ -218,6 +271,8 @@ class SSDModelRunner(_ModelRunner):
     def sample_tokens(self, grammar_output: Any) -> Any:
         """GMR: unpacks execute_model_state, applies the grammars' masks to the logits, calls _sample, then drafts."""
         self._step = self.execute_model_state
+        is_wanted = grammar_output is not None and self._step is not None and self._table.uses("kl")
+        self._unmasked = self._step.logits.clone() if is_wanted else None
         return super().sample_tokens(grammar_output)
 
     def _sample(self, logits: Tensor, spec_decode_metadata: Any) -> SamplerOutput:
@@ -253,6 +308,8 @@ class SSDModelRunner(_ModelRunner):
             return slot
         try:
             config = requested_config(block, self.num_spec_tokens)
+            if config is not None and config.signals is not None:
+                self._signals.require(config.signals.thresholds)
         except InvalidRequestError as error:
             # What takes requests in has checked them; a worker that raised would end everybody's answers.
             logger.error("request %s is answered with the default SSD settings: %s", request_id, error)
@@ -288,14 +345,18 @@ class SSDModelRunner(_ModelRunner):
         followed[torch.from_numpy(is_followed)] = metadata.draft_token_ids[torch.from_numpy(sent)].long()
         drafted = torch.full_like(followed, -1)
         from_draft = logits.new_empty(len(owners), logits.shape[-1])
+        probe_scores = torch.zeros(len(owners), device=device)
         is_kept = torch.from_numpy(kept_rows[owners] >= 0).to(device)
         if kept.token_ids is not None and bool(is_kept.any()):
             row_at = torch.from_numpy(kept_rows[owners]).to(device)[is_kept]
             step_at = torch.from_numpy(steps).to(device)[is_kept]
             from_draft[is_kept] = torch.stack(kept.logits, dim=1)[row_at, step_at].to(from_draft.dtype)
             drafted[is_kept] = kept.token_ids[row_at, step_at]
+            probe_scores[is_kept] = torch.stack(kept.probe_scores, dim=1)[row_at, step_at]
         if not bool(is_kept.all()):
-            from_draft[~is_kept] = self._read_first(metadata, first[kept_rows < 0]).to(from_draft.dtype)
+            read, probe_scores[~is_kept] = self._read_first(metadata, first[kept_rows < 0])
+            from_draft[~is_kept] = read.to(from_draft.dtype)
+        scores = self._scores((logits if self._unmasked is None else self._unmasked)[at], from_draft, probe_scores)
         if not self.input_batch.sampling_metadata.no_penalties:  # they hold for both models, as masks do
             spread = logits.new_zeros(logits.shape).index_copy_(0, at, from_draft)
             from_draft = self._processed(spread, metadata)[at]
@@ -306,10 +367,31 @@ class SSDModelRunner(_ModelRunner):
             drafted=drafted,
             followed=followed,
             places=torch.from_numpy(answered[owners] + steps).to(device),
+            scores=scores,
         )
 
-    def _read_first(self, metadata: Any, first: NDArray[np.int64]) -> Tensor:
-        """[S, V] the draft's logits where the logits `first` [S] are; for that it reads the whole step's tokens."""
+    def _scores(self, target: Tensor, draft: Tensor, probe_scores: Tensor) -> Tensor | None:
+        """[P, signals] from [P, V] logits and [P] scores of the probe; None where no request uses any signal."""
+        used = [signal for signal in SIGNALS if self._table.uses(signal)]
+        if not used:
+            return None
+        scores = torch.zeros(len(target), len(SIGNALS), device=target.device)
+        for signal in used:
+            match signal:
+                case "refusal_mass":
+                    values = refusal_mass(draft, self._table.refusal_ids)
+                case "probe":
+                    values = probe_scores
+                case "kl":
+                    values = divergence(draft, target)
+            scores[:, SIGNALS.index(signal)] = values
+        return scores
+
+    def _read_first(self, metadata: Any, first: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """[S, V] the draft's logits and [S] its probe's scores where the logits `first` [S] are.
+
+        For that it reads the whole step's tokens.
+        """
         num_tokens = self._step.scheduler_output.total_num_scheduled_tokens
         return self.drafter.read(
             self.input_ids.gpu[:num_tokens],
@@ -354,7 +436,10 @@ class SSDModelRunner(_ModelRunner):
         logprobs[rows, :most, 0] = verdicts.logprobs
         ids[rows, :most, 1:] = verdicts.other_ids.to(torch.int32)
         logprobs[rows, :most, 1:] = verdicts.other_logprobs
-        ranks[rows, :most] = encode(verdicts.matched, verdicts.is_union, verdicts.is_forced, decision.is_broken)
+        codes = encode(verdicts.matched, verdicts.is_union, verdicts.is_forced, decision.is_broken)
+        if decision.scores is not None:
+            codes += encode_signals(verdicts.has_alarm, decision.scores, decision.thresholds)
+        ranks[rows, :most] = codes
         tensors = LogprobsTensors(ids.flatten(0, 1), logprobs.flatten(0, 1), ranks.flatten())
         return SamplerOutput(sampled_token_ids=token_ids, logprobs_tensors=tensors)
 

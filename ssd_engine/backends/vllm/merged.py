@@ -6,7 +6,15 @@ import hashlib
 import shutil
 from pathlib import Path
 
-from ssd_engine.backends.transformers.loader import NO_ADAPTER, LoadOptions, load_tokenizer, load_unprepared
+from ssd_engine.backends.transformers.loader import (
+    NO_ADAPTER,
+    LoadOptions,
+    load_signals,
+    load_tokenizer,
+    load_unprepared,
+    require_signals,
+)
+from ssd_engine.draft_signals import FILE as SIGNALS_FILE
 from ssd_engine.errors import ModelLoadError
 from ssd_engine.models.cache import cache_folder, locked
 from ssd_engine.models.progress import tqdm_stage
@@ -25,7 +33,10 @@ def merged_draft(draft: str | Path, adapter: str | Path | None) -> str:
         if not folder.exists():
             unfinished = folder.with_suffix(".unfinished")
             shutil.rmtree(unfinished, ignore_errors=True)
-            load_unprepared(draft, LoadOptions(device="cpu"), adapter).save_pretrained(unfinished)
+            model, signals = load_unprepared(draft, LoadOptions(device="cpu"), adapter), load_signals(draft, adapter)
+            require_signals(model, signals, model.config.get_text_config().vocab_size)
+            model.save_pretrained(unfinished)
+            signals.save(unfinished)
             load_tokenizer(draft).save_pretrained(unfinished)
             unfinished.rename(folder)
     return str(folder)
@@ -40,6 +51,8 @@ def _mark(draft: str | Path, adapter: Path) -> str:
             "ssd align --merged"
         )
     digest = hashlib.sha256(weights.read_bytes())
+    signals = adapter / SIGNALS_FILE
+    digest.update(signals.read_bytes() if signals.is_file() else b"")
     digest.update(str(draft).encode())
     for path in sorted(Path(draft).glob("*.safetensors")):
         digest.update(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}".encode())

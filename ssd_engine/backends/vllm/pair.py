@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
-from ssd_engine.backends.transformers.loader import load_tokenizer, require_same_tokens
+from ssd_engine.backends.transformers.loader import load_signals, load_tokenizer, require_same_tokens
 from ssd_engine.backends.transformers.memory import plan_positions, require_room
 from ssd_engine.backends.vllm.compat import require_vllm
 from ssd_engine.backends.vllm.merged import merged_draft
@@ -80,7 +80,8 @@ class VllmPair:
         ends = end_of_sequence_ids(generation_config(target), tokenizer)
         # vLLM refuses an end that the model cannot write.
         size = facts[0].vocabulary_size
-        intake = Intake(*facts, frozenset(i for i in ends if i < size), DraftSignals())
+        intake = Intake(*facts, frozenset(i for i in ends if i < size), _signals(draft, configs[1], size))
+        intake.require_signals(config)
         arguments = {
             "model": str(target),
             "dtype": dtype,
@@ -128,6 +129,19 @@ def _config(source: str | Path) -> PreTrainedConfig:
     except (OSError, ValueError) as error:
         raise ModelLoadError(f"model {str(source)!r} has no configuration that can be read: {error}") from error
     return config
+
+
+def _signals(draft: str, config: PreTrainedConfig, vocabulary_size: int) -> DraftSignals:
+    """What lies in the draft's folder to read signals with; its weights have not been read, and so not compared."""
+    signals = load_signals(draft, None)
+    text = config.get_text_config()
+    signals.require_fit(
+        hidden_size=text.hidden_size,
+        num_layers=text.num_hidden_layers,
+        vocabulary_size=vocabulary_size,
+        fingerprint=None,
+    )
+    return signals
 
 
 def generation_config(source: str | Path) -> GenerationConfig | None:

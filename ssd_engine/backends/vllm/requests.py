@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ssd_engine.backends.vllm.uniforms import seed_of
-from ssd_engine.config import SSDConfig
+from ssd_engine.config import Signal, SSDConfig
 from ssd_engine.errors import InvalidRequestError
 from ssd_engine.scheme_batch import SchemeBatch
+from ssd_engine.signal_batch import SignalBatch
 
 EXTRA_ARG = "ssd"
 """The key of `SamplingParams.extra_args` under which a request asks for SSD."""
@@ -39,10 +40,6 @@ def requested_config(block: Any, num_draft_tokens: int) -> SSDConfig | None:
     if config.draft_system_prompt is not None:
         raise InvalidRequestError(
             f"ssd.draft_system_prompt={config.draft_system_prompt!r}: vLLM gives both models one prompt; leave it out"
-        )
-    if config.signals is not None:
-        raise InvalidRequestError(
-            f"ssd.signals={config.signals!r}: not with vLLM; leave it out, or use the transformers backend"
         )
     return config
 
@@ -73,12 +70,15 @@ class RequestTable:
     So they are found wherever vLLM's batch has moved them, and a step looks all of its requests up at once.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, refusal_ids: Sequence[int] = ()) -> None:
+        """`refusal_ids`: tokens that begin a refusal, where signals are used."""
         self._device = device
+        self._refusal_ids = torch.tensor(refusal_ids, dtype=torch.int64, device=device)
         self._slots: dict[str, int] = {}
         self._settings: dict[str, RequestSettings] = {}
         self._free: list[int] = []
         self._schemes = SchemeBatch.of([], device).rows
+        self._signals = SignalBatch.rows_of([], device)
         self._seeds = torch.empty(0, dtype=torch.int64, device=device)
         self._numbers = torch.empty(0, 4, dtype=torch.float64, device=device)
         """Temperature, top-k, top-p, c."""
@@ -94,6 +94,7 @@ class RequestTable:
         slot = self._slots[request_id] = self._free.pop()
         self._settings[request_id] = settings
         self._schemes[slot] = SchemeBatch.of([settings.config], self._device).rows[0]
+        self._signals[slot] = SignalBatch.rows_of([settings.config.signals], self._device)[0]
         self._seeds[slot] = seed_of(request_id, settings.seed)
         top_k = torch.iinfo(torch.int32).max if settings.top_k is None else settings.top_k
         numbers = [settings.temperature, top_k, settings.top_p, settings.config.sample_space_size]
@@ -111,8 +112,25 @@ class RequestTable:
         """The scheme control of the requests in `slots` [R]; `store` it when it has moved on."""
         return SchemeBatch(self._schemes[slots])
 
-    def store(self, slots: Tensor, schemes: SchemeBatch) -> None:
+    def signals(self, slots: Tensor) -> SignalBatch:
+        """The signals of the requests in `slots` [R]; `store` them when they have moved on."""
+        return SignalBatch(self._signals[slots], self._refusal_ids)
+
+    def uses(self, signal: Signal) -> bool:
+        """Whether some known request uses a signal."""
+        return any(
+            settings.config.signals is not None and signal in settings.config.signals.thresholds
+            for settings in self._settings.values()
+        )
+
+    @property
+    def refusal_ids(self) -> Tensor:
+        """[K] int64 tokens that begin a refusal."""
+        return self._refusal_ids
+
+    def store(self, slots: Tensor, schemes: SchemeBatch, signals: SignalBatch) -> None:
         self._schemes[slots] = schemes.rows
+        self._signals[slots] = signals.rows
 
     def seeds(self, slots: Tensor) -> Tensor:
         """[R] int64."""
@@ -138,5 +156,6 @@ class RequestTable:
         more = max(len(self._seeds), 16)
         self._free += range(len(self._seeds) + more - 1, len(self._seeds) - 1, -1)
         self._schemes = torch.cat([self._schemes, self._schemes.new_zeros(more, self._schemes.shape[1])])
+        self._signals = torch.cat([self._signals, self._signals.new_zeros(more, self._signals.shape[1])])
         self._seeds = torch.cat([self._seeds, self._seeds.new_zeros(more)])
         self._numbers = torch.cat([self._numbers, self._numbers.new_zeros(more, self._numbers.shape[1])])

@@ -34,6 +34,8 @@ class StepLogits:
     """[P] int64 the tokens that the next positions follow; -1 at each request's last position."""
     places: Tensor
     """[P] int64 tokens of the answer before each position."""
+    scores: Tensor | None = None
+    """[P, signals] float32 what the signals give; None where no request uses any."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,10 @@ class Decision:
     verdicts: Verdicts
     is_broken: Tensor
     """[R, L] bool, tokens that stand where a model's numbers are NaN, so that they mean nothing."""
+    scores: Tensor | None
+    """[R, L, signals] the step's, in rows."""
+    thresholds: Tensor
+    """[R, signals] float64 of the requests; NaN for signals that are not used."""
 
 
 def decide(step: StepLogits, slots: Tensor, table: RequestTable, num_others: int) -> Decision:
@@ -72,7 +78,7 @@ def decide(step: StepLogits, slots: Tensor, table: RequestTable, num_others: int
             uniforms=torch.stack(numbers, dim=-1),
             truncation=table.truncation(each),
         )
-    schemes = table.schemes(slots)
+    schemes, signals = table.schemes(slots), table.signals(slots)
     positions = Positions(
         counts=step.counts,
         target=from_target,
@@ -80,9 +86,10 @@ def decide(step: StepLogits, slots: Tensor, table: RequestTable, num_others: int
         drafted=drafted,
         followed=step.followed,
         allowed=allowed,
+        scores=step.scores,
     )
-    verdicts = verify_batch(positions, schemes, table.sizes(each), draws, num_others)
-    table.store(slots, schemes)
+    verdicts = verify_batch(positions, schemes, table.sizes(each), draws, num_others, signals)
+    table.store(slots, schemes, signals)
     stands = verdicts.token_ids >= 0
     stands[:, 0] = True
     is_broken = _in_rows(_has_failed(from_target, from_draft), step.counts) & stands
@@ -90,7 +97,13 @@ def decide(step: StepLogits, slots: Tensor, table: RequestTable, num_others: int
     # be decoded for ever.
     some = torch.zeros_like(drafted) if allowed is None else allowed.long().argmax(-1)
     token_ids = torch.where(is_broken, _in_rows(some, step.counts), verdicts.token_ids)
-    return Decision(verdicts=replace(verdicts, token_ids=token_ids), is_broken=is_broken)
+    scores = None if step.scores is None else _in_rows(step.scores, step.counts)
+    return Decision(
+        verdicts=replace(verdicts, token_ids=token_ids),
+        is_broken=is_broken,
+        scores=scores,
+        thresholds=signals.thresholds,
+    )
 
 
 def draft(logits: Tensor, slots: Tensor, table: RequestTable, places: Tensor) -> Tensor:

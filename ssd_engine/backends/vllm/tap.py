@@ -13,7 +13,7 @@ from ssd_engine.backends.vllm.metrics import record as record_figures
 from ssd_engine.errors import SSDError
 from ssd_engine.scheme import Scheme
 from ssd_engine.token_records import record
-from ssd_engine.trace_codes import TraceReader, with_logprobs
+from ssd_engine.trace_codes import TraceReader, digit_of, with_logprobs
 from ssd_engine.verify import Choice
 
 if TYPE_CHECKING:
@@ -56,7 +56,9 @@ class _Reading:
         else:
             read = self.reader.read
             choices = [read(i, at, self._top) for i, at in zip(token_ids, output.logprobs or (), strict=True)]
-            self.codes += "".join(f"{at[i].rank - 1:x}" for i, at in zip(token_ids, output.logprobs or (), strict=True))
+            self.codes += "".join(
+                digit_of(at[i].rank - 1) for i, at in zip(token_ids, output.logprobs or (), strict=True)
+            )
         if self._records:
             decode, feed = self._intake.decode, self._detokenizer.feed
             self._news += [record(choice, feed(choice.token_id), decode) for choice in choices]
