@@ -13,7 +13,8 @@ from ssd_engine.errors import SSDError
 from ssd_engine.remote_errors import broke_off
 from ssd_engine.request import Request, Round, is_last
 from ssd_engine.result import Timings
-from ssd_engine.token_records import TokenReader
+from ssd_engine.signals import Look
+from ssd_engine.token_records import TokenReader, beginning_of_record
 from ssd_engine.tool_calls import ToolCallParser, ToolFormat
 from ssd_engine.trace_codes import TraceReader
 from ssd_engine.verify import Choice
@@ -46,6 +47,8 @@ class RemoteAnswer:
         self._tokens: TokenReader | None = None
         self._cached_prompt_tokens = 0
         self._timings = Timings()
+        self._beginning: list[Look] = []
+        """What signals said over a given beginning, until the first round is handed over."""
         self._thread = AnswerThread(request) if callable(request.params.on_risk) else None
         self._is_over = False
         self.has_ended = False
@@ -78,6 +81,7 @@ class RemoteAnswer:
         rounds: list[list[Choice]] = []
         if self._tokens is not None:
             self._tokens.rest = told.get("rest", "")
+            self._beginning = beginning_of_record(told.get("beginning", ()))
             rounds = self._tokens.rounds(told.get("tokens", ()), told.get("token_codes", ""))
             if rounds and end is not None:
                 rounds[-1][-1] = replace(rounds[-1][-1], ends=end)
@@ -111,7 +115,8 @@ class RemoteAnswer:
         )
 
     def _hand_over(self, choices: list[Choice]) -> None:
-        added = Round(choices, self._cached_prompt_tokens, self._timings)
+        added = Round(choices, self._cached_prompt_tokens, self._timings, self._beginning)
+        self._beginning = []
         if self.is_over:
             return
         if self._thread is not None:

@@ -27,6 +27,16 @@ def record(choice: Choice, text: str, decode: Callable[[int], str]) -> dict[str,
     return told
 
 
+def beginning_record(looks: Sequence[Look]) -> list[dict[str, Any]]:
+    """What signals said over a given beginning, as JSON."""
+    return [{"scores": dict(look.scores), "alarms": list(look.raised)} for look in looks]
+
+
+def beginning_of_record(told: Sequence[Mapping[str, Any]]) -> list[Look]:
+    """What `beginning_record` told."""
+    return [Look(each["scores"], tuple(each["alarms"])) for each in told]
+
+
 class TokenReader:
     """Reads the records of one answer; a `TextSource` of what they told."""
 

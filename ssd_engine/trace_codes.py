@@ -4,13 +4,14 @@ Out of vLLM it goes as the rank of the chosen token, in the channel of the log-p
 passes on untouched, token by token, through every executor and also while streaming. Ranks count from 1, codes from 0.
 
 A code's lowest four bits say how the token was chosen; they are the digit that clients get. The fifth says that nothing
-was. Above them stand what signals said: a bit for an alarm, and each signal's score in `_SCORE_BITS` bits, rounded on
-its own side of the threshold.
+was. Above them stands what signals said: a bit for an alarm, and each signal's score in `_SCORE_BITS` bits, rounded on
+its own side of the threshold. With an answer's first token come the highest scores over a given beginning, and a bit
+that says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +27,13 @@ if TYPE_CHECKING:
 
     from ssd_engine.config import Signal, SignalConfig, SSDConfig
 
-_MATCHED, _UNION, _FORCED, _BEGINS_ROUND, _NOT_NUMBERS, _ALARM = 1, 2, 4, 8, 16, 32
+_MATCHED, _UNION, _FORCED, _BEGINS_ROUND, _NOT_NUMBERS, _ALARM, _GIVEN = 1, 2, 4, 8, 16, 32, 64
 _DIGIT = 15
-_FLAG_BITS = 6
-_SCORE_BITS = 12
+_FLAG_BITS = 7
+_SCORE_BITS = 9
+"""So that all fits into the 63 bits of a rank."""
 _STEPS = 2**_SCORE_BITS - 1
+_BEGINNING_BITS = _FLAG_BITS + len(SIGNALS) * _SCORE_BITS
 
 
 def encode(matched: Tensor, is_union: Tensor, is_forced: Tensor, is_broken: Tensor) -> Tensor:
@@ -52,14 +55,29 @@ def encode_signals(has_alarm: Tensor, scores: Tensor, thresholds: Tensor) -> Ten
         scores: [R, L, signals] in [0, 1].
         thresholds: [R, signals] float64, NaN for signals that are not used.
     """
-    limits = (thresholds.nan_to_num(2.0) * _STEPS).ceil()[:, None]
+    return _ALARM * has_alarm.long() + _steps(scores, thresholds[:, None], _FLAG_BITS)
+
+
+def encode_beginnings(scores: Tensor, thresholds: Tensor) -> Tensor:
+    """[R] what is added to the ranks of first tokens, for the highest `scores` [R, signals] over given beginnings.
+
+    Scores of -1 say nothing; `thresholds` are as for `encode_signals`.
+    """
+    is_given = (scores >= 0).any(-1)
+    codes = _GIVEN + _steps(scores.clamp_min(0.0), thresholds, _BEGINNING_BITS)
+    return codes * is_given
+
+
+def _steps(scores: Tensor, thresholds: Tensor, shift: int) -> Tensor:
+    """[...] `scores` [..., signals] as whole numbers, one above the other from the bit `shift` on."""
+    limits = (thresholds.nan_to_num(2.0) * _STEPS).ceil()
     steps = (scores.double().nan_to_num(0.0) * _STEPS).round()
-    is_past = scores.double() >= thresholds[:, None]
+    is_past = scores.double() >= thresholds
     steps = steps.maximum(limits).where(is_past, steps.minimum(limits - 1)).clamp(0, _STEPS).long()
-    added = _ALARM * has_alarm.long()
-    for place in range(len(SIGNALS)):
-        added = added + (steps[..., place] << (_FLAG_BITS + place * _SCORE_BITS))
-    return added
+    codes: Tensor = steps[..., 0] << shift
+    for place in range(1, len(SIGNALS)):
+        codes = codes + (steps[..., place] << (shift + place * _SCORE_BITS))
+    return codes
 
 
 def digit_of(code: int) -> str:
@@ -71,13 +89,25 @@ def look_of(code: int, config: SignalConfig | None) -> Look | None:
     """What the signals said of the token with that code; None where none is used, or the token is forced."""
     if config is None or code & _FORCED:
         return None
+    look = _look(code, config.thresholds, _FLAG_BITS)
+    return look if code & _ALARM else Look(look.scores)
+
+
+def beginning_of(code: int, config: SignalConfig | None) -> list[Look]:
+    """What the signals said at most over a given beginning, as its last place; nothing where there is none."""
+    if config is None or not code & _GIVEN:
+        return []
+    thresholds: dict[Signal, float] = {name: value for name, value in config.thresholds.items() if name != "kl"}
+    return [_look(code, thresholds, _BEGINNING_BITS)]
+
+
+def _look(code: int, thresholds: Mapping[Signal, float], shift: int) -> Look:
+    """The scores that stand in a code from a bit on, with those that are past their thresholds as raised."""
     scores: dict[Signal, float] = {}
     for place, signal in enumerate(SIGNALS):
-        if signal in config.thresholds:
-            scores[signal] = (code >> (_FLAG_BITS + place * _SCORE_BITS) & _STEPS) / _STEPS
-    thresholds = config.thresholds
-    past = tuple(name for name, score in scores.items() if score >= thresholds[name])
-    return Look(scores, past if code & _ALARM else ())
+        if signal in thresholds:
+            scores[signal] = (code >> (shift + place * _SCORE_BITS) & _STEPS) / _STEPS
+    return Look(scores, tuple(name for name, score in scores.items() if score >= thresholds[name]))
 
 
 def begins_round(code: int) -> bool:
@@ -101,6 +131,8 @@ class TraceReader:
         self._controller = SchemeController(config)
         self._signals = config.signals
         thresholds = {} if config.signals is None else config.signals.thresholds
+        self.beginning: list[Look] = []
+        """What the signals said over a given beginning."""
         self.trace = SafetyTrace(bin_size=config.bin_size, signal_thresholds=thresholds)
 
     def read(self, token_id: int, logprobs: Mapping[int, Any], top: int | None = None) -> Choice:
@@ -115,7 +147,13 @@ class TraceReader:
             SSDError: the models' numbers are NaN.
         """
         code = logprobs[token_id].rank - 1
+        self.begin(beginning_of(code, self._signals))
         return with_logprobs(self.read_code(token_id, code, look_of(code, self._signals)), logprobs, top)
+
+    def begin(self, looks: Sequence[Look]) -> None:
+        """What the signals said over a given beginning, before the first token."""
+        self.beginning += looks
+        self.trace.begin(looks)
 
     def read_code(self, token_id: int, code: int, look: Look | None = None) -> Choice:
         """The next token, from its rank counted from 0 and what the signals said; errors are `read`'s."""

@@ -11,7 +11,7 @@ import torch
 from ssd_engine import GenerationParams, SignalConfig, SSDConfig
 from ssd_engine.backends.vllm.decoder import VllmSequence
 from ssd_engine.errors import SSDError
-from ssd_engine.trace_codes import TraceReader, digit_of, encode, encode_signals
+from ssd_engine.trace_codes import TraceReader, digit_of, encode, encode_beginnings, encode_signals
 
 LOGPROBS = {"logprobs": True, "top_logprobs": 1}
 
@@ -86,12 +86,31 @@ def test_what_signals_said_travels_with_a_token() -> None:
     for rank, score in zip(ranks[0].tolist(), scores.tolist(), strict=True):
         look = reader.read(5, {5: SimpleNamespace(rank=rank, logprob=0.0)}).look
         assert look is not None
-        assert look.scores == pytest.approx({"refusal_mass": score[0], "kl": score[2]}, abs=3e-4)
+        assert look.scores == pytest.approx({"refusal_mass": score[0], "kl": score[2]}, abs=2e-3)
     trace = reader.trace
     assert [(alarm.place, alarm.signal) for alarm in trace.alarms] == [
         (0, "kl"),
         (1, "refusal_mass"),
         (3, "refusal_mass"),
     ]
-    assert trace.risk_scores == pytest.approx(scores[:, [0, 2]].amax(-1).tolist(), abs=3e-4)
+    assert trace.risk_scores == pytest.approx(scores[:, [0, 2]].amax(-1).tolist(), abs=2e-3)
     assert digit_of(ranks[0, 0].item() - 1) == "8"
+
+
+def test_what_signals_said_over_a_beginning_travels_with_the_first_token() -> None:
+    config = SignalConfig(refusal_mass=0.3, probe=0.5, kl=0.5)
+    thresholds = torch.tensor([[0.3, 0.5, 0.5]], dtype=torch.float64)
+    flags = torch.zeros(1, 1, dtype=torch.bool)
+    said = encode(flags, flags, flags, flags) + encode_signals(flags, torch.full((1, 1, 3), 1.0), thresholds)
+    for highest, expected, alarms in (
+        ([0.2, 0.75, -1.0], [0.75], [(-1, "probe")]),
+        ([0.2999, 0.1, -1.0], [0.2999], []),
+        ([-1.0, -1.0, -1.0], [], []),
+    ):
+        rank = int(said[0, 0] + encode_beginnings(torch.tensor([highest]), thresholds)[0])
+        assert rank < 2**63
+        reader = TraceReader(SSDConfig(signals=config))
+        reader.read(5, {5: SimpleNamespace(rank=rank, logprob=0.0)})
+        assert reader.trace.beginning_scores == pytest.approx(expected, abs=2e-3)
+        assert [(alarm.place, alarm.signal) for alarm in reader.trace.alarms] == alarms
+        assert reader.trace.risk_scores == [1.0]

@@ -11,7 +11,7 @@ from pydantic import PrivateAttr, StrictBool, model_validator
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.sampling_params import StructuredOutputsParams
 
-from ssd_engine.backends.vllm.requests import EXTRA_ARG
+from ssd_engine.backends.vllm.requests import EXTRA_ARG, GIVEN_ARG
 from ssd_engine.config import GenerationParams, Grammar, SSDConfig
 from ssd_engine.errors import InvalidRequestError
 
@@ -31,6 +31,8 @@ class ChatRequest(ChatCompletionRequest):
     _config: SSDConfig | None = PrivateAttr(None)
     _grammar: str | None = PrivateAttr(None)
     """What the answer has to be, in Lark, where tools are on offer or JSON is asked for."""
+    _num_given: int = PrivateAttr(0)
+    """Tokens at the prompt's end that are a given beginning whose risk signals are to tell."""
     _messages: list[dict[str, Any]] = PrivateAttr([])
     """The messages as they were sent, so that prompts have them word for word; but for the arguments of calls: they are
     sent as text, and templates want objects."""
@@ -78,7 +80,9 @@ class ChatRequest(ChatCompletionRequest):
     def to_sampling_params(self, *args: Any, **kwargs: Any) -> Any:
         params = super().to_sampling_params(*args, **kwargs)
         asked = False if self._config is None else self._config.model_dump()
-        params.extra_args = {**(params.extra_args or {}), EXTRA_ARG: asked}
+        params.extra_args = {**(params.extra_args or {}), EXTRA_ARG: asked, GIVEN_ARG: self._num_given}
+        if self._num_given:
+            params.skip_reading_prefix_cache = True  # what is to be heard has to be read
         if self._config is not None and params.logprobs is None:
             params.logprobs = 0  # the trace's way out
         if self._grammar is not None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ssd_engine.backends.vllm.compat import shared_processors
-from ssd_engine.backends.vllm.requests import EXTRA_ARG, requested_config
+from ssd_engine.backends.vllm.requests import EXTRA_ARG, GIVEN_ARG, requested_config
 from ssd_engine.config import GenerationParams, SSDConfig
 from ssd_engine.decoder import DecoderError
 from ssd_engine.errors import InvalidRequestError, ModelLoadError, SSDError
@@ -44,8 +44,11 @@ class VllmSequence:
         return 0
 
     def take_beginning(self) -> Sequence[Look]:
-        """Nothing: the draft's scores begin with the answer."""
-        return ()
+        """The highest scores over a given beginning, as its last place; nothing at later calls."""
+        if self._reader is None:
+            return ()
+        looks, self._reader.beginning = self._reader.beginning, []
+        return looks
 
     def choices(self, output: Any) -> list[Choice]:
         """What a step of vLLM added, as its `RequestOutput` with the new tokens alone says.
@@ -119,7 +122,7 @@ class VllmDecoder:
         prompt = {"prompt_token_ids": list(target_ids)}
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        sampling_params = self._sampling_params(params, config, guide)
+        sampling_params = self._sampling_params(params, config, guide, num_given)
         try:
             self._engine.add_request(sequence.request_id, prompt, sampling_params)
         except EngineDeadError as error:
@@ -152,7 +155,7 @@ class VllmDecoder:
             raise DecoderError(f"vLLM has stopped: {error}") from error
         return [_added(sequence, outputs.get(sequence.request_id)) for sequence in sequences]
 
-    def _sampling_params(self, params: GenerationParams, config: SSDConfig, guide: Guide | None) -> Any:
+    def _sampling_params(self, params: GenerationParams, config: SSDConfig, guide: Guide | None, num_given: int) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
@@ -174,7 +177,8 @@ class VllmDecoder:
             stop_token_ids=sorted(self._pair.intake.eos_ids),
             detokenize=False,
             logprobs=params.top_logprobs if is_ssd or params.logprobs else None,
-            extra_args={EXTRA_ARG: config.model_dump() if is_ssd else False},
+            extra_args={EXTRA_ARG: config.model_dump() if is_ssd else False, GIVEN_ARG: num_given},
+            skip_reading_prefix_cache=num_given > 0,  # what is to be heard has to be read
             structured_outputs=None if guide is None else StructuredOutputsParams(grammar=lark(guide)),
             output_kind=RequestOutputKind.DELTA,
         )

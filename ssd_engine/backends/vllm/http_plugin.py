@@ -90,7 +90,7 @@ class ServingChat(OpenAIServingChat):
             return rendered
         conversation, (engine_input, *_) = rendered
         try:
-            token_ids, request._grammar = await asyncio.to_thread(self._prepared, request)
+            token_ids, request._num_given, request._grammar = await asyncio.to_thread(self._prepared, request)
         except InvalidRequestError as error:
             return self._refused(error)
         engine_input["prompt_token_ids"] = token_ids
@@ -117,12 +117,13 @@ class ServingChat(OpenAIServingChat):
             {name: value for name, value in variables.items() if name not in _RENDERING and value is not None}
         )
 
-    def _prepared(self, request: ChatRequest) -> tuple[list[int], str | None]:
+    def _prepared(self, request: ChatRequest) -> tuple[list[int], int, str | None]:
+        """The prompt's ids, how many of them at its end are a given beginning that is heard, and the grammar."""
         params, tools = self._params(request), request._tools or None
-        prepared = self._intake.request(
-            request._messages, None, params, self._default, tools, self._longest, lambda _: None
-        )
-        return list(prepared.target_ids), None if prepared.guide is None else lark(prepared.guide)
+        config = request._config or self._default.replaced(signals=None)
+        prepared = self._intake.request(request._messages, None, params, config, tools, self._longest, lambda _: None)
+        grammar = None if prepared.guide is None else lark(prepared.guide)
+        return list(prepared.target_ids), prepared.num_given, grammar
 
     async def chat_completion_full_generator(
         self, request: ChatRequest, result_generator: AsyncGenerator[Any, None], *args: Any, **kwargs: Any

@@ -1,4 +1,4 @@
-"""Everything that touches vLLM's internals, for the versions that `compat` names.
+"""What touches vLLM's worker and model runner, for the versions that `compat` names; `proposer` touches its proposer.
 
 Each point of contact says what of vLLM it relies on, by the file of the release that it was written against (0.32.0):
 GMR is `v1/worker/gpu_model_runner.py`, LBP is `v1/spec_decode/llm_base_proposer.py`.
@@ -11,30 +11,25 @@ first token, or after a preemption) the draft reads the step's tokens before the
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from vllm.config import CUDAGraphMode
-from vllm.forward_context import set_forward_context
 from vllm.logger import init_logger
-from vllm.model_executor.models.interfaces import supports_eagle3
 from vllm.platforms import current_platform
-from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.outputs import LogprobsTensors, SamplerOutput
-from vllm.v1.spec_decode.draft_model import DraftModelProposer
 
 from ssd_engine.backends.transformers.loader import load_signals
-from ssd_engine.backends.vllm.requests import EXTRA_ARG, RequestSettings, RequestTable, requested_config
-from ssd_engine.backends.vllm.round import Decision, StepLogits, decide, draft
+from ssd_engine.backends.vllm.given import GivenPlaces, given_places, listen
+from ssd_engine.backends.vllm.proposer import Drafting, KeepingProposer, Kept
+from ssd_engine.backends.vllm.requests import EXTRA_ARG, GIVEN_ARG, RequestSettings, RequestTable, requested_config
+from ssd_engine.backends.vllm.round import Decision, StepLogits, decide
 from ssd_engine.config import SIGNALS, SSDConfig
-from ssd_engine.draft_signals import Probe
 from ssd_engine.errors import InvalidRequestError
 from ssd_engine.signal_scores import divergence, refusal_mass
-from ssd_engine.trace_codes import encode, encode_signals
+from ssd_engine.trace_codes import encode, encode_beginnings, encode_signals
 
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner as _ModelRunner
@@ -62,174 +57,6 @@ class SSDWorker(_Worker):
         if self.use_v2_model_runner:
             raise ValueError("SSD works in vLLM's first model runner only; set VLLM_USE_V2_MODEL_RUNNER=0")
         return SSDModelRunner(self.vllm_config, self.device)
-
-
-@dataclass
-class _Kept:
-    """What the draft said while it proposed."""
-
-    rows: dict[str, int] = field(default_factory=dict)
-    """Of each request: its row."""
-    logits: list[Tensor] = field(default_factory=list)
-    """L times [R, V]."""
-    probe_scores: list[Tensor] = field(default_factory=list)
-    """L times [R] scores of the draft's probe; zeros where it has none."""
-    token_ids: Tensor | None = None
-    """[R, L] int64 what was proposed."""
-
-
-class KeepingProposer(DraftModelProposer):
-    """vLLM's proposer, which also keeps the draft's logits and proposes for SSD requests by their own numbers."""
-
-    def __init__(self, vllm_config: Any, device: torch.device, runner: SSDModelRunner) -> None:
-        super().__init__(vllm_config, device, runner=runner)
-        self.kept = _Kept()
-        self.drafting: _Drafting | None = None
-        """Of the step under way; None where no request asks for SSD."""
-        self.has_read = False
-        """Whether `read` has read all that the target read in the step under way."""
-        self.probe: Probe | None = None
-        self._hidden: Tensor | None = None
-        """[T, H] of the latest pass, the output of the probe's layer."""
-        self._first_rows: Tensor | None = None
-        """[R] the places in a proposal's first pass after which the first tokens are proposed."""
-
-    def load_model(self, target_model: Any) -> None:
-        """Called by GMR.load_model, before anything is compiled or captured.
-
-        A model that EAGLE-3 can be used with gives a layer's output beside its own; here the probe's.
-        """
-        super().load_model(target_model)
-        if self.probe is None:
-            return
-        if not supports_eagle3(self.model):
-            raise ValueError(
-                f"the draft's probe reads a layer of {type(self.model).__name__}, which vLLM does not give; remove the "
-                "draft's signals.safetensors, or use the transformers backend"
-            )
-        self.model.set_aux_hidden_state_layers((self.probe.layer,))
-        self.model.register_forward_hook(self._keep_hidden)
-
-    def _keep_hidden(self, model: Any, inputs: Any, outputs: tuple[Tensor, list[Tensor]]) -> Tensor:
-        """Take the probe's layer from the model's outputs, and leave what vLLM expects of them."""
-        hidden_states, (self._hidden,) = outputs
-        return hidden_states
-
-    def set_inputs_first_pass(self, *args: Any, **kwargs: Any) -> Any:
-        """Called by LBP.propose; returns the number of tokens, where to propose after, and the attention's metadata."""
-        inputs = super().set_inputs_first_pass(*args, **kwargs)
-        self._first_rows = inputs[1]
-        return inputs
-
-    def propose(self, **step: Any) -> Tensor:
-        """Called by GMR.propose_draft_token_ids, after the choice."""
-        self.kept = _Kept()
-        token_ids: Tensor = super().propose(**(_last_tokens(step) if self.has_read else step))
-        if self.drafting is not None:
-            self.kept.rows = dict(self.drafting.rows_by_id)
-            self.kept.token_ids = token_ids.long()
-        return token_ids
-
-    def _sample_draft_tokens(self, hidden_states: Tensor, sampling_metadata: Any) -> tuple[Tensor, Tensor | None]:
-        """Called by LBP.propose for each drafted token; where all are greedy the original keeps no distribution."""
-        if self.drafting is None:
-            proposed: tuple[Tensor, Tensor | None] = super()._sample_draft_tokens(hidden_states, sampling_metadata)
-            return proposed
-        logits: Tensor = self.model.compute_logits(hidden_states)
-        step = len(self.kept.logits)
-        self.kept.logits.append(logits)
-        rows = torch.arange(len(logits), device=logits.device) if step or self._first_rows is None else self._first_rows
-        self.kept.probe_scores.append(self._probe_scores(rows))
-        # A copy, since _sample_from_logits divides by the temperature in place.
-        token_ids, probabilities = self._sample_from_logits(logits.clone(), sampling_metadata)
-        return self.drafting.propose(token_ids, logits, step), probabilities
-
-    def _probe_scores(self, rows: Tensor) -> Tensor:
-        """[R] float32 scores of the probe after the tokens `rows` [R] of the latest pass; zeros where there is none."""
-        if self.probe is None or self._hidden is None:
-            return torch.zeros(len(rows), device=rows.device)
-        return self.probe.scores(self._hidden[rows])
-
-    def read(self, token_ids: Tensor, positions: Tensor, attention: Any, at: Tensor) -> tuple[Tensor, Tensor]:
-        """Read a step's tokens [T] as the target did, into the same cache slots.
-
-        Returns:
-            [R, V] logits, and [R] scores of the probe, after those tokens that are `at` [R].
-
-        The same as the first pass of LBP.propose, without its shift by one token and without its padding.
-        """
-        num_tokens = len(token_ids)
-        self.input_ids[:num_tokens] = token_ids
-        self._set_positions(num_tokens, positions)
-        _, by_layer = self.build_per_group_and_layer_attn_metadata(attention)
-        inputs, _ = self.build_model_inputs_first_pass(num_tokens, num_tokens, None)
-        with set_forward_context(
-            by_layer,
-            self.vllm_config,
-            num_tokens=num_tokens,
-            cudagraph_runtime_mode=CUDAGraphMode.NONE,
-            slot_mapping=self._get_slot_mapping(num_tokens, attention.slot_mapping),
-        ):
-            hidden_states = self.model(**inputs)
-        self.has_read = True
-        logits: Tensor = self.model.compute_logits(hidden_states[at])
-        return logits, self._probe_scores(at)
-
-
-def _last_tokens(step: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of `propose` with each request's last token alone of those that the target read and that stand.
-
-    To this LBP.set_inputs_first_pass adds the token that was chosen. The rest has been read, into the same slots.
-    """
-    attention, last = step["common_attn_metadata"], step["token_indices_to_sample"]
-    if last is None:
-        last = attention.query_start_loc[1:] - 1
-    positions = step["target_positions"][..., last]
-    count = attention.num_reqs
-    starts = torch.arange(count + 1, dtype=torch.int32)
-    shortened = CommonAttentionMetadata(
-        query_start_loc=starts.to(last.device),
-        query_start_loc_cpu=starts,
-        seq_lens=(positions.view(-1, count)[0] + 1).to(attention.seq_lens.dtype),
-        seq_lens_cpu_upper_bound=attention.seq_lens_cpu_upper_bound,
-        num_reqs=count,
-        num_actual_tokens=count,
-        max_query_len=1,
-        max_seq_len=attention.max_seq_len,
-        block_table_tensor=attention.block_table_tensor,
-        slot_mapping=attention.slot_mapping[last],
-    )
-    return {
-        **step,
-        "target_token_ids": step["target_token_ids"][last],
-        "target_positions": positions,
-        "target_hidden_states": step["target_hidden_states"][last],
-        "token_indices_to_sample": None,
-        "num_rejected_tokens_gpu": None,
-        "common_attn_metadata": shortened,
-    }
-
-
-@dataclass
-class _Drafting:
-    """The SSD requests of a step, as the draft will propose for them."""
-
-    rows_by_id: dict[str, int]
-    """The rows of these requests among all R. Prompts that are not read to their end are not among them: what the
-    draft proposes there means nothing."""
-    slots: Tensor
-    """[S] their slots in the table."""
-    table: RequestTable
-    places: Tensor
-    """[S] tokens of the answers, the chosen ones included."""
-
-    def __post_init__(self) -> None:
-        self._rows = torch.tensor(list(self.rows_by_id.values()), device=self.slots.device)
-
-    def propose(self, token_ids: Tensor, logits: Tensor, step: int) -> Tensor:
-        """`token_ids` [R], with the SSD requests' own proposals."""
-        own = draft(logits[self._rows], self.slots, self.table, self.places + step)
-        return token_ids.index_copy(0, self._rows, own.to(token_ids.dtype))
 
 
 class SSDModelRunner(_ModelRunner):
@@ -277,10 +104,13 @@ class SSDModelRunner(_ModelRunner):
 
     def _sample(self, logits: Tensor, spec_decode_metadata: Any) -> SamplerOutput:
         """GMR: chooses the next tokens; `logits` are [N drafts + R, V], each request's in a row."""
-        kept, self.drafter.kept, self.drafter.drafting = self.drafter.kept, _Kept(), None
+        kept, self.drafter.kept, self.drafter.drafting = self.drafter.kept, Kept(), None
         self.drafter.has_read = False
         self._has_failed = self._has_failed or bool(logits[:, 0].isnan().any())
         slots = [self._slot(request_id) for request_id in self.input_batch.req_ids]
+        if given := self._given_places(slots):
+            self._read()
+            listen(given, self.drafter.heard, self._table)
         is_unread = self.discard_request_mask.np  # prompts of which this step read a part only
         own = {row: slot for row, slot in enumerate(slots) if slot is not None and not is_unread[row]}
         if not own:
@@ -296,7 +126,7 @@ class SSDModelRunner(_ModelRunner):
         counts = torch.tensor(step.counts, device=logits.device)
         answered = step.places[counts.cumsum(0) - counts] + (decision.verdicts.token_ids >= 0).sum(-1)
         rows_by_id = {self.input_batch.req_ids[row]: row for row in own}
-        self.drafter.drafting = _Drafting(rows_by_id, own_slots, self._table, answered)
+        self.drafter.drafting = Drafting(rows_by_id, own_slots, self._table, answered)
         return self._output(output, decision, rows, spec_decode_metadata.max_spec_len + 1)
 
     def _slot(self, request_id: str) -> int | None:
@@ -318,6 +148,7 @@ class SSDModelRunner(_ModelRunner):
             return None
         settings = RequestSettings(
             config=config,
+            num_given=(params.extra_args or {}).get(GIVEN_ARG, 0),
             seed=params.seed,
             temperature=params.temperature if params.temperature >= _SAMPLING_EPS else 0.0,
             top_k=params.top_k if params.top_k > 0 else None,
@@ -325,7 +156,7 @@ class SSDModelRunner(_ModelRunner):
         )
         return self._table.enter(request_id, settings)
 
-    def _step_logits(self, logits: Tensor, metadata: Any, rows: NDArray[np.int64], kept: _Kept) -> StepLogits:
+    def _step_logits(self, logits: Tensor, metadata: Any, rows: NDArray[np.int64], kept: Kept) -> StepLogits:
         """What both models say for the requests in `rows` [R] of the batch."""
         device = logits.device
         every_num_drafts = np.array(metadata.num_draft_tokens)
@@ -388,16 +219,31 @@ class SSDModelRunner(_ModelRunner):
         return scores
 
     def _read_first(self, metadata: Any, first: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """[S, V] the draft's logits and [S] its probe's scores where the logits `first` [S] are.
+        """[S, V] the draft's logits and [S] its probe's scores where the logits `first` [S] are."""
+        self._read()
+        return self.drafter.heard(metadata.logits_indices[torch.from_numpy(first).to(self.device)])
 
-        For that it reads the whole step's tokens.
-        """
+    def _read(self) -> None:
+        """Have the draft read all of the step's tokens, if it has not yet."""
+        if self.drafter.has_read:
+            return
         num_tokens = self._step.scheduler_output.total_num_scheduled_tokens
-        return self.drafter.read(
+        self.drafter.read(
             self.input_ids.gpu[:num_tokens],
             self._get_positions(num_tokens),
             self._step.spec_decode_common_attn_metadata,
-            metadata.logits_indices[torch.from_numpy(first).to(self.device)],
+        )
+
+    def _given_places(self, slots: list[int | None]) -> list[GivenPlaces]:
+        """Where in the step's tokens given beginnings are, whose risk signals are to tell."""
+        count = len(slots)
+        return given_places(
+            slots,
+            starts=self.query_start_loc.np[: count + 1],
+            computed=self.input_batch.num_computed_tokens_cpu[:count],
+            prompt_lengths=self.input_batch.num_prompt_tokens[:count],
+            num_tokens=self.input_batch.num_tokens_no_spec[:count],
+            table=self._table,
         )
 
     def _processed(self, logits: Tensor, metadata: Any) -> Tensor:
@@ -439,6 +285,7 @@ class SSDModelRunner(_ModelRunner):
         codes = encode(verdicts.matched, verdicts.is_union, verdicts.is_forced, decision.is_broken)
         if decision.scores is not None:
             codes += encode_signals(verdicts.has_alarm, decision.scores, decision.thresholds)
+            codes[:, 0] += encode_beginnings(decision.beginnings, decision.thresholds)
         ranks[rows, :most] = codes
         tensors = LogprobsTensors(ids.flatten(0, 1), logprobs.flatten(0, 1), ranks.flatten())
         return SamplerOutput(sampled_token_ids=token_ids, logprobs_tensors=tensors)

@@ -10,13 +10,17 @@ import torch
 from torch import Tensor
 
 from ssd_engine.backends.vllm.uniforms import seed_of
-from ssd_engine.config import Signal, SSDConfig
+from ssd_engine.config import SIGNALS, Signal, SSDConfig
 from ssd_engine.errors import InvalidRequestError
 from ssd_engine.scheme_batch import SchemeBatch
 from ssd_engine.signal_batch import SignalBatch
 
 EXTRA_ARG = "ssd"
 """The key of `SamplingParams.extra_args` under which a request asks for SSD."""
+
+
+GIVEN_ARG = "ssd_given"
+"""The key under which it says how many tokens at its prompt's end are a given beginning of the answer."""
 
 
 def requested_config(block: Any, num_draft_tokens: int) -> SSDConfig | None:
@@ -54,6 +58,14 @@ class RequestSettings:
     """0 is greedy."""
     top_k: int | None
     top_p: float
+    num_given: int = 0
+    """Tokens at the prompt's end that are a given beginning of the answer."""
+
+    @property
+    def num_heard(self) -> int:
+        """Those whose risk signals are to tell; there is no KL."""
+        signals = self.config.signals
+        return self.num_given if signals is not None and signals.thresholds.keys() - {"kl"} else 0
 
     @property
     def is_sampled(self) -> bool:
@@ -79,6 +91,10 @@ class RequestTable:
         self._free: list[int] = []
         self._schemes = SchemeBatch.of([], device).rows
         self._signals = SignalBatch.rows_of([], device)
+        self._num_given: dict[int, int] = {}
+        """Of slots with a given beginning that is heard."""
+        self._beginnings = torch.empty(0, len(SIGNALS), device=device)
+        """Each signal's highest score over the given beginning; -1 where there is none."""
         self._seeds = torch.empty(0, dtype=torch.int64, device=device)
         self._numbers = torch.empty(0, 4, dtype=torch.float64, device=device)
         """Temperature, top-k, top-p, c."""
@@ -95,6 +111,8 @@ class RequestTable:
         self._settings[request_id] = settings
         self._schemes[slot] = SchemeBatch.of([settings.config], self._device).rows[0]
         self._signals[slot] = SignalBatch.rows_of([settings.config.signals], self._device)[0]
+        self._beginnings[slot] = -1.0
+        self._num_given[slot] = settings.num_heard
         self._seeds[slot] = seed_of(request_id, settings.seed)
         top_k = torch.iinfo(torch.int32).max if settings.top_k is None else settings.top_k
         numbers = [settings.temperature, top_k, settings.top_p, settings.config.sample_space_size]
@@ -115,6 +133,23 @@ class RequestTable:
     def signals(self, slots: Tensor) -> SignalBatch:
         """The signals of the requests in `slots` [R]; `store` them when they have moved on."""
         return SignalBatch(self._signals[slots], self._refusal_ids)
+
+    def num_given(self, slot: int) -> int:
+        """Tokens at the prompt's end that are a given beginning whose risk signals are to tell."""
+        return self._num_given[slot]
+
+    def look_back(self, slot: int, scores: Tensor) -> None:
+        """Take in what signals say at the next places of a given beginning: `scores` [P, signals], -1 for nothing."""
+        signals = SignalBatch(self._signals[slot : slot + 1], self._refusal_ids)
+        for each in scores[:, None]:
+            counts = torch.ones(1, dtype=torch.bool, device=scores.device)
+            signals.look(each, counts)
+            signals.leave(torch.full((1,), -1, device=scores.device), counts)
+        self._beginnings[slot] = self._beginnings[slot].maximum(scores.amax(0))
+
+    def beginnings(self, slots: Tensor) -> Tensor:
+        """[R, signals] each signal's highest score over the given beginnings; -1 where there is none."""
+        return self._beginnings[slots]
 
     def uses(self, signal: Signal) -> bool:
         """Whether some known request uses a signal."""
@@ -157,5 +192,6 @@ class RequestTable:
         self._free += range(len(self._seeds) + more - 1, len(self._seeds) - 1, -1)
         self._schemes = torch.cat([self._schemes, self._schemes.new_zeros(more, self._schemes.shape[1])])
         self._signals = torch.cat([self._signals, self._signals.new_zeros(more, self._signals.shape[1])])
+        self._beginnings = torch.cat([self._beginnings, self._beginnings.new_zeros(more, len(SIGNALS))])
         self._seeds = torch.cat([self._seeds, self._seeds.new_zeros(more)])
         self._numbers = torch.cat([self._numbers, self._numbers.new_zeros(more, self._numbers.shape[1])])

@@ -49,6 +49,9 @@ class Decision:
     """[R, L, signals] the step's, in rows."""
     thresholds: Tensor
     """[R, signals] float64 of the requests; NaN for signals that are not used."""
+    beginnings: Tensor
+    """[R, signals] each signal's highest score over a given beginning, for requests that get their first token; else
+    -1."""
 
 
 def decide(step: StepLogits, slots: Tensor, table: RequestTable, num_others: int) -> Decision:
@@ -103,6 +106,7 @@ def decide(step: StepLogits, slots: Tensor, table: RequestTable, num_others: int
         is_broken=is_broken,
         scores=scores,
         thresholds=signals.thresholds,
+        beginnings=table.beginnings(slots).masked_fill(_in_rows(step.places, step.counts)[:, :1] > 0, -1.0),
     )
 
 

@@ -12,7 +12,7 @@ from vllm.exceptions import GenerationError
 from ssd_engine.backends.vllm.metrics import record as record_figures
 from ssd_engine.errors import SSDError
 from ssd_engine.scheme import Scheme
-from ssd_engine.token_records import record
+from ssd_engine.token_records import beginning_record, record
 from ssd_engine.trace_codes import TraceReader, digit_of, with_logprobs
 from ssd_engine.verify import Choice
 
@@ -72,6 +72,9 @@ class _Reading:
             news["token_codes"] = self.codes[self._told :]
         if self._news:
             news["tokens"] = self._news
+        if self._news and self.reader is not None and self.reader.beginning:
+            news["beginning"] = beginning_record(self.reader.beginning)
+            self.reader.beginning = []
         if self._rest:
             news["rest"] = self._rest
         self._told += len(news.get("token_codes") or self._news)
