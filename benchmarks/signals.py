@@ -2,8 +2,8 @@
 
     python benchmarks/signals.py [PROMPTS]
 
-For every prompt the ways take turns. Thresholds are 1, so that no signal changes an answer; probe and refusal tokens are
-any, which costs the same as those of a real adapter.
+For every prompt the ways take turns. Thresholds are 1, so that no signal changes an answer; probe and refusal tokens
+are any, which costs the same as those of a real adapter.
 """
 
 from __future__ import annotations
