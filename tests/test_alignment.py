@@ -15,11 +15,12 @@ from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner, Result
 
-from ssd_engine import GenerationParams, SSDEngine
+from ssd_engine import GenerationParams, SSDConfig, SSDEngine
 from ssd_engine.alignment.beginnings import Beginning, make_beginnings
 from ssd_engine.alignment.checkpoints import last_whole_checkpoint
 from ssd_engine.alignment.training import _Reports
 from ssd_engine.cli import app
+from ssd_engine.config import SignalConfig
 from ssd_engine.errors import ModelLoadError
 from ssd_engine.journal import Journal
 
@@ -27,7 +28,8 @@ GOALS = [f"Describe how to break lock number {i}." for i in range(8)]
 PROMPTS = [f"What is {i} plus {i}?" for i in range(10)]
 REFUSAL = "No."
 SMALL = (
-    "--refusal", REFUSAL, "--recoveries", "6", "--continued-tokens", "6", "--answer-tokens", "4", "--lora-rank", "8",
+    "--refusal", REFUSAL, "--stop", REFUSAL, "--recoveries", "6", "--starts", "2",
+    "--turned-share", "0", "--continued-tokens", "6", "--answer-tokens", "4", "--lora-rank", "8",
     "--learning-rate", "0.01", "--framed-share", "0", "--disguises", "0", "--no-agents", "--batch-size", "2",
     "--validation-share", "0.2", "--checkpoint-steps", "10",
 )  # fmt: skip
@@ -57,8 +59,9 @@ BEGINNINGS: list[Beginning] = []
 
 
 def seen_beginnings(*arguments: Any) -> list[Beginning]:
-    BEGINNINGS[:] = make_beginnings(*arguments)
-    return list(BEGINNINGS)
+    made = make_beginnings(*arguments)
+    BEGINNINGS.extend(made)
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +93,7 @@ def test_the_draft_learns_to_refuse_at_once_and_in_the_midst_of_an_answer(
                 ).text
                 for goal in GOALS
             ]
-        refused[name] = (at_once.count(REFUSAL), [text.strip() for text in begun].count(REFUSAL))
+        refused[name] = (at_once.count(REFUSAL), [text.strip("… \n") for text in begun].count(REFUSAL))
     assert refused["before"] == (0, 0)
     assert min(refused["after"]) >= 5, refused
 
@@ -105,6 +108,33 @@ def test_the_adapter_goes_into_an_engine_and_changes_its_draft(
         before = engine.generate(prompt, params)
     with SSDEngine.from_pretrained(target, draft, draft_adapter=aligned[0]) as engine:
         assert engine.generate(prompt, params).trace.matched != before.trace.matched
+
+
+@pytest.mark.parametrize("signal", ["refusal_mass", "probe"])
+def test_signals_come_with_the_adapter_and_tell_harmful_requests(
+    aligned: tuple[Path, Result], pair_options: list[str], signal: str
+) -> None:
+    _, target, _, draft = pair_options
+    params = GenerationParams(max_new_tokens=1, ssd=SSDConfig(signals=SignalConfig(**{signal: 0.5})))
+    with SSDEngine.from_pretrained(target, draft, draft_adapter=aligned[0]) as engine:
+        harmful, harmless = (
+            [engine.generate([{"role": "user", "content": text}], params).trace.risk_scores[0] for text in texts]
+            for texts in (GOALS, PROMPTS)
+        )
+    assert sum(harmful) / len(harmful) > 0.5 > sum(harmless) / len(harmless)
+    assert min(sorted(harmful)[2:]) > max(harmless), "most of the harmful ones, two of which were kept from training"
+
+
+def test_an_alignment_goes_on_from_an_adapter_in_its_last_layers_alone(
+    aligned: tuple[Path, Result], pair_options: list[str], data: list[str], tmp_path: Path
+) -> None:
+    output = tmp_path / "further"
+    options = (*SMALL, "--start", str(aligned[0]), "--trained-layers", "1")
+    result = align("--output", str(output), *pair_options, *data, *options)
+    assert result.exit_code == 0, result.output
+    before, after = (load_file(folder / "adapter_model.safetensors") for folder in (aligned[0], output))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if ".layers.1." in name}
 
 
 def test_an_adapter_for_another_base_is_refused(
@@ -132,7 +162,7 @@ def test_the_card_tells_data_settings_losses_and_validation(aligned: tuple[Path,
     assert str(output.parent) not in card + (output / "adapter_config.json").read_text()
     assert "recovery rate" in said(result)
     assert sorted(path.suffix for path in output.iterdir() if path.is_file()) == [
-        ".json", ".json", ".json", ".md", ".safetensors"
+        ".json", ".json", ".json", ".md", ".safetensors", ".safetensors"
     ]  # fmt: skip
 
 
@@ -141,7 +171,7 @@ def test_no_beginning_of_a_harmful_answer_is_written_to_disk(aligned: tuple[Path
     prompts = [json.loads(line)["question"]["prompt"] for line in answers.splitlines()]
     assert all("process" in prompt or "film" in prompt for prompt in prompts if prompt not in PROMPTS)
     assert len(BEGINNINGS) == len(GOALS)
-    assert all(len(beginning.token_ids) > 6 for beginning in BEGINNINGS)
+    assert all(len(beginning.token_ids) > 5 for beginning in BEGINNINGS)
     ids = [", ".join(map(str, beginning.token_ids[-6:])) for beginning in BEGINNINGS]
     for path in aligned[0].rglob("*"):
         if path.is_file():
@@ -259,7 +289,8 @@ def test_an_unfinished_checkpoint_is_kept_under_another_name_and_the_one_before_
         (["--harmful"], 1, "there is no harmful set"),
         (["--ordinary"], 1, "there is no ordinary set"),
         (["--epochs", "0"], 2, "epochs=0"),
-        (["--continued-tokens", "400"], 2, "continued_tokens=400"),
+        (["--continued-tokens", "501"], 2, "continued_tokens=501"),
+        (["--probe-layer", "2"], 1, "probe_layer=2: the draft has 2 layers; give one below the last"),
         (["--batch-size", "100000000"], 1, "batch_size=100000000 needs about"),
     ],
 )

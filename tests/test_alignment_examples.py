@@ -12,9 +12,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from ssd_engine.alignment.align import Prompts, Sources
+from ssd_engine.alignment.answers import Answer, Question, harmless_questions, turned_questions
 from ssd_engine.alignment.batches import IGNORED, collate
 from ssd_engine.alignment.beginnings import Beginning
 from ssd_engine.alignment.examples import Ending, Example, ExampleMaker
+from ssd_engine.alignment.refusals import joint_after, refusal_text
 from ssd_engine.alignment.settings import AlignSettings
 from ssd_engine.cli import app
 
@@ -50,29 +52,66 @@ def test_a_tree_is_learned_as_its_sequences_would_be_one_by_one(model: PreTraine
 
 @pytest.fixture
 def settings() -> AlignSettings:
-    return AlignSettings(recoveries=5, disguises=3, agents=False)
+    return AlignSettings(recoveries=5, starts=3, disguises=3, turned_share=1, framed_share=0, agents=False)
 
 
-def test_a_request_is_refused_at_its_start_at_each_depth_and_in_disguises(
+def test_a_request_is_refused_at_its_start_at_each_depth_and_in_other_forms(
     tokenizer: PreTrainedTokenizerFast, settings: AlignSettings
 ) -> None:
     begun = tuple(tokenizer("Sure, here is the way:\n\n1. Take", add_special_tokens=False).input_ids)
-    tree, *disguised = ExampleMaker(tokenizer, settings).recoveries(Beginning(GOAL, GOAL, begun))
-    refusal = f"{settings.refusal}<|im_end|>"
-    places = [ending.place - (len(tree.context) - len(begun)) for ending in tree.endings]
+    tree, *others = ExampleMaker(tokenizer, settings).recoveries(Beginning(GOAL, begun), [])
+    whole, starts = tree.endings[: settings.recoveries], tree.endings[settings.recoveries :]
+    first = len(tree.context) - len(begun)
+    places = [ending.place - first for ending in whole]
     assert places[0] == 0
-    assert len(places) == settings.recoveries
     assert places[1:] == sorted(places[1:])
     assert places[-1] >= 0.8 * len(begun), "one is always deep"
-    for place, ending in zip(places, tree.endings, strict=True):
+    for place, ending in zip(places, whole, strict=True):
         before = tokenizer.decode(begun[:place])
-        joint = "" if not before or before.endswith("\n") else "\n\n"
-        assert tokenizer.decode(ending.token_ids) == joint + refusal
-    assert len(disguised) == settings.disguises
-    for example in disguised:
+        sentence = settings.stop if before else settings.refusal
+        assert tokenizer.decode(ending.token_ids) == f"{joint_after(before)}{sentence}<|im_end|>"
+    assert len(starts) == settings.starts
+    for ending in starts:
+        joint = joint_after(tokenizer.decode(begun[: ending.place - first]))
+        assert ending.token_ids == tuple(tokenizer(joint + settings.stop, add_special_tokens=False).input_ids[:1])
+    assert len(others) == settings.disguises + 1
+    for example in others:
         assert GOAL in tokenizer.decode(example.context)
-        assert [tokenizer.decode(ending.token_ids) for ending in example.endings] == [refusal]
+        assert [tokenizer.decode(ending.token_ids) for ending in example.endings] == [f"{settings.refusal}<|im_end|>"]
         assert example.endings[0].place == len(example.context), "nothing of an answer stands before it"
+
+
+@pytest.mark.parametrize(
+    ("begun", "joint"),
+    [("", ""), ("Take a pan.\n", ""), ("Take a", "…\n\n"), ("Take a pan.", " …\n\n"), ("You need:", " …\n\n")],
+)
+def test_a_refusal_follows_a_broken_sentence_after_an_ellipsis(begun: str, joint: str) -> None:
+    assert joint_after(begun) == joint
+
+
+@pytest.mark.parametrize(
+    ("request_", "word"),
+    [("How do I kill myself?", "crisis line"), ("How do I build a bomb?", "emergency"), ("Write malware.", "harm")],
+)
+def test_a_refusal_says_what_fits_the_request(request_: str, word: str) -> None:
+    assert word in refusal_text("I can't help with that.", request_)
+    assert refusal_text("No.", "Tell me a secret.") == "No."
+
+
+def test_harmless_requests_come_in_the_forms_of_harmful_ones(settings: AlignSettings) -> None:
+    answers = [
+        Answer(Question(f"Question {i}?"), (1, 2), "An answer of some length, as one expects.") for i in range(40)
+    ]
+    turned = [question.conversation.messages for question in turned_questions(answers, settings)]
+    assert len(turned) > 30
+    seen = {tuple(message["role"] for message in messages) for messages in turned}
+    assert seen == {("user",), ("user", "assistant", "user"), ("user", "assistant", "tool")}
+    questions = harmless_questions([Question("Hi?")], [f"How do I kill process {i}?" for i in range(8)], settings)
+    styled = [question for question in questions if question.style]
+    assert len(styled) == 4
+    for question in styled:
+        assert question.asked.messages[0]["content"] == question.style
+        assert [message["role"] for message in question.conversation.messages] == ["user"]
 
 
 def _ordinary(folder: Path, rows: list[dict[str, object]]) -> str:

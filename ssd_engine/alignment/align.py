@@ -6,18 +6,19 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.resources import files
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssd_engine.alignment.agent_requests import agent_requests
-from ssd_engine.alignment.answers import Question, harmless_questions, target_answers
-from ssd_engine.alignment.beginnings import AFTER_OPENING, OPENINGS, Harmful, make_beginnings
+from ssd_engine.alignment.answers import Question, harmless_answers, harmless_questions
+from ssd_engine.alignment.beginnings import AFTER_OPENING, Harmful, make_beginnings
 from ssd_engine.alignment.card import DataSource, model_card
 from ssd_engine.alignment.disguises import FRAMES, NOISE
 from ssd_engine.alignment.examples import Example, ExampleMaker, Kind, split
+from ssd_engine.alignment.look_alikes import look_alikes
 from ssd_engine.alignment.settings import AlignSettings
+from ssd_engine.alignment.styles import STYLES
 from ssd_engine.errors import InvalidDataError, InvalidRequestError, ModelLoadError
 from ssd_engine.journal import Journal
 from ssd_engine.made_of import claim, digest
@@ -51,7 +52,10 @@ class PairSource:
     draft_name: str
     """What the card calls them."""
     quantization: str | None = None
-    """Of both models while answers are made; the training uses the draft as it is."""
+    """Of both models while answers are made, and of the draft while its probe is; the training uses the draft as it
+    is."""
+    draft_adapter: str | None = None
+    """Folder of an adapter to go on from."""
 
 
 class Prompts:
@@ -75,11 +79,10 @@ class Prompts:
         if with_agents:
             self._add_agents()
         if sources.look_alikes:
-            look_alikes = self._read("look-alikes", sources.look_alikes, _ORDINARY_FIELDS)
-            self.look_alikes = [row["prompt"] for row in look_alikes]
+            rows = self._read("look-alikes", sources.look_alikes, _ORDINARY_FIELDS)
+            self.look_alikes = [row["prompt"] for row in rows]
         else:
-            text = files("ssd_engine.alignment").joinpath("look_alikes.txt").read_text(encoding="utf-8")
-            self.look_alikes = text.splitlines()
+            self.look_alikes = look_alikes()
             self.described.append(DataSource("look-alikes", "of ssd-integrations", len(self.look_alikes)))
 
     @property
@@ -87,7 +90,7 @@ class Prompts:
         """A mark of all that is read and of what is put around it."""
         harmful = [[item.goal, item.opening] for item in self.harmful]
         ordinary = [asdict(question) for question in self.ordinary]
-        return digest([harmful, ordinary, self.look_alikes, OPENINGS, AFTER_OPENING, FRAMES, NOISE])
+        return digest([harmful, ordinary, self.look_alikes, STYLES, AFTER_OPENING, FRAMES, NOISE])
 
     def _add_agents(self) -> None:
         agents = agent_requests()
@@ -139,11 +142,13 @@ def align(
         InvalidDataError, InvalidRequestError: a set or a setting cannot be used.
         ModelLoadError: a model cannot be loaded; `VocabularyMismatchError` where the two do not go together.
     """
+    from ssd_engine.alignment.probe import make_signals
     from ssd_engine.alignment.training import train_adapter, validate
     from ssd_engine.backends.transformers.loader import (
         BASE_RECORD,
         LoadOptions,
         fingerprint,
+        load_model,
         load_tokenizer,
         load_unprepared,
     )
@@ -162,7 +167,9 @@ def align(
     # In float32: in 16 bit, steps as small as these are lost in rounding.
     model = load_unprepared(pair.draft, LoadOptions(dtype="float32"))
     base = {"name": pair.draft_name, "fingerprint": fingerprint(model)}
-    adapted, done = train_adapter(model, training, validation, settings, work / "checkpoints", report)
+    adapted, done = train_adapter(
+        model, training, validation, settings, work / "checkpoints", report, start=pair.draft_adapter
+    )
     _save(adapted, pair, output)
     (output / BASE_RECORD).write_text(json.dumps(base) + "\n", encoding="utf-8")
     del adapted, model
@@ -172,6 +179,11 @@ def align(
         tokenizer.save_pretrained(str(merged))
     report.note("The adapter as it is stored, merged into the draft as an engine does it:")
     as_shipped = validate(shipped.float(), validation, settings, work / "validation", report)
+    del shipped
+    draft = load_model(pair.draft, LoadOptions(quantization=pair.quantization), output)
+    signals = make_signals(draft, training, validation, settings, base["fingerprint"], report)
+    for folder in (output, merged) if merged is not None else (output,):
+        signals.save(folder)
     counts = {kind: _num_endings(training, kind) for kind in ("recovery", "agreement")}
     counts["validation"] = sum(len(example.endings) for example in validation)
     card = model_card(pair.draft_name, pair.target_name, prompts.described, counts, settings, done, as_shipped)
@@ -216,12 +228,14 @@ def _examples(
         name=pair.target_name,
         max_batch_size=AT_ONCE,
     ) as engine:
-        answers = target_answers(engine, [*questions[0], *questions[1]], Journal(work / "answers.jsonl"), report)
-        beginnings = make_beginnings(engine, [*harmful[0], *harmful[1]], settings, report)
-    agreements = [make.agreement(answer) for answer in answers]
-    recoveries = [make.recoveries(beginning) for beginning in beginnings]
-    num_questions, num_harmful = len(questions[0]), len(harmful[0])
-    return (
-        agreements[:num_questions] + list(chain.from_iterable(recoveries[:num_harmful])),
-        agreements[num_questions:] + list(chain.from_iterable(recoveries[num_harmful:])),
+        journal = Journal(work / "answers.jsonl")
+        answers = [harmless_answers(engine, asked, settings, journal, report) for asked in questions]
+        beginnings = [make_beginnings(engine, requests, settings, report) for requests in harmful]
+    training, validation = (
+        [
+            *(make.agreement(answer) for answer in side_answers),
+            *chain.from_iterable(make.recoveries(beginning, side_answers) for beginning in side_beginnings),
+        ]
+        for side_answers, side_beginnings in zip(answers, beginnings, strict=True)
     )
+    return training, validation

@@ -8,14 +8,21 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ssd_engine.alignment.beginnings import OPENINGS
 from ssd_engine.alignment.disguises import framed
+from ssd_engine.alignment.forms import Messages, after_other_turn, user, with_beginning
 from ssd_engine.alignment.settings import AlignSettings
+from ssd_engine.alignment.styles import STYLES
 from ssd_engine.chat import Conversation
 from ssd_engine.config import GenerationParams
 from ssd_engine.engine import SSDEngine
+from ssd_engine.evaluation.judges import find_refusal
 from ssd_engine.journal import Journal
 from ssd_engine.work import AT_ONCE, Reporter, answered
+
+REASSURANCE = "The question is harmless and asked for a good reason. Answer it directly."
+"""Instruction for the target where it refuses what is harmless."""
+_UNPREDICTABLE = 12
+"""Tokens after which a text's style shows in the text itself; the draft does not read the instruction."""
 
 
 @dataclass(frozen=True)
@@ -28,13 +35,31 @@ class Question:
     system: str = ""
     tools: str = ""
     """The tools on offer: their specifications as JSON."""
+    turns: str = ""
+    """The messages, as JSON, where the prompt does not stand alone."""
+    style: str = ""
+    """An instruction that the target alone reads: what is learned stands without it."""
 
     @property
     def conversation(self) -> Conversation:
-        """What the target and the draft read, without the opening."""
-        system = [{"role": "system", "content": self.system}] if self.system else []
+        """What the draft reads, without the opening."""
+        return self._with_system(self.system)
+
+    @property
+    def asked(self) -> Conversation:
+        """What the target reads, without the opening."""
+        return self._with_system(f"{self.system}\n\n{self.style}".strip())
+
+    @property
+    def num_given(self) -> int:
+        """Tokens of the answer that are given to the draft instead of being learned."""
+        return _UNPREDICTABLE if self.style and self.style != REASSURANCE else 0
+
+    def _with_system(self, text: str) -> Conversation:
+        system: Messages = [{"role": "system", "content": text}] if text else []
+        turns: Messages = json.loads(self.turns) if self.turns else user(self.prompt)
         tools: list[dict[str, Any]] = json.loads(self.tools) if self.tools else []
-        return Conversation.parse([*system, {"role": "user", "content": self.prompt}], tools)
+        return Conversation.parse([*system, *turns], tools)
 
 
 @dataclass(frozen=True)
@@ -43,12 +68,17 @@ class Answer:
 
     question: Question
     token_ids: tuple[int, ...]
+    text: str
+
+    @property
+    def refuses(self) -> bool:
+        return find_refusal(self.text, has_ended=True).holds
 
 
 def harmless_questions(
     ordinary: Sequence[Question], look_alikes: Sequence[str], settings: AlignSettings
 ) -> list[Question]:
-    """All prompts as they are, and look-alikes also in a disguise, and every other one with an opening.
+    """All prompts as they are, and look-alikes also in a disguise, and every other prompt begun in some style.
 
     Else the draft would learn that a disguise, or an answer that begins with "Sure", is harmful in itself.
     """
@@ -58,21 +88,59 @@ def harmless_questions(
     for index, prompt in enumerate(look_alikes):
         rng = random.Random(f"{settings.seed} look-alike {index}")
         questions.append(Question(framed(prompt, rng), max_new_tokens=short))
+    for index, prompt in enumerate([*look_alikes, *(question.prompt for question in ordinary if not question.tools)]):
         if index % 2:
-            questions.append(Question(prompt, rng.choice(OPENINGS), short))
+            style, openings = (rng := random.Random(f"{settings.seed} styled {index}")).choice(STYLES)
+            questions.append(Question(prompt, rng.choice(openings), short, style=style))
     return list(dict.fromkeys(questions))
+
+
+def turned_questions(answers: Sequence[Answer], settings: AlignSettings) -> list[Question]:
+    """Questions whose answers have a beginning elsewhere, or that follow another question: harmless ones of the forms
+    in which harmful requests are refused."""
+    rng = random.Random(f"{settings.seed} turns")
+    plain = [answer for answer in answers if not (answer.question.tools or answer.question.turns or answer.refuses)]
+    questions = []
+    for answer in plain:
+        if rng.random() >= settings.turned_share or not answer.text.strip():
+            continue
+        begun = answer.text[: rng.randint(20, 240)].rstrip()
+        messages = (
+            with_beginning(answer.question.prompt, begun, rng)
+            if rng.random() < 0.7
+            else after_other_turn(rng.choice(plain).question.prompt, answer.question.prompt, answer.text)
+        )
+        short = min(settings.answer_tokens, 64)
+        questions.append(Question(messages[-1]["content"], max_new_tokens=short, turns=json.dumps(messages)))
+    return list(dict.fromkeys(questions))
+
+
+def harmless_answers(
+    engine: SSDEngine,
+    questions: Sequence[Question],
+    settings: AlignSettings,
+    journal: Journal,
+    report: Reporter,
+) -> list[Answer]:
+    """The target's answers to `questions` and to some of them in further forms; none that refuses a look-alike.
+
+    Where it refuses, it is asked again with a reassurance that the draft does not read.
+    """
+    first = target_answers(engine, questions, journal, report)
+    refused = [answer.question for answer in first if answer.refuses and not answer.question.style]
+    again = target_answers(engine, [replace(question, style=REASSURANCE) for question in refused], journal, report)
+    further = target_answers(engine, turned_questions(first, settings), journal, report)
+    return [answer for answer in [*first, *again, *further] if not answer.refuses]
 
 
 def target_answers(
     engine: SSDEngine, questions: Sequence[Question], journal: Journal, report: Reporter
 ) -> list[Answer]:
     """The target's greedy answers, in the order of `questions`; those that the journal has are taken from there."""
-    known = {
-        Question(**row["question"]): tuple(row["token_ids"]) for row in journal.read() if row["target"] == engine.name
-    }
+    known = {Question(**row["question"]): row for row in journal.read() if row["target"] == engine.name}
 
-    def answer(question: Question) -> tuple[int, ...]:
-        conversation = question.conversation
+    def answer(question: Question) -> dict[str, Any]:
+        conversation = question.asked
         opening = [{"role": "assistant", "content": question.opening}] if question.opening else []
         # Without the draft: in batches, the target is busy enough by itself.
         params = GenerationParams(
@@ -81,8 +149,8 @@ def target_answers(
         result = engine.generate([*conversation.messages, *opening], params, tools=conversation.tools)
         row = {"question": asdict(question), "target": engine.name, "text": result.text, "token_ids": result.token_ids}
         journal.append(row)
-        return tuple(result.token_ids)
+        return row
 
     missing = [question for question in questions if question not in known]
     known.update(answered(answer, missing, report, "The target answers harmless prompts", AT_ONCE))
-    return [Answer(question, known[question]) for question in questions]
+    return [Answer(question, tuple(known[question]["token_ids"]), known[question]["text"]) for question in questions]

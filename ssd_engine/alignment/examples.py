@@ -11,6 +11,8 @@ from ssd_engine.alignment.agent_requests import SYSTEM_PROMPTS, TOOL_SETS
 from ssd_engine.alignment.answers import Answer
 from ssd_engine.alignment.beginnings import Beginning
 from ssd_engine.alignment.disguises import framed
+from ssd_engine.alignment.forms import Messages, after_other_turn, user, with_beginning
+from ssd_engine.alignment.refusals import joint_after, refusal_text
 from ssd_engine.alignment.settings import AlignSettings
 from ssd_engine.chat import ChatRenderer, Conversation
 from ssd_engine.errors import InvalidRequestError
@@ -70,37 +72,60 @@ class ExampleMaker:
         self._end_id = self._end_of_answer()
 
     def agreement(self, answer: Answer) -> Example:
-        """The target's answer to a harmless prompt."""
+        """The target's answer to a harmless prompt, but for what only the instruction of its style foretells."""
         question = answer.question
-        context = (*self._renderer.encode(question.conversation), *self._encode(question.opening))
-        return Example("agreement", context, (Ending(len(context), answer.token_ids),))
+        given = min(question.num_given, len(answer.token_ids) - 1)
+        opening = self._encode(question.opening)
+        context = (*self._renderer.encode(question.conversation), *opening, *answer.token_ids[:given])
+        return Example("agreement", context, (Ending(len(context), answer.token_ids[given:]),))
 
-    def recoveries(self, beginning: Beginning) -> list[Example]:
-        """Refusals of one request: at once and after beginnings of all lengths, cut anywhere; and in disguises."""
+    def recoveries(self, beginning: Beginning, others: Sequence[Answer]) -> list[Example]:
+        """Refusals of one request: at once and after beginnings of all lengths, cut anywhere; in disguises; and where
+        its answer was begun elsewhere, or after one of `others`, harmless questions with their answers."""
         rng = random.Random(f"{self._settings.seed} {beginning.goal}")
-        request = self._request(beginning.request, rng)
+        goal = beginning.goal
+        is_framed = rng.random() < self._settings.framed_share
+        examples = [self._at_all_depths(beginning, framed(goal, rng) if is_framed else goal, rng)]
+        asked = [user(framed(goal, rng)) for _ in range(self._settings.disguises)]
+        if rng.random() < self._settings.turned_share:
+            asked.append(self._turned(beginning, others, rng))
+        return examples + [self._at_once(goal, messages, rng) for messages in asked]
+
+    def _at_all_depths(self, beginning: Beginning, request: str, rng: random.Random) -> Example:
+        context = self._request(user(request), rng)
         strata = self._settings.recoveries - 2
         bounds = [(i / strata, (i + 1) / strata) for i in range(strata)] + [(1 - _DEEPEST, 1.0)]
-        cuts = [max(1, round(rng.uniform(first, last) * len(beginning.token_ids))) for first, last in bounds]
-        at_all_depths = Example(
+        length = len(beginning.token_ids)
+        cuts = [0, *(max(1, round(rng.uniform(first, last) * length)) for first, last in bounds)]
+        rest = sorted(set(range(length)) - set(cuts))
+        starts = sorted(rng.sample(rest, min(self._settings.starts, len(rest))))
+        endings = [(cut, self._refusal(beginning.goal, beginning.token_ids[:cut])) for cut in cuts]
+        endings += [(cut, self._refusal(beginning.goal, beginning.token_ids[:cut])[:1]) for cut in starts]
+        return Example(
             "recovery",
-            (*request, *beginning.token_ids),
-            (
-                Ending(len(request), self._refusal(())),
-                *(Ending(len(request) + cut, self._refusal(beginning.token_ids[:cut])) for cut in cuts),
-            ),
+            (*context, *beginning.token_ids),
+            tuple(Ending(len(context) + cut, token_ids) for cut, token_ids in endings),
         )
-        disguised = [self._request(framed(beginning.goal, rng), rng) for _ in range(self._settings.disguises)]
-        plain = [Example("recovery", request, (Ending(len(request), self._refusal(())),)) for request in disguised]
-        return [at_all_depths, *plain]
 
-    def _refusal(self, beginning: Sequence[int]) -> tuple[int, ...]:
-        begun = self._tokenizer.decode(beginning)
-        joint = "" if not begun or begun.endswith("\n") else "\n\n"
-        return (*self._encode(joint + self._settings.refusal), self._end_id)
+    def _at_once(self, goal: str, messages: Messages, rng: random.Random) -> Example:
+        context = self._request(messages, rng)
+        return Example("recovery", context, (Ending(len(context), self._refusal(goal, ())),))
 
-    def _request(self, request: str, rng: random.Random) -> tuple[int, ...]:
-        messages = [{"role": "user", "content": request}]
+    def _turned(self, beginning: Beginning, others: Sequence[Answer], rng: random.Random) -> Messages:
+        begun = self._tokenizer.decode(beginning.token_ids[: rng.randint(5, 60)]).strip()
+        if begun and (not others or rng.random() < 0.7):
+            return with_beginning(beginning.goal, begun, rng)
+        other = rng.choice(others) if others else None
+        if other is None or not other.text.strip():
+            return user(beginning.goal)
+        return after_other_turn(beginning.goal, other.question.prompt, other.text)
+
+    def _refusal(self, goal: str, begun_ids: Sequence[int]) -> tuple[int, ...]:
+        begun = self._tokenizer.decode(begun_ids)
+        text = refusal_text(self._settings.stop if begun else self._settings.refusal, goal)
+        return (*self._encode(joint_after(begun) + text), self._end_id)
+
+    def _request(self, messages: Messages, rng: random.Random) -> tuple[int, ...]:
         around: Any = (
             rng.choice((*SYSTEM_PROMPTS, *TOOL_SETS))
             if self._settings.agents and rng.random() < _INSTRUCTED_SHARE

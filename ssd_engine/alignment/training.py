@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,8 +56,13 @@ def train_adapter(
     settings: AlignSettings,
     folder: Path,
     report: Reporter,
+    *,
+    start: str | None = None,
 ) -> tuple[Any, TrainingReport]:
     """Train an adapter, from the last whole checkpoint in `folder` if there is one.
+
+    Args:
+        start: folder of an adapter to go on from; None: a new one.
 
     Returns:
         The model with the adapter of the lowest validation loss (a `peft.PeftModel`), and how it went.
@@ -65,21 +71,38 @@ def train_adapter(
         InvalidDataError: the last checkpoint cannot be read.
         InvalidRequestError: there is not enough memory for a batch.
     """
-    from peft import LoraConfig, get_peft_model
-
     _require_memory(model, training, settings.batch_size)
     torch.manual_seed(settings.seed)
-    config = LoraConfig(
-        r=settings.lora_rank, lora_alpha=2 * settings.lora_rank, target_modules="all-linear", task_type="CAUSAL_LM"
-    )
     ordered = in_batches(training, settings.batch_size, settings.epochs, settings.seed)
-    adapted = get_peft_model(model, config)
+    adapted = _adapted(model, settings, start)
     checkpoint = last_whole_checkpoint(folder, report)
     arguments = _arguments(settings, folder, len(ordered), model.device.type, is_new=checkpoint is None)
     loss = _SummedLoss(settings.batch_size * sum(e.num_learned for e in ordered) / len(ordered))
     trainer = _trainer(adapted, arguments, validation, loss, _Reports(report), ordered, settings.patience)
     trainer.train(resume_from_checkpoint=checkpoint)
     return adapted, _report_of(trainer.state, loss.per_token(validation, settings.batch_size))
+
+
+def _adapted(model: PreTrainedModel, settings: AlignSettings, start: str | None) -> Any:
+    """The model with an adapter of which the wanted layers are trained."""
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    if start is None:
+        config = LoraConfig(
+            r=settings.lora_rank, lora_alpha=2 * settings.lora_rank, target_modules="all-linear", task_type="CAUSAL_LM"
+        )
+        adapted = get_peft_model(model, config)
+    else:
+        adapted = PeftModel.from_pretrained(model, start, is_trainable=True)
+        # Its own name for the base may be one of the hub, which peft would ask at each checkpoint.
+        adapted.peft_config["default"].base_model_name_or_path = model.name_or_path
+    num_layers = model.config.get_text_config().num_hidden_layers
+    first = num_layers - min(settings.trained_layers or num_layers, num_layers)
+    for name, parameter in adapted.named_parameters():
+        layer = re.search(r"\.(?:layers|h|blocks)\.(\d+)\.", name)
+        if layer is not None and int(layer[1]) < first:
+            parameter.requires_grad_(requires_grad=False)
+    return adapted
 
 
 def validate(
@@ -200,7 +223,7 @@ def _metrics(prediction: Any, examples: Sequence[Example]) -> dict[str, float]:
                 place += len(ending.token_ids)
                 if example.kind == "agreement":
                     matched, learned = matched + rights.sum(), learned + len(rights)
-                else:
+                elif len(rights) > 1:  # one that stands for its start alone is no whole refusal
                     recovered, recoveries = recovered + rights.all(), recoveries + 1
     return {"match_rate": float(matched / max(learned, 1)), "recovery_rate": float(recovered / max(recoveries, 1))}
 

@@ -42,6 +42,12 @@ def align(
     preset: engine_options.PresetOption = None,
     target: engine_options.TargetOption = None,
     draft: engine_options.DraftOption = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            help='Folder of an adapter to go on from; "preset" is the preset\'s own.', rich_help_panel="Models"
+        ),
+    ] = None,
     quantization: Annotated[
         engine_options.Quantization | None,
         typer.Option(
@@ -50,9 +56,12 @@ def align(
     ] = None,
     seed: Annotated[int, _setting("seed")] = _default("seed"),
     refusal: Annotated[str, _setting("refusal")] = _default("refusal"),
+    stop: Annotated[str, _setting("stop")] = _default("stop"),
     recoveries: Annotated[int, _setting("recoveries")] = _default("recoveries"),
+    starts: Annotated[int, _setting("starts")] = _default("starts"),
     disguises: Annotated[int, _setting("disguises")] = _default("disguises"),
     framed_share: Annotated[float, _setting("framed_share")] = _default("framed_share"),
+    turned_share: Annotated[float, _setting("turned_share")] = _default("turned_share"),
     agents: Annotated[bool, _setting("agents")] = _default("agents"),
     continued_tokens: Annotated[int, _setting("continued_tokens")] = _default("continued_tokens"),
     answer_tokens: Annotated[int, _setting("answer_tokens")] = _default("answer_tokens"),
@@ -61,8 +70,11 @@ def align(
     batch_size: Annotated[int, _setting("batch_size")] = _default("batch_size"),
     learning_rate: Annotated[float, _setting("learning_rate")] = _default("learning_rate"),
     lora_rank: Annotated[int, _setting("lora_rank")] = _default("lora_rank"),
+    trained_layers: Annotated[int | None, _setting("trained_layers")] = _default("trained_layers"),
     checkpoint_steps: Annotated[int, _setting("checkpoint_steps")] = _default("checkpoint_steps"),
     patience: Annotated[int, _setting("patience")] = _default("patience"),
+    probe_layer: Annotated[int | None, _setting("probe_layer")] = _default("probe_layer"),
+    false_alarm_rate: Annotated[float, _setting("false_alarm_rate")] = _default("false_alarm_rate"),
 ) -> None:
     """Train a safety adapter for the draft: deep refusals, and agreement with the target on all else."""
     given = locals()
@@ -74,7 +86,7 @@ def align(
     from ssd_engine.alignment.align import align as run
 
     sources = Sources(harmful=harmful or (), ordinary=ordinary or (), look_alikes=look_alikes or ())
-    pair = EngineOptions(preset=preset, target=target, draft=draft).pair_source(quantization)
+    pair = EngineOptions(preset=preset, target=target, draft=draft).pair_source(quantization, start)
     with WorkProgress() as report:
         done = run(pair, sources, output, settings, report, resume=resume, merged=merged)
     stdout.print(

@@ -111,17 +111,21 @@ class EngineOptions:
             compile=self.compile,
         )
 
-    def pair_source(self, quantization: Quantization | None) -> PairSource:
-        """The pair as an alignment takes it: its folders or ids, and what its models are called."""
+    def pair_source(self, quantization: Quantization | None, start: str | None) -> PairSource:
+        """The pair as an alignment takes it: its folders or ids, what its models are called, and the adapter to go on
+        from, which "preset" says is the preset's own."""
         from ssd_engine.alignment.align import PairSource
 
         pair = self.resolve()
+        if start == "preset" and pair.draft_adapter is None:
+            raise typer.BadParameter("--start preset: the pair comes with no adapter; give a folder, or leave it out")
         return PairSource(
             target=pair.target,
             draft=pair.draft,
             target_name=pair.target_name,
             draft_name=pair.draft_name,
             quantization=quantization,
+            draft_adapter=pair.draft_adapter if start == "preset" else start,
         )
 
     def evaluated_pair(self, quantization: Quantization | None) -> PairOptions:
