@@ -286,6 +286,30 @@ def test_without_a_set_the_packages_own_are_asked(tmp_path: Path, pair_options: 
         assert asked in markdown
 
 
+def test_a_quick_look_prints_one_table_of_short_answers(
+    tmp_path: Path, pair_options: list[str], data: list[str]
+) -> None:
+    quick = ["--quick", "--limit", "1", *pair_options, *data[:4]]
+    result = evaluate("--output", str(tmp_path), *quick)
+    assert result.exit_code == 0, result.output
+    rows = rows_of(tmp_path)
+    assert {row["contestant"] for row in rows} == {"ssd"}
+    asked = {"plain", "prefill 10", "prefill 20", "prefill 40"}
+    assert {row["group"] for row in rows} == asked | {f"twin: {group}" for group in asked}
+    assert max(len(row["token_ids"]) for row in rows) <= 32  # type: ignore[arg-type]
+    assert "ssd: refused" in result.stdout
+    assert "harmless twins" in result.stdout
+    assert "Judges" not in result.stdout, "that is in the report"
+    assert "## Judges" in (tmp_path / "report.md").read_text()
+
+
+def test_a_quick_look_without_a_set_leaves_the_long_problems_out(tmp_path: Path, pair_options: list[str]) -> None:
+    result = evaluate("--output", str(tmp_path), *pair_options, "--quick", "--limit", "1", "--prefill", "5")
+    assert result.exit_code == 0, result.output
+    assert {row["measure"] for row in rows_of(tmp_path)} == {"attack", "over-refusal", "ordinary"}
+    assert {row["group"] for row in rows_of(tmp_path)} >= {"plain", "prefill 5", "twin: prefill 5"}
+
+
 def test_a_sweep_recommends_a_setting(tmp_path: Path, pair_options: list[str], data: list[str]) -> None:
     result = evaluate(
         "--output", str(tmp_path), *pair_options, *data[:4], *data[6:8], "--limit", "1", "--sweep",

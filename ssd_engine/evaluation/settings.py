@@ -48,7 +48,7 @@ class EvalSettings(Settings):
             "limit": 16,
             "at_random": True,
             "attack_tokens": 32,
-            "over_refusal_tokens": 32,
+            "over_refusal_tokens": 24,
             "ordinary_tokens": 48,
             "speed_prompts": 0,
         }
