@@ -22,6 +22,7 @@ from vllm_cases import KEY, SSD, Server, free_port, serving
 
 from ssd_engine import GenerationParams, SSDConfig, SSDEngine
 from ssd_engine.errors import InvalidRequestError, JailbreakRiskError, ModelLoadError
+from ssd_engine.remote import RemoteEngine
 from ssd_integrations.langchain import ChatSSD
 from ssd_integrations.llama_index import SSDLLM
 
@@ -126,6 +127,7 @@ def test_health_readiness_and_figures_are_there(server: Server) -> None:
         "ssd_tokens_total{",
         "ssd_match_ratio_bucket{",
         "ssd_switches_total",
+        'ssd_alarms_total{signal="kl"}',
         'ssd_requests_total{risk="elevated"}',
     ):
         assert name in figures
@@ -225,6 +227,24 @@ def test_vllms_own_settings_of_a_request_hold(server: Server) -> None:
     assert len(set(penalised)) == len(penalised) > len(set(plain))
     several = server.ask(QUESTIONS[0], n=2, temperature=1.0, seed=3)
     assert [summary["decoding"] for summary in several.ssd] == ["ssd", "ssd"]
+
+
+def test_signals_reach_a_client_as_its_own_engine_tells_of_them(server: Server, embedded: SSDEngine) -> None:
+    config = SSDConfig(signals={"kl": 0.3, "hold": 2})
+    messages = [{"role": "user", "content": QUESTIONS[0]}]
+    params = GenerationParams(max_new_tokens=24, ssd=config)
+    right = embedded.generate(messages, params)
+    assert right.trace.alarms
+    with RemoteEngine(server.url, KEY) as engine:
+        result = engine.generate(messages, params)
+        with pytest.raises(InvalidRequestError, match=r"signals\.probe"):
+            engine.generate(messages, params.replaced(ssd=SSDConfig(signals={"probe": 0.5})))
+    assert result.token_ids == right.token_ids
+    assert result.trace.schemes == right.trace.schemes
+    assert result.trace.risk_scores == pytest.approx(right.trace.risk_scores, abs=2e-3)
+    assert [alarm.place for alarm in result.trace.alarms] == [alarm.place for alarm in right.trace.alarms]
+    answer = server.ask(QUESTIONS[0], extra_body={"ssd": config.model_dump(exclude_unset=True)})
+    assert answer.ssd["alarms"] == len(right.trace.alarms)
 
 
 def test_an_address_without_a_server_is_told() -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ssd_engine.backends.transformers.linear import (
@@ -29,6 +31,10 @@ _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 QUANTIZATIONS = ("int8",)
 NO_ADAPTER = "none"
 """In an adapter's place: the model as it is, even where it would get one by default."""
+_MARKED = 256
+"""Rows of the embeddings that a fingerprint is of."""
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
+"""What the names of the embeddings end in, in files of weights."""
 BASE_RECORD = "base.json"
 """In an adapter's folder: the name and `fingerprint` of the model that it was made for."""
 
@@ -161,7 +167,21 @@ def _merge_adapter(model: PreTrainedModel, adapter: str | Path) -> PreTrainedMod
 
 def fingerprint(model: PreTrainedModel) -> str:
     """A mark of a model's weights, which is the same in whatever type they were loaded: of its first embeddings."""
-    rows = model.get_input_embeddings().weight[:256].detach().to("cpu", torch.bfloat16)
+    return _mark(model.get_input_embeddings().weight[:_MARKED])
+
+
+def stored_fingerprint(folder: str | Path) -> str | None:
+    """The `fingerprint` of a model in a folder, from its file; None where its embeddings are not found there."""
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            name = next((name for name in file.keys() if name.endswith(_EMBEDDINGS)), None)  # noqa: SIM118
+            if name is not None:
+                return _mark(file.get_slice(name)[:_MARKED])
+    return None
+
+
+def _mark(embeddings: Tensor) -> str:
+    rows = embeddings.detach().to("cpu", torch.bfloat16)
     return hashlib.sha256(rows.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
 
 

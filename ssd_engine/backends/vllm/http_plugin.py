@@ -24,11 +24,11 @@ from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request, with_cancellation
 from vllm.exceptions import VLLMValidationError
 
-from ssd_engine.backends.transformers.loader import load_signals, load_tokenizer
+from ssd_engine.backends.transformers.loader import load_tokenizer
 from ssd_engine.backends.vllm.chat_request import ChatRequest
 from ssd_engine.backends.vllm.decoder import lark
 from ssd_engine.backends.vllm.pair import generation_config
-from ssd_engine.backends.vllm.requests import EXTRA_ARG, requested_config
+from ssd_engine.backends.vllm.requests import EXTRA_ARG, configured_signals, requested_config
 from ssd_engine.backends.vllm.tap import DONE, Tap
 from ssd_engine.config import GenerationParams, SSDConfig
 from ssd_engine.errors import ContextLengthError, InvalidRequestError
@@ -228,7 +228,7 @@ def _intake(vllm_config: Any) -> Intake:
     tokenizer = load_tokenizer(model.tokenizer)
     configs = model.hf_config, vllm_config.speculative_config.draft_model_config.hf_config
     facts = ModelFacts.of(configs[0], tokenizer), ModelFacts.of(configs[1], tokenizer)
-    signals = load_signals(vllm_config.speculative_config.draft_model_config.model, None)
+    signals = configured_signals(vllm_config)
     return Intake(*facts, end_of_sequence_ids(generation_config(model.model), tokenizer), signals)
 
 

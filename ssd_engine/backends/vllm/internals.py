@@ -21,10 +21,16 @@ from vllm.logger import init_logger
 from vllm.platforms import current_platform
 from vllm.v1.outputs import LogprobsTensors, SamplerOutput
 
-from ssd_engine.backends.transformers.loader import load_signals
 from ssd_engine.backends.vllm.given import GivenPlaces, given_places, listen
 from ssd_engine.backends.vllm.proposer import Drafting, KeepingProposer, Kept
-from ssd_engine.backends.vllm.requests import EXTRA_ARG, GIVEN_ARG, RequestSettings, RequestTable, requested_config
+from ssd_engine.backends.vllm.requests import (
+    EXTRA_ARG,
+    GIVEN_ARG,
+    RequestSettings,
+    RequestTable,
+    configured_signals,
+    requested_config,
+)
 from ssd_engine.backends.vllm.round import Decision, StepLogits, decide
 from ssd_engine.config import SIGNALS, SSDConfig
 from ssd_engine.errors import InvalidRequestError
@@ -66,7 +72,7 @@ class SSDModelRunner(_ModelRunner):
         super().__init__(vllm_config, device)
         # Takes the place of the one that GMR.__init__ has just made; its model is loaded later.
         self.drafter: KeepingProposer = KeepingProposer(vllm_config, device, runner=self)
-        self._signals = load_signals(vllm_config.speculative_config.draft_model_config.model, None)
+        self._signals = configured_signals(vllm_config)
         self.drafter.probe = self._signals.probe
         self._table = RequestTable(device, self._signals.refusal_ids)
         self._unmasked: Tensor | None = None

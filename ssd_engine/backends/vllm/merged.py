@@ -1,4 +1,4 @@
-"""A draft with its adapter merged into it, in a folder: vLLM takes no adapter for a draft."""
+"""A draft in a folder as vLLM takes it: with its adapter merged into it, and no tensors but the model's."""
 
 from __future__ import annotations
 
@@ -6,14 +6,7 @@ import hashlib
 import shutil
 from pathlib import Path
 
-from ssd_engine.backends.transformers.loader import (
-    NO_ADAPTER,
-    LoadOptions,
-    load_signals,
-    load_tokenizer,
-    load_unprepared,
-    require_signals,
-)
+from ssd_engine.backends.transformers.loader import NO_ADAPTER, LoadOptions, load_tokenizer, load_unprepared
 from ssd_engine.draft_signals import FILE as SIGNALS_FILE
 from ssd_engine.errors import ModelLoadError
 from ssd_engine.models.cache import cache_folder, locked
@@ -21,23 +14,36 @@ from ssd_engine.models.progress import tqdm_stage
 
 
 def merged_draft(draft: str | Path, adapter: str | Path | None) -> str:
-    """The draft as vLLM loads it: with an adapter, a folder in the cache, made on first use.
+    """The draft as vLLM loads it: with an adapter, or where signals lie beside its weights, a folder in the cache.
 
     Raises:
         ModelLoadError: the adapter is no folder, or does not fit the draft.
     """
     if adapter is None or adapter == NO_ADAPTER:
-        return str(draft)
+        return _without_signals(Path(draft)) if (Path(draft) / SIGNALS_FILE).is_file() else str(draft)
     folder = cache_folder() / "merged" / _mark(draft, Path(adapter))
     with locked(folder, f"{Path(draft).name} with its adapter", tqdm_stage):
         if not folder.exists():
             unfinished = folder.with_suffix(".unfinished")
             shutil.rmtree(unfinished, ignore_errors=True)
-            model, signals = load_unprepared(draft, LoadOptions(device="cpu"), adapter), load_signals(draft, adapter)
-            require_signals(model, signals, model.config.get_text_config().vocab_size)
-            model.save_pretrained(unfinished)
-            signals.save(unfinished)
+            load_unprepared(draft, LoadOptions(device="cpu"), adapter).save_pretrained(unfinished)
             load_tokenizer(draft).save_pretrained(unfinished)
+            unfinished.rename(folder)
+    return str(folder)
+
+
+def _without_signals(draft: Path) -> str:
+    """A folder with links to a draft's other files: vLLM takes every safetensors file for a part of the model."""
+    files = sorted(path.resolve() for path in draft.iterdir() if path.name != SIGNALS_FILE)
+    mark = hashlib.sha256("\n".join(map(str, files)).encode()).hexdigest()[:12]
+    folder = cache_folder() / "merged" / f"{draft.name}-{mark}"
+    with locked(folder, f"{draft.name} without its signals", tqdm_stage):
+        if not folder.exists():
+            unfinished = folder.with_suffix(".unfinished")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir()
+            for path in files:
+                (unfinished / path.name).symlink_to(path)
             unfinished.rename(folder)
     return str(folder)
 
@@ -51,8 +57,6 @@ def _mark(draft: str | Path, adapter: Path) -> str:
             "ssd align --merged"
         )
     digest = hashlib.sha256(weights.read_bytes())
-    signals = adapter / SIGNALS_FILE
-    digest.update(signals.read_bytes() if signals.is_file() else b"")
     digest.update(str(draft).encode())
     for path in sorted(Path(draft).glob("*.safetensors")):
         digest.update(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}".encode())

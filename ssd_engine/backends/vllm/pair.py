@@ -9,12 +9,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
-from ssd_engine.backends.transformers.loader import load_signals, load_tokenizer, require_same_tokens
+from ssd_engine.backends.transformers.loader import (
+    NO_ADAPTER,
+    load_signals,
+    load_tokenizer,
+    require_same_tokens,
+    stored_fingerprint,
+)
 from ssd_engine.backends.transformers.memory import plan_positions, require_room
 from ssd_engine.backends.vllm.compat import require_vllm
 from ssd_engine.backends.vllm.merged import merged_draft
 from ssd_engine.backends.vllm.options import VllmOptions
+from ssd_engine.backends.vllm.requests import SIGNALS_ARG
 from ssd_engine.config import SSDConfig
+from ssd_engine.draft_signals import FILE as SIGNALS_FILE
 from ssd_engine.draft_signals import DraftSignals
 from ssd_engine.errors import InvalidRequestError, ModelLoadError, VocabularyMismatchError
 from ssd_engine.intake import Intake, ModelFacts, end_of_sequence_ids
@@ -68,6 +76,8 @@ class VllmPair:
         if config.num_draft_tokens == "auto":
             raise InvalidRequestError("num_draft_tokens='auto': vLLM drafts a fixed number of tokens; give one")
         tokenizer = load_tokenizer(target)
+        beside = Path(draft if draft_adapter in (None, NO_ADAPTER) else draft_adapter)
+        signals = load_signals(draft, draft_adapter)
         draft = merged_draft(draft, draft_adapter)
         configs = _config(target), _config(draft)
         facts = ModelFacts.of(configs[0], tokenizer), ModelFacts.of(configs[1], tokenizer)
@@ -80,7 +90,8 @@ class VllmPair:
         ends = end_of_sequence_ids(generation_config(target), tokenizer)
         # vLLM refuses an end that the model cannot write.
         size = facts[0].vocabulary_size
-        intake = Intake(*facts, frozenset(i for i in ends if i < size), _signals(draft, configs[1], size))
+        _require_fit(signals, configs[1], size, stored_fingerprint(draft))
+        intake = Intake(*facts, frozenset(i for i in ends if i < size), signals)
         intake.require_signals(config)
         arguments = {
             "model": str(target),
@@ -103,7 +114,11 @@ class VllmPair:
                 "draft_tensor_parallel_size": options.tensor_parallel_size,
             },
         }
-        if taken := sorted(arguments.keys() & options.engine_args.keys()):
+        engine_args = dict(options.engine_args)
+        additional = engine_args.pop("additional_config", {})
+        has_signals = (beside / SIGNALS_FILE).is_file()
+        arguments["additional_config"] = {**additional, **({SIGNALS_ARG: str(beside)} if has_signals else {})}
+        if taken := sorted(arguments.keys() & engine_args.keys()):
             raise InvalidRequestError(
                 f"engine_args={taken}: set by this backend; use its own options, or leave them out"
             )
@@ -113,7 +128,7 @@ class VllmPair:
             tokenizer=tokenizer,
             intake=intake,
             config=config,
-            engine_args={**arguments, **options.engine_args},
+            engine_args={**arguments, **engine_args},
         )
 
     def make_decoder(self) -> VllmDecoder:
@@ -131,17 +146,17 @@ def _config(source: str | Path) -> PreTrainedConfig:
     return config
 
 
-def _signals(draft: str, config: PreTrainedConfig, vocabulary_size: int) -> DraftSignals:
-    """What lies in the draft's folder to read signals with; its weights have not been read, and so not compared."""
-    signals = load_signals(draft, None)
+def _require_fit(
+    signals: DraftSignals, config: PreTrainedConfig, vocabulary_size: int, fingerprint: str | None
+) -> None:
+    """Raise `ModelLoadError` where signals were not made for a draft of that kind."""
     text = config.get_text_config()
     signals.require_fit(
         hidden_size=text.hidden_size,
         num_layers=text.num_hidden_layers,
         vocabulary_size=vocabulary_size,
-        fingerprint=None,
+        fingerprint=fingerprint,
     )
-    return signals
 
 
 def generation_config(source: str | Path) -> GenerationConfig | None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ssd_engine.backends.vllm.uniforms import seed_of
 from ssd_engine.config import SIGNALS, Signal, SSDConfig
+from ssd_engine.draft_signals import DraftSignals
 from ssd_engine.errors import InvalidRequestError
 from ssd_engine.scheme_batch import SchemeBatch
 from ssd_engine.signal_batch import SignalBatch
@@ -19,8 +20,16 @@ EXTRA_ARG = "ssd"
 """The key of `SamplingParams.extra_args` under which a request asks for SSD."""
 
 
+SIGNALS_ARG = "ssd_signals"
+"""The key of vLLM's `additional_config` for the folder of what signals are read from the draft with."""
 GIVEN_ARG = "ssd_given"
 """The key under which it says how many tokens at its prompt's end are a given beginning of the answer."""
+
+
+def configured_signals(vllm_config: Any) -> DraftSignals:
+    """What signals are read from the draft with, as vLLM was told at its start."""
+    folder = vllm_config.additional_config.get(SIGNALS_ARG)
+    return DraftSignals() if folder is None else DraftSignals.load(folder)
 
 
 def requested_config(block: Any, num_draft_tokens: int) -> SSDConfig | None:

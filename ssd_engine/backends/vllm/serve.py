@@ -85,6 +85,7 @@ def _arguments(pair: VllmPair, options: ServerOptions) -> Any:
         "uvicorn_log_level": "warning",
         "disable_fastapi_docs": True,
         "additional_config": {
+            **engine["additional_config"],
             EXTRA_ARG: settings,
             "ssd_most_requests": engine["max_num_seqs"] + options.max_waiting,
         },
