@@ -15,13 +15,14 @@ import pytest
 import torch
 from conftest import make_model, make_relative
 from families import CAUSAL, VOCAB, WINDOWED, build
+from peft import LoraConfig, get_peft_model
 from reference import next_logits
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from ssd_engine import GenerationParams, GenerationResult, Grammar, SafetyTrace, Scheme, SSDConfig, SSDEngine
-from ssd_engine.backends.transformers.loader import fingerprint
+from ssd_engine.backends.transformers.loader import fingerprint, stored_fingerprint
 from ssd_engine.backends.transformers.runner import ModelRunner
 from ssd_engine.config import SIGNALS, Signal, SignalConfig
 from ssd_engine.draft_signals import DraftSignals, Probe
@@ -350,6 +351,32 @@ def test_signals_lie_beside_a_draft_and_are_loaded_with_it(
     assert scores_of(result) == pytest.approx(scores_of(expected), abs=1e-4)
 
 
+def test_signals_lie_beside_an_adapter(
+    pair: tuple[PreTrainedModel, PreTrainedModel],
+    tokenizer: PreTrainedTokenizerFast,
+    signals: DraftSignals,
+    tmp_path: Path,
+) -> None:
+    """They hold with the adapter that they lie beside; without it, or with an older one, there are none."""
+    for name, model in zip(("target", "draft"), pair, strict=True):
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    adapted = get_peft_model(copy.deepcopy(pair[1]), LoraConfig(r=2, target_modules=["q_proj"]))
+    for name in ("adapter", "older"):
+        adapted.save_pretrained(tmp_path / name)
+    signals.save(tmp_path / "adapter")
+    folders = tmp_path / "target", tmp_path / "draft"
+    params = GenerationParams(max_new_tokens=4, ssd=config())
+    with SSDEngine.from_pretrained(*folders, tmp_path / "adapter") as engine:
+        assert len(engine.generate(QUESTION, params).trace.risk_scores) == 4
+    for adapter in (tmp_path / "older", None, "none"):
+        with (
+            SSDEngine.from_pretrained(*folders, adapter) as engine,
+            pytest.raises(InvalidRequestError, match="signals"),
+        ):
+            engine.generate(QUESTION, params)
+
+
 def test_what_is_saved_is_loaded(signals: DraftSignals, tmp_path: Path) -> None:
     signals.save(tmp_path)
     loaded = DraftSignals.load(tmp_path)
@@ -419,6 +446,14 @@ def test_damaged_signals_are_told_of(
     save_file(load_file(path), path, metadata={**metadata, **about})
     with pytest.raises(ModelLoadError, match=message):
         DraftSignals.load(tmp_path)
+
+
+def test_the_fingerprint_of_a_stored_draft_is_the_loaded_ones(
+    pair: tuple[PreTrainedModel, PreTrainedModel], tmp_path: Path
+) -> None:
+    pair[1].save_pretrained(tmp_path)
+    assert stored_fingerprint(tmp_path) == fingerprint(pair[1]) != fingerprint(pair[0])
+    assert stored_fingerprint(tmp_path / "nowhere") is None
 
 
 def test_a_file_that_is_none_is_told_of(tmp_path: Path) -> None:
