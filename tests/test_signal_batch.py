@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ssd_engine.backends.vllm.given import given_places, listen
+from ssd_engine.backends.vllm.requests import RequestSettings, RequestTable
 from ssd_engine.config import SIGNALS, GenerationParams, SignalConfig, SSDConfig
 from ssd_engine.predictions import Predictions
 from ssd_engine.scheme import Scheme
@@ -98,3 +101,43 @@ def test_a_batch_of_rounds_chooses_what_each_sequence_would_alone(settings: list
             assert verdicts.is_union[row].tolist()[:num] == [choice.scheme is Scheme.UNION for choice in choices]
             raised = [bool(choice.look and choice.look.raised) for choice in choices]
             assert verdicts.has_alarm[row].tolist()[:num] == raised
+
+
+@given(st.integers(1, 9), st.integers(0, 12), st.integers(0, 2**32))
+def test_a_beginning_that_is_read_in_parts_is_heard_once_and_in_order(part: int, num_given: int, seed: int) -> None:
+    """A prompt of 12 tokens in steps of a few, beside a request of another kind that the step reads before it."""
+    prompt, hold = 12, 4
+    probe = torch.rand(prompt, generator=torch.Generator().manual_seed(seed))
+    config = SSDConfig(signals={"probe": 0.7, "hold": hold})
+    table = RequestTable(CPU, REFUSAL_IDS.tolist())
+    settings = {"config": config, "seed": None, "temperature": 0.0, "top_k": None, "top_p": 1.0}
+    other = table.enter("other", RequestSettings(**settings))
+    slot = table.enter("heard", RequestSettings(**settings, num_given=num_given))
+    heard_after: list[int] = []
+    for computed in range(0, prompt, part):
+        length = min(part, prompt - computed)
+
+        def heard(at: torch.Tensor, computed: int = computed) -> tuple[torch.Tensor, torch.Tensor]:
+            positions = at - 3 + computed  # the other request's tokens come first
+            heard_after.extend(positions.tolist())
+            return torch.zeros(len(at), VOCAB), probe[positions]
+
+        places = given_places(
+            [other, slot, None],
+            starts=np.array([0, 3, 3 + length, 4 + length], dtype=np.int32),
+            computed=np.array([20, computed, 0], dtype=np.int32),
+            prompt_lengths=np.array([8, prompt, 9], dtype=np.int32),
+            num_tokens=np.array([20, prompt, 9], dtype=np.int32),
+            table=table,
+        )
+        listen(places, heard, table)
+    expected = list(range(max(prompt - 1 - num_given, 0), prompt - 1)) if num_given else []
+    assert heard_after == expected
+    control = SignalControl(SignalConfig(probe=0.7, hold=hold))
+    for position in expected:
+        control.look({"probe": probe[position].item()})
+        control.leave(None)
+    slots = torch.tensor([slot, other])
+    assert table.signals(slots).asks_for_union.tolist() == [control.asks_for_union, False]
+    highest = max((probe[position].item() for position in expected), default=-1.0)
+    assert table.beginnings(slots)[:, SIGNALS.index("probe")].tolist() == [highest, -1.0]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,10 +72,13 @@ class RequestSettings:
     """Tokens at the prompt's end that are a given beginning of the answer."""
 
     @property
+    def used_signals(self) -> Collection[Signal]:
+        return () if self.config.signals is None else self.config.signals.thresholds.keys()
+
+    @property
     def num_heard(self) -> int:
-        """Those whose risk signals are to tell; there is no KL."""
-        signals = self.config.signals
-        return self.num_given if signals is not None and signals.thresholds.keys() - {"kl"} else 0
+        """Of those that are given: whose risk signals are to tell; there is no KL."""
+        return self.num_given if set(self.used_signals) - {"kl"} else 0
 
     @property
     def is_sampled(self) -> bool:
@@ -97,6 +101,8 @@ class RequestTable:
         self._refusal_ids = torch.tensor(refusal_ids, dtype=torch.int64, device=device)
         self._slots: dict[str, int] = {}
         self._settings: dict[str, RequestSettings] = {}
+        self._uses: Counter[Signal] = Counter()
+        """How many requests use each signal."""
         self._free: list[int] = []
         self._schemes = SchemeBatch.of([], device).rows
         self._signals = SignalBatch.rows_of([], device)
@@ -118,6 +124,7 @@ class RequestTable:
             self._grow()
         slot = self._slots[request_id] = self._free.pop()
         self._settings[request_id] = settings
+        self._uses.update(settings.used_signals)
         self._schemes[slot] = SchemeBatch.of([settings.config], self._device).rows[0]
         self._signals[slot] = SignalBatch.rows_of([settings.config.signals], self._device)[0]
         self._beginnings[slot] = -1.0
@@ -132,7 +139,7 @@ class RequestTable:
         """Forget a request, if it is known."""
         slot = self._slots.pop(request_id, None)
         if slot is not None:
-            del self._settings[request_id]
+            self._uses.subtract(self._settings.pop(request_id).used_signals)
             self._free.append(slot)
 
     def schemes(self, slots: Tensor) -> SchemeBatch:
@@ -162,10 +169,7 @@ class RequestTable:
 
     def uses(self, signal: Signal) -> bool:
         """Whether some known request uses a signal."""
-        return any(
-            settings.config.signals is not None and signal in settings.config.signals.thresholds
-            for settings in self._settings.values()
-        )
+        return self._uses[signal] > 0
 
     @property
     def refusal_ids(self) -> Tensor:
