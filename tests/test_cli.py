@@ -212,6 +212,27 @@ def test_run_drafts_as_many_tokens_a_round_as_are_configured(
     assert least <= trace["tokens_per_round"] <= most
 
 
+def test_run_takes_signals_and_tells_their_alarms(pair: list[str]) -> None:
+    trace = answer("hello", *pair, "--max-tokens", "8", "--signal", "kl=0", "--signal", "hold=2")["trace"]
+    assert trace["alarms"] >= 1
+    assert trace["union_share"] == 1
+    assert "alarms" not in answer("hello", *pair, "--max-tokens", "8", "--signal", "none")["trace"]
+
+
+@pytest.mark.parametrize(
+    ("signal", "code", "message"),
+    [
+        ("probe=2", 2, "--signal probe=2: SignalConfig: probe='2'"),
+        ("worry=1", 2, "worry='1': Extra inputs are not permitted"),
+        ("refusal_mass=0.5", 1, "signals.refusal_mass: the draft has no signals.safetensors that gives it"),
+    ],
+)
+def test_a_signal_that_cannot_be_used_is_named(pair: list[str], signal: str, code: int, message: str) -> None:
+    result = ssd("run", "hello", *pair, "--signal", signal)
+    assert result.exit_code == code
+    assert message in " ".join(result.stderr.replace("│", " ").split())
+
+
 @pytest.mark.parametrize(("drafts", "least", "most"), [(None, 1.5, 3), (1, 1, 1), (2, 1.3, 2)])
 def test_chat_drafts_as_many_tokens_a_round_as_are_configured(
     pair: list[str], drafts: int | None, least: float, most: float

@@ -22,14 +22,14 @@ from ssd_engine.alignment.styles import STYLES
 from ssd_engine.errors import InvalidDataError, InvalidRequestError, ModelLoadError
 from ssd_engine.journal import Journal
 from ssd_engine.made_of import claim, digest
-from ssd_engine.prompt_sets import read_prompt_set
+from ssd_engine.prompt_sets import GOAL, PROMPT, read_prompt_set
 from ssd_engine.work import AT_ONCE, Reporter
 
 if TYPE_CHECKING:
     from ssd_engine.alignment.training import Validation
 
-_HARMFUL_FIELDS = {"goal": ("goal", "prompt", "Behavior", "behavior")}
-_ORDINARY_FIELDS = {"prompt": ("prompt", "question", "instruction")}
+_HARMFUL_FIELDS = {"goal": GOAL}
+_ORDINARY_FIELDS = {"prompt": PROMPT}
 
 
 @dataclass(frozen=True, kw_only=True)

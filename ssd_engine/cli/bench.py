@@ -28,6 +28,7 @@ def bench(
     draft: engine_options.DraftOption = None,
     draft_adapter: engine_options.DraftAdapterOption = None,
     num_draft_tokens: engine_options.NumDraftTokensOption = None,
+    signal: engine_options.SignalOption = None,
     compile: engine_options.CompileOption = False,
     max_tokens: Annotated[int, typer.Option(min=2, help="Tokens in each answer.")] = 96,
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first prompts; for a quick look.")] = None,
@@ -51,6 +52,7 @@ def bench(
         draft=draft,
         draft_adapter=draft_adapter,
         num_draft_tokens=num_draft_tokens,
+        signals=signal,
         compile=compile,
     )
     pair = replace(options.resolve(), vllm_dtype=vllm_dtype)

@@ -47,6 +47,7 @@ def chat(
     draft_quantization: engine_options.DraftQuantizationOption = None,
     draft_system_prompt: engine_options.DraftSystemPromptOption = None,
     num_draft_tokens: engine_options.NumDraftTokensOption = None,
+    signal: engine_options.SignalOption = None,
     compile: engine_options.CompileOption = False,
 ) -> None:
     """Talk to a pair. Tokens chosen under Union are coloured, mismatches underlined; /help lists the commands."""
@@ -59,6 +60,7 @@ def chat(
         draft_quantization=draft_quantization,
         draft_system_prompt=draft_system_prompt,
         num_draft_tokens=num_draft_tokens,
+        signals=signal,
         compile=compile,
     )
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -9,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ssd_engine.cli.console import Stages, stderr
-from ssd_engine.config import SSDConfig
+from ssd_engine.config import SignalConfig, SSDConfig
+from ssd_engine.errors import InvalidRequestError
 from ssd_engine.models.presets import DEFAULT_PRESET, PRESETS, default_preset, get_preset, model_id
 
 if TYPE_CHECKING:
@@ -42,6 +44,16 @@ CompileOption = Annotated[
 NumDraftTokensOption = Annotated[
     int | None, typer.Option(min=1, max=64, help="Tokens drafted in a round.  [default: the preset's]", **_PANEL)
 ]
+SignalOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--signal",
+        metavar="NAME=THRESHOLD",
+        help="What else calls for Union: refusal_mass=, probe= or kl= a number from 0 to 1, hold= tokens; repeatable. "
+        "'none' for none.  [default: the preset's]",
+        **_PANEL,
+    ),
+]
 DraftSystemPromptOption = Annotated[str | None, typer.Option(help="System prompt for the draft alone.", **_PANEL)]
 
 
@@ -57,6 +69,8 @@ class EngineOptions:
     draft_quantization: Quantization | None = None
     draft_system_prompt: str | None = None
     num_draft_tokens: int | None = None
+    signals: Sequence[str] | None = None
+    """`name=threshold` of each, or "none"."""
     compile: bool = False
 
     def __post_init__(self) -> None:
@@ -152,7 +166,20 @@ class EngineOptions:
 
     def _config(self, base: SSDConfig) -> SSDConfig:
         given = {"draft_system_prompt": self.draft_system_prompt, "num_draft_tokens": self.num_draft_tokens}
-        return base.replaced(**{name: value for name, value in given.items() if value is not None})
+        changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        if self.signals:
+            changes["signals"] = _signals(self.signals)
+        return base.replaced(**changes)
+
+
+def _signals(given: Sequence[str]) -> SignalConfig | None:
+    if list(given) == ["none"]:
+        return None
+    parts = dict(part.partition("=")[::2] for part in given)
+    try:
+        return SignalConfig(**parts)
+    except InvalidRequestError as error:
+        raise typer.BadParameter(f"--signal {' --signal '.join(given)}: {error}") from error
 
 
 def _silence_transformers() -> None:

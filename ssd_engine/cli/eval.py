@@ -65,6 +65,7 @@ def evaluate(
     draft: engine_options.DraftOption = None,
     draft_adapter: engine_options.DraftAdapterOption = None,
     num_draft_tokens: engine_options.NumDraftTokensOption = None,
+    signal: engine_options.SignalOption = None,
     quantization: Annotated[
         engine_options.Quantization | None, typer.Option(help="Of both models.", rich_help_panel="Models")
     ] = None,
@@ -101,7 +102,12 @@ def evaluate(
     if quick and not any(vars(sources).values()):
         sources = replace(EvalSources.own(), utility=())  # problems take hundreds of tokens each
     options = EngineOptions(
-        preset=preset, target=target, draft=draft, draft_adapter=draft_adapter, num_draft_tokens=num_draft_tokens
+        preset=preset,
+        target=target,
+        draft=draft,
+        draft_adapter=draft_adapter,
+        num_draft_tokens=num_draft_tokens,
+        signals=signal,
     )
     pair = options.evaluated_pair(quantization)
     read = None if labels is None else read_labels(labels)

@@ -38,6 +38,7 @@ def run(
     draft_quantization: engine_options.DraftQuantizationOption = None,
     draft_system_prompt: engine_options.DraftSystemPromptOption = None,
     num_draft_tokens: engine_options.NumDraftTokensOption = None,
+    signal: engine_options.SignalOption = None,
     compile: engine_options.CompileOption = False,
 ) -> None:
     """Answer one prompt, with a summary of its safety trace on stderr."""
@@ -50,6 +51,7 @@ def run(
         draft_quantization=draft_quantization,
         draft_system_prompt=draft_system_prompt,
         num_draft_tokens=num_draft_tokens,
+        signals=signal,
         compile=compile,
     )
     try:

@@ -14,6 +14,7 @@ from ssd_engine.cli.engine_options import (
     EngineOptions,
     NumDraftTokensOption,
     PresetOption,
+    SignalOption,
     TargetOption,
 )
 from ssd_engine.models.presets import default_preset
@@ -30,6 +31,7 @@ def serve(
     draft: DraftOption = None,
     draft_adapter: DraftAdapterOption = None,
     num_draft_tokens: NumDraftTokensOption = None,
+    signal: SignalOption = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on; others than this machine's need a key.", **_SERVER)
     ] = "127.0.0.1",
@@ -62,7 +64,12 @@ def serve(
     from ssd_engine.backends.vllm.serve import serve as run
 
     source = EngineOptions(
-        preset=preset, target=target, draft=draft, draft_adapter=draft_adapter, num_draft_tokens=num_draft_tokens
+        preset=preset,
+        target=target,
+        draft=draft,
+        draft_adapter=draft_adapter,
+        num_draft_tokens=num_draft_tokens,
+        signals=signal,
     ).resolve()
     settings = VllmOptions(
         tensor_parallel_size=tensor_parallel_size,
