@@ -104,8 +104,12 @@ class SSDModelRunner(_ModelRunner):
     def sample_tokens(self, grammar_output: Any) -> Any:
         """GMR: unpacks execute_model_state, applies the grammars' masks to the logits, calls _sample, then drafts."""
         self._step = self.execute_model_state
-        is_wanted = grammar_output is not None and self._step is not None and self._table.uses("kl")
-        self._unmasked = self._step.logits.clone() if is_wanted else None
+        self._unmasked = None
+        if grammar_output is not None and self._step is not None:
+            for request_id in self.input_batch.req_ids:
+                self._slot(request_id)  # also those that are new in this step
+            if self._table.uses("kl"):
+                self._unmasked = self._step.logits.clone()
         return super().sample_tokens(grammar_output)
 
     def _sample(self, logits: Tensor, spec_decode_metadata: Any) -> SamplerOutput:
