@@ -2,7 +2,8 @@
 
     python benchmarks/signals.py [PROMPTS]
 
-For every prompt the ways take turns. Thresholds are 1, so that no signal changes an answer; probe and refusal tokens
+For every prompt the ways take turns. Beside a whole round's time, of which passes are most and vary, stands the rule's
+own (the timings' `selection`), in which all that signals cost is but the probe's product. Thresholds are 1, so that no signal changes an answer; probe and refusal tokens
 are any, which costs the same as those of a real adapter.
 """
 
@@ -48,24 +49,29 @@ def main(count: int) -> None:
     """Measure and print."""
     logging.disable_progress_bar()
     ratios: dict[str, list[float]] = {name: [] for name in WAYS}
+    added: dict[str, list[float]] = {name: [] for name in WAYS}
     rounds: list[float] = []
     quantization = {"target_quantization": "int8", "draft_quantization": "int8"}
     with SSDEngine.from_preset(signals=any_signals(), **quantization) as engine:
         engine.generate("Hello", GenerationParams(max_new_tokens=8))
         for turn, prompt in enumerate(PROMPTS[:count]):
             seconds: dict[str, float] = {}
+            selection: dict[str, float] = {}
             names = list(WAYS)
             for name in names[turn % len(names) :] + names[: turn % len(names)]:
                 params = GenerationParams(max_new_tokens=48, ssd=SSDConfig(signals=WAYS[name]))
                 result = engine.generate([{"role": "user", "content": prompt}], params)
                 spent = result.timings.total - result.timings.first_token
                 seconds[name] = spent / (result.trace.rounds - 1)
+                selection[name] = result.timings.selection / result.trace.rounds
             rounds.append(seconds["none"])
             for name, own in seconds.items():
                 ratios[name].append(own / seconds["none"])
+                added[name].append((selection[name] - selection["none"]) / seconds["none"])
     print(f"a round without signals: {1000 * median(rounds):.1f} ms")
     for name, values in ratios.items():
-        print(f"{name:>12}: {median(values):.3f} of it (from {min(values):.3f} to {max(values):.3f})")
+        span = f"from {min(values):.3f} to {max(values):.3f}"
+        print(f"{name:>12}: {median(values):.3f} of it ({span}); the rule's own time {median(added[name]):+.2%} of it")
 
 
 if __name__ == "__main__":
