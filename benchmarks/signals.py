@@ -3,8 +3,8 @@
     python benchmarks/signals.py [PROMPTS]
 
 For every prompt the ways take turns. Beside a whole round's time, of which passes are most and vary, stands the rule's
-own (the timings' `selection`), in which all that signals cost is but the probe's product. Thresholds are 1, so that no signal changes an answer; probe and refusal tokens
-are any, which costs the same as those of a real adapter.
+own (`Timings.selection`), which has all that signals cost but the probe's product. Thresholds are 1, so that no signal
+changes an answer; probe and refusal tokens are any, which costs the same as those of a real adapter.
 """
 
 from __future__ import annotations
