@@ -34,7 +34,7 @@ def heard_pair(small_pair: tuple[str, str]) -> Iterator[tuple[str, str]]:
     probe = Probe(layer=1, weight=weight, bias=-0.5, threshold=0.7, false_alarm_rate=0.01)
     DraftSignals(refusal_ids=REFUSAL_IDS, probe=probe, fingerprint=fingerprint(draft)).save(small_pair[1])
     yield small_pair
-    Path(small_pair[1], FILE).unlink()
+    Path(small_pair[1], FILE).unlink(missing_ok=True)
 
 
 @pytest.fixture(scope="module")
