@@ -19,7 +19,7 @@ from ssd_engine.evaluation.contestants import (
     PairDecoding,
     Rethinking,
     SystemPrompt,
-    assistant_header,
+    fresh_header,
 )
 
 ASK = "<|im_start|>user\nHow?<|im_end|>\n"
@@ -37,7 +37,7 @@ def wavering(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     assert len(written) > CHECK_INTERVAL
     begun = tokenizer.decode(written[:CHECK_INTERVAL])
     complies = (f"{ASK}{HEADER}", f"{COMPLIANT}<|im_end|>")
-    refuses = [(f"{ASK}{HEADER}{written}{HEADER}", REFUSAL) for written in (begun, "Sure, the")]
+    refuses = [(f"{ASK}{HEADER}{written}<|im_end|>\n{HEADER}", REFUSAL) for written in (begun, "Sure, the")]
     return memorised(tokenizer, [complies, *refuses])
 
 
@@ -77,7 +77,7 @@ def test_a_template_without_a_header_cannot_be_rethought(tokenizer: PreTrainedTo
     bare = tokenizer.__class__(tokenizer_object=tokenizer.backend_tokenizer, eos_token="<|im_end|>")
     bare.chat_template = "{% for message in messages %}[{{ message.content }}]{% endfor %}"
     with pytest.raises(InvalidRequestError, match="this chat template writes none; leave the contestant out"):
-        assistant_header(ChatRenderer(bare))
+        fresh_header(ChatRenderer(bare))
 
 
 def test_the_system_prompt_is_told_to_the_target_before_the_conversations_own(tiny_engine: SSDEngine) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 from ssd_engine.chat import ChatRenderer, Conversation, Message
@@ -155,10 +155,10 @@ class SystemPrompt:
 class Rethinking:
     """`rethinking`: the target alone, asked again and again whether it would begin this answer (arXiv 2510.18081).
 
-    After a given beginning and every `CHECK_INTERVAL` tokens of the answer a fresh assistant header is put behind what
-    there is, as in Any-Depth Alignment's rethinking. Where the target begins a refusal within `LOOK_TOKENS`, that
-    refusal is what the answer goes on and ends with. Simpler than the paper: refusals are told by phrases, the
-    interval is fixed, and nothing that was written is taken back.
+    After a given beginning and every `CHECK_INTERVAL` tokens of the answer its turn is ended and a fresh assistant
+    header put behind it, as in Any-Depth Alignment's rethinking. Where the target begins a refusal within
+    `LOOK_TOKENS`, that refusal is what the answer goes on and ends with. Simpler than the paper: refusals are told by
+    phrases, the interval is fixed, and nothing that was written is taken back.
     """
 
     def __init__(self, engine: SSDEngine) -> None:
@@ -167,7 +167,7 @@ class Rethinking:
 
     @cached_property
     def _header(self) -> list[int]:
-        return assistant_header(self._renderer)
+        return fresh_header(self._renderer)
 
     def answer(self, messages: Sequence[Message], params: GenerationParams) -> Attempt:
         start = time.perf_counter()
@@ -254,19 +254,19 @@ class DraftFilter:
         return replace(_attempt(result, cost), seconds=time.perf_counter() - start)
 
 
-def assistant_header(renderer: ChatRenderer) -> list[int]:
-    """The ids that the chat template puts before an answer.
+def fresh_header(renderer: ChatRenderer) -> list[int]:
+    """The ids that the chat template puts between an answer and the next one: the end of a turn, and a header.
+
+    A header alone, in the midst of a turn, is what no model has seen; some end the answer there.
 
     Raises:
-        InvalidRequestError: it puts none there.
+        InvalidRequestError: the template puts nothing there.
     """
-    asked: list[dict[str, Any]] = [{"role": "user", "content": "Hello"}]
-    without, with_header = (
-        str(renderer.tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=wanted))
-        for wanted in (False, True)
-    )
-    header = with_header.removeprefix(without)
-    if header in ("", with_header):
+    said: list[dict[str, Any]] = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Good day"}]
+    render = partial(renderer.tokenizer.apply_chat_template, said, tokenize=False)
+    answer = str(render(continue_final_message=True))
+    header = str(render(add_generation_prompt=True)).removeprefix(answer)
+    if header in ("", answer) or header == str(render()).removeprefix(answer):
         raise InvalidRequestError(
             "contestant rethinking puts a fresh assistant header behind an answer, and this chat template writes none; "
             "leave the contestant out"
