@@ -15,7 +15,7 @@ from ssd_engine.alignment.answers import Question, harmless_answers, harmless_qu
 from ssd_engine.alignment.beginnings import AFTER_OPENING, Harmful, make_beginnings
 from ssd_engine.alignment.card import DataSource, model_card
 from ssd_engine.alignment.disguises import FRAMES, NOISE
-from ssd_engine.alignment.examples import Example, ExampleMaker, Kind, split
+from ssd_engine.alignment.examples import Ending, Example, ExampleMaker, Kind, split
 from ssd_engine.alignment.look_alikes import look_alikes
 from ssd_engine.alignment.settings import AlignSettings
 from ssd_engine.alignment.styles import STYLES
@@ -184,7 +184,12 @@ def align(
     signals = make_signals(draft, training, validation, settings, base["fingerprint"], report)
     for folder in (output, merged) if merged is not None else (output,):
         signals.save(folder)
-    counts = {kind: _num_endings(training, kind) for kind in ("recovery", "agreement")}
+    recoveries = _endings(training, "recovery")
+    counts = {
+        "recovery": sum(not ending.is_start for ending in recoveries),
+        "start": sum(ending.is_start for ending in recoveries),
+        "agreement": len(_endings(training, "agreement")),
+    }
     counts["validation"] = sum(len(example.endings) for example in validation)
     card = model_card(pair.draft_name, pair.target_name, prompts.described, counts, settings, done, as_shipped)
     (output / "README.md").write_text(card, encoding="utf-8")
@@ -193,8 +198,8 @@ def align(
     return as_shipped
 
 
-def _num_endings(examples: Sequence[Example], kind: Kind) -> int:
-    return sum(len(example.endings) for example in examples if example.kind == kind)
+def _endings(examples: Sequence[Example], kind: Kind) -> list[Ending]:
+    return [ending for example in examples if example.kind == kind for ending in example.endings]
 
 
 def _save(adapted: Any, pair: PairSource, output: Path) -> None:

@@ -58,9 +58,9 @@ ordinary prompts. It is made for that use; alone it is a small model like its ba
 {chr(10).join(source.described() for source in sources)}
 
 {counts["recovery"]} recoveries (a harmful request, a beginning of an answer of 0 or more tokens, a refusal; the loss is
-on the refusal alone) and {counts["agreement"]} answers of the target to harmless prompts. Beginnings were carried on by
-the target for at most {settings.continued_tokens} tokens, in memory. {counts["validation"]} examples were kept from
-training.
+on the refusal alone), the first tokens of refusals at {counts["start"]} further depths, and {counts["agreement"]}
+answers of the target to harmless prompts. Beginnings were carried on by the target for at most
+{settings.continued_tokens} tokens, in memory. {counts["validation"]} examples were kept from training.
 
 ## Settings
 

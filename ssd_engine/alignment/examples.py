@@ -34,6 +34,11 @@ class Ending:
     place: int
     token_ids: tuple[int, ...]
 
+    @property
+    def is_start(self) -> bool:
+        """Whether it is, of a refusal, the first token alone."""
+        return len(self.token_ids) == 1
+
 
 @dataclass(frozen=True)
 class Example:

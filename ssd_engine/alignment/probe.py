@@ -85,7 +85,8 @@ def _states(
         for done, example in enumerate(examples):
             report.step(name, done, len(examples))
             token_ids, places = _text_and_places(example)
-            output = model(
+            # The bare decoder: no logits are wanted here.
+            output = model.base_model(
                 input_ids=torch.tensor([token_ids], device=model.device), output_hidden_states=True, use_cache=False
             )
             states.append(output.hidden_states[layer][0, places].float().cpu())

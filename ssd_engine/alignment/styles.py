@@ -61,5 +61,3 @@ STYLES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Answer in the style of a manual for beginners.", ("Step 1:", "**Step 1:**", "Getting started\n", "Before you")),
 )
 """(instruction, openings)"""
-
-LANGUAGES = ("French", "German", "Spanish", "Italian", "Portuguese", "Dutch")

@@ -223,7 +223,7 @@ def _metrics(prediction: Any, examples: Sequence[Example]) -> dict[str, float]:
                 place += len(ending.token_ids)
                 if example.kind == "agreement":
                     matched, learned = matched + rights.sum(), learned + len(rights)
-                elif len(rights) > 1:  # one that stands for its start alone is no whole refusal
+                elif not ending.is_start:
                     recovered, recoveries = recovered + rights.all(), recoveries + 1
     return {"match_rate": float(matched / max(learned, 1)), "recovery_rate": float(recovered / max(recoveries, 1))}
 
