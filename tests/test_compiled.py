@@ -13,6 +13,7 @@ from conftest import make_model
 from families import CAUSAL, VOCAB, WINDOWED, build
 from torch import nn
 from torch._dynamo.utils import counters
+from torch._inductor import config as inductor_config
 from torch.torch_version import TorchVersion
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -103,8 +104,11 @@ def test_what_cannot_be_compiled_is_refused(family: type[PreTrainedModel], confi
 
 def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
     model = make_model(0, VOCAB, hidden_size=48)
-    with pytest.raises(ModelLoadError, match=r"could not be compiled .*C\+\+ compiler"):
+    # Its own patch: after pytest's, the setting would be gone for every test that follows.
+    with (
+        inductor_config.patch({"cpp.cxx": ("no-such-compiler",)}),
+        pytest.raises(ModelLoadError, match=r"could not be compiled .*C\+\+ compiler"),
+    ):
         ModelRunner(model, VOCAB, compile=True)
     assert not any("forward" in vars(module) for module in model.modules())
