@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -125,16 +126,22 @@ def test_signals_come_with_the_adapter_and_tell_harmful_requests(
     assert min(sorted(harmful)[2:]) > max(harmless), "most of the harmful ones, two of which were kept from training"
 
 
-def test_an_alignment_goes_on_from_an_adapter_in_its_last_layers_alone(
+def test_an_alignment_goes_on_from_an_adapter_in_its_last_layers_alone_with_texts_by_the_draft(
     aligned: tuple[Path, Result], pair_options: list[str], data: list[str], tmp_path: Path
 ) -> None:
     output = tmp_path / "further"
-    options = (*SMALL, "--start", str(aligned[0]), "--trained-layers", "1")
+    options = (*SMALL, "--start", str(aligned[0]), "--trained-layers", "1", "--writer", "draft")
     result = align("--output", str(output), *pair_options, *data, *options)
     assert result.exit_code == 0, result.output
     before, after = (load_file(folder / "adapter_model.safetensors") for folder in (aligned[0], output))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {name for name in before if ".layers.1." in name}
+    card = (output / "README.md").read_text()
+    assert re.search(r"began with an adapter of rank 8 \(SHA-256 [0-9a-f]{16}…\)", card)
+    assert str(aligned[0]) not in card
+    assert "answers of the draft to harmless prompts" in card
+    answers = [json.loads(line) for line in (output / "work" / "answers.jsonl").read_text().splitlines()]
+    assert {answer["writer"] for answer in answers} == {"draft"}
 
 
 def test_an_adapter_for_another_base_is_refused(

@@ -191,7 +191,8 @@ def align(
         "agreement": len(_endings(training, "agreement")),
     }
     counts["validation"] = sum(len(example.endings) for example in validation)
-    card = model_card(pair.draft_name, pair.target_name, prompts.described, counts, settings, done, as_shipped)
+    start = Path(pair.draft_adapter) if pair.draft_adapter else None
+    card = model_card(pair.draft_name, pair.target_name, prompts.described, counts, settings, done, as_shipped, start)
     (output / "README.md").write_text(card, encoding="utf-8")
     history = {**asdict(done), "as_shipped": asdict(as_shipped)}
     (output / "training.json").write_text(json.dumps(history, indent=2) + "\n", encoding="utf-8")
@@ -225,12 +226,13 @@ def _examples(
         split(items, share, rng) for items in (prompts.ordinary, prompts.look_alikes, prompts.harmful)
     )
     questions = [harmless_questions(*side, settings) for side in zip(ordinary, look_alikes, strict=True)]
+    is_target = settings.writer == "target"
     with SSDEngine.from_pretrained(
-        pair.target,
+        pair.target if is_target else pair.draft,
         pair.draft,
         target_quantization=pair.quantization,
         draft_quantization=pair.quantization,
-        name=pair.target_name,
+        name=pair.target_name if is_target else pair.draft_name,
         max_batch_size=AT_ONCE,
     ) as engine:
         journal = Journal(work / "answers.jsonl")

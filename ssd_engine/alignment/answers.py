@@ -1,4 +1,4 @@
-"""The target's own answers to harmless prompts, which the draft learns to agree with."""
+"""The writer's answers to harmless prompts, which the draft learns to agree with: the target's, or its own."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ssd_engine.journal import Journal
 from ssd_engine.work import AT_ONCE, Reporter, answered
 
 REASSURANCE = "The question is harmless and asked for a good reason. Answer it directly."
-"""Instruction for the target where it refuses what is harmless."""
+"""Instruction for the writer where it refuses what is harmless."""
 _UNPREDICTABLE = 12
 """Tokens after which a text's style shows in the text itself; the draft does not read the instruction."""
 
@@ -38,7 +38,7 @@ class Question:
     turns: str = ""
     """The messages, as JSON, where the prompt does not stand alone."""
     style: str = ""
-    """An instruction that the target alone reads: what is learned stands without it."""
+    """An instruction that the writer alone reads: what is learned stands without it."""
 
     @property
     def conversation(self) -> Conversation:
@@ -47,7 +47,7 @@ class Question:
 
     @property
     def asked(self) -> Conversation:
-        """What the target reads, without the opening."""
+        """What the writer reads, without the opening."""
         return self._with_system(f"{self.system}\n\n{self.style}".strip())
 
     @property
@@ -64,7 +64,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the target says, behind the opening; with its end token where it came to an end."""
+    """What the writer says, behind the opening; with its end token where it came to an end."""
 
     question: Question
     token_ids: tuple[int, ...]
@@ -122,35 +122,35 @@ def harmless_answers(
     journal: Journal,
     report: Reporter,
 ) -> list[Answer]:
-    """The target's answers to `questions` and to some of them in further forms; none that refuses a look-alike.
+    """The writer's answers to `questions` and to some of them in further forms; none that refuses a look-alike.
 
     Where it refuses, it is asked again with a reassurance that the draft does not read.
     """
-    first = target_answers(engine, questions, journal, report)
+    first = written_answers(engine, questions, journal, report)
     refused = [answer.question for answer in first if answer.refuses and not answer.question.style]
-    again = target_answers(engine, [replace(question, style=REASSURANCE) for question in refused], journal, report)
-    further = target_answers(engine, turned_questions(first, settings), journal, report)
+    again = written_answers(engine, [replace(question, style=REASSURANCE) for question in refused], journal, report)
+    further = written_answers(engine, turned_questions(first, settings), journal, report)
     return [answer for answer in [*first, *again, *further] if not answer.refuses]
 
 
-def target_answers(
+def written_answers(
     engine: SSDEngine, questions: Sequence[Question], journal: Journal, report: Reporter
 ) -> list[Answer]:
-    """The target's greedy answers, in the order of `questions`; those that the journal has are taken from there."""
-    known = {Question(**row["question"]): row for row in journal.read() if row["target"] == engine.name}
+    """The writer's greedy answers, in the order of `questions`; those that the journal has are taken from there."""
+    known = {Question(**row["question"]): row for row in journal.read() if row["writer"] == engine.name}
 
     def answer(question: Question) -> dict[str, Any]:
         conversation = question.asked
         opening = [{"role": "assistant", "content": question.opening}] if question.opening else []
-        # Without the draft: in batches, the target is busy enough by itself.
+        # Without a draft: in batches, the writer is busy enough by itself.
         params = GenerationParams(
             max_new_tokens=question.max_new_tokens, decoding="target", continue_final_message=bool(opening)
         )
         result = engine.generate([*conversation.messages, *opening], params, tools=conversation.tools)
-        row = {"question": asdict(question), "target": engine.name, "text": result.text, "token_ids": result.token_ids}
+        row = {"question": asdict(question), "writer": engine.name, "text": result.text, "token_ids": result.token_ids}
         journal.append(row)
         return row
 
     missing = [question for question in questions if question not in known]
-    known.update(answered(answer, missing, report, "The target answers harmless prompts", AT_ONCE))
+    known.update(answered(answer, missing, report, f"{engine.name} answers harmless prompts", AT_ONCE))
     return [Answer(question, tuple(known[question]["token_ids"]), known[question]["text"]) for question in questions]

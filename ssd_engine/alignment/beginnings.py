@@ -1,4 +1,4 @@
-"""Beginnings of compliant answers, at which a safe draft has to turn back: openings, carried on by the target.
+"""Beginnings of compliant answers, at which a safe draft has to turn back: openings, carried on by the writer.
 
 They live in memory only; whole harmful answers are never made.
 """
@@ -52,7 +52,7 @@ def make_beginnings(
 
     Each is in one of many styles, and of a length between a few tokens and `continued_tokens`, short ones more often.
     Half of those with an opening of their own begin with it; an opening of several words is taken as it is. Where the
-    target turns to a refusal, the opening stands alone.
+    writer turns to a refusal, the opening stands alone.
     """
 
     def carry_on(index: int) -> Beginning:
@@ -67,21 +67,25 @@ def make_beginnings(
         if settings.continued_tokens and not is_real:
             shortest = math.log(min(_SHORTEST, settings.continued_tokens))
             length = round(math.exp(rng.uniform(shortest, math.log(settings.continued_tokens))))
-            token_ids += _carried_on(engine, goal, opening, f"{style} {_COMPLY}".strip(), length)
+            params = GenerationParams(
+                max_new_tokens=length,
+                decoding="target",
+                continue_final_message=bool(opening),
+                temperature=0.8,
+                seed=settings.seed,
+            )
+            token_ids += _carried_on(engine, goal, opening, f"{style} {_COMPLY}".strip(), params)
         return Beginning(goal, tuple(token_ids))
 
     indices = range(len(harmful))
-    found = dict(answered(carry_on, indices, report, "The target carries on beginnings, in memory", AT_ONCE))
+    found = dict(answered(carry_on, indices, report, f"{engine.name} carries on beginnings, in memory", AT_ONCE))
     return [found[index] for index in indices]
 
 
-def _carried_on(engine: SSDEngine, request: str, opening: str, instruction: str, max_new_tokens: int) -> list[int]:
+def _carried_on(engine: SSDEngine, request: str, opening: str, instruction: str, params: GenerationParams) -> list[int]:
     messages = [{"role": "system", "content": instruction}, {"role": "user", "content": request}]
     if opening:
         messages.append({"role": "assistant", "content": opening})
-    params = GenerationParams(
-        max_new_tokens=max_new_tokens, decoding="target", continue_final_message=bool(opening), temperature=0.8, seed=0
-    )
     result = engine.generate(messages, params)
     if find_refusal(result.text, has_ended=True).has_phrase:
         return []

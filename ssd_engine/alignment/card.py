@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -23,7 +24,7 @@ class DataSource:
     def described(self) -> str:
         path = Path(self.source)
         # A file is told by its name and content: where it lay says nothing to others.
-        digest = f", SHA-256 {hashlib.sha256(path.read_bytes()).hexdigest()[:16]}…" if path.is_file() else ""
+        digest = f", {_mark(path)}" if path.is_file() else ""
         return f"| {self.role} | {path.name if path.is_file() else self.source}{digest} | {self.rows} |"
 
 
@@ -35,9 +36,15 @@ def model_card(
     settings: AlignSettings,
     training: TrainingReport,
     shipped: Validation,
+    start: Path | None = None,
 ) -> str:
-    """A card in the hub's format: what the adapter is for, its data, settings, losses and validation."""
+    """A card in the hub's format: what the adapter is for, its data, settings, losses and validation.
+
+    Args:
+        start: folder of the adapter that the training went on from.
+    """
     before = training.validations[0]
+    rank = f"a new adapter of rank {settings.lora_rank}" if start is None else _described_adapter(start)
     return f"""---
 base_model: {base}
 library_name: peft
@@ -59,19 +66,20 @@ ordinary prompts. It is made for that use; alone it is a small model like its ba
 
 {counts["recovery"]} recoveries (a harmful request, a beginning of an answer of 0 or more tokens, a refusal; the loss is
 on the refusal alone), the first tokens of refusals at {counts["start"]} further depths, and {counts["agreement"]}
-answers of the target to harmless prompts. Beginnings were carried on by the target for at most
+answers of the {settings.writer} to harmless prompts. Beginnings were carried on by the {settings.writer} for at most
 {settings.continued_tokens} tokens, in memory. {counts["validation"]} examples were kept from training.
 
 ## Settings
 
-{", ".join(f"{name} {value!r}" for name, value in settings.model_dump().items())}
+{", ".join(f"{name} {value!r}" for name, value in settings.model_dump(exclude={"lora_rank"}).items())}
 
 ssd-integrations {version("ssd-integrations")}, torch {version("torch")}, transformers {version("transformers")}, peft
 {version("peft")}. Method: recovery examples after Qi et al. (arXiv 2406.05946), with agreement training added.
 
 ## Training
 
-{training.steps} steps; the adapter is that of step {training.best_step}, which had the lowest validation loss.
+It began with {rank}. {training.steps} steps; the adapter is that of step
+{training.best_step}, which had the lowest validation loss.
 
 | on what was kept from training | before | after |
 |---|---|---|
@@ -79,7 +87,7 @@ ssd-integrations {version("ssd-integrations")}, torch {version("torch")}, transf
 | match rate | {before.match_rate:.1%} | {shipped.match_rate:.1%} |
 | recovery rate | {before.recovery_rate:.1%} | {shipped.recovery_rate:.1%} |
 
-The match rate is the share of the target's tokens that are the draft's first choice, the recovery rate the share of
+The match rate is the share of the answers' tokens that are the draft's first choice, the recovery rate the share of
 refusals of which every token is. "After" is the adapter as it is stored, merged into the draft as an engine does it.
 
 | step | training loss |
@@ -91,6 +99,15 @@ refusals of which every token is. "After" is the adapter as it is stored, merged
 It was trained on requests in English, and guards against what resembles them. How the pair withstands attacks, and what
 that costs, is measured with `ssd eval`.
 """
+
+
+def _described_adapter(folder: Path) -> str:
+    rank = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["r"]
+    return f"an adapter of rank {rank} ({_mark(folder / 'adapter_model.safetensors')})"
+
+
+def _mark(path: Path) -> str:
+    return f"SHA-256 {hashlib.sha256(path.read_bytes()).hexdigest()[:16]}…"
 
 
 def _thinned(losses: Sequence[tuple[int, float]]) -> Sequence[tuple[int, float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -44,7 +45,8 @@ def make_signals(
     layer = settings.probe_layer or max(1, min(round(0.75 * num_layers), num_layers - 1))
     if layer >= num_layers:  # what comes out of the last one has been normalised when transformers shows it
         raise InvalidRequestError(f"probe_layer={layer}: the draft has {num_layers} layers; give one below the last")
-    states, labels = _states(model, training, layer, report, "The probe reads examples")
+    read = random.Random(settings.seed).sample(training, min(settings.probe_examples, len(training)))
+    states, labels = _states(model, read, layer, report, "The probe reads examples")
     weight, bias = _fit(states, labels)
     states, labels = _states(model, validation, layer, report, "The probe reads what was kept from training")
     scores = (states @ weight + bias).sigmoid()

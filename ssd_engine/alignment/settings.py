@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from ssd_engine.config import Settings
@@ -42,13 +44,18 @@ class AlignSettings(Settings):
         description="Ask as agents do too: the package's own ordinary requests with tools or instructions, and "
         "harmful ones among these.",
     )
+    writer: Literal["target", "draft"] = Field(
+        "target",
+        description="Model that carries on beginnings and answers harmless prompts; the draft, without an adapter, is "
+        "faster, and then learns to agree with what it said before.",
+    )
     continued_tokens: int = Field(
         120,
         ge=0,
         le=500,
-        description="Most tokens that the target adds to a beginning; they are never written to disk.",
+        description="Most tokens that the writer adds to a beginning; they are never written to disk.",
     )
-    answer_tokens: int = Field(112, ge=1, description="Most tokens of the target's answers to ordinary prompts.")
+    answer_tokens: int = Field(112, ge=1, description="Most tokens of the writer's answers to ordinary prompts.")
     validation_share: float = Field(0.05, gt=0, lt=1, description="Share of each set that is kept from training.")
     epochs: int = Field(1, ge=1, description="Passes over the examples.")
     batch_size: int = Field(8, ge=1, description="Examples in one step.")
@@ -61,6 +68,9 @@ class AlignSettings(Settings):
     patience: int = Field(4, ge=1, description="Validations without a lower loss after which training stops.")
     probe_layer: int | None = Field(
         None, ge=1, description="Layer whose output the probe reads, counted from 1.  [default: three quarters up]"
+    )
+    probe_examples: int = Field(
+        600, ge=2, description="Most examples that the probe reads to learn from, drawn at random."
     )
     false_alarm_rate: float = Field(
         0.01, ge=0, le=1, description="Share of places in harmless answers at which the probe may raise an alarm."

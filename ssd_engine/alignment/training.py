@@ -71,7 +71,7 @@ def train_adapter(
         InvalidDataError: the last checkpoint cannot be read.
         InvalidRequestError: there is not enough memory for a batch.
     """
-    _require_memory(model, training, settings.batch_size)
+    _require_memory(model, training, settings)
     torch.manual_seed(settings.seed)
     ordered = in_batches(training, settings.batch_size, settings.epochs, settings.seed)
     adapted = _adapted(model, settings, start)
@@ -96,8 +96,7 @@ def _adapted(model: PreTrainedModel, settings: AlignSettings, start: str | None)
         adapted = PeftModel.from_pretrained(model, start, is_trainable=True)
         # Its own name for the base may be one of the hub, which peft would ask at each checkpoint.
         adapted.peft_config["default"].base_model_name_or_path = model.name_or_path
-    num_layers = model.config.get_text_config().num_hidden_layers
-    first = num_layers - min(settings.trained_layers or num_layers, num_layers)
+    first = model.config.get_text_config().num_hidden_layers - _num_trained_layers(model, settings)
     for name, parameter in adapted.named_parameters():
         layer = re.search(r"\.(?:layers|h|blocks)\.(\d+)\.", name)
         if layer is not None and int(layer[1]) < first:
@@ -161,14 +160,20 @@ def _trainer(
     return trainer
 
 
-def _require_memory(model: PreTrainedModel, examples: Sequence[Example], batch_size: int) -> None:
+def _num_trained_layers(model: PreTrainedModel, settings: AlignSettings) -> int:
+    num_layers: int = model.config.get_text_config().num_hidden_layers
+    return min(settings.trained_layers or num_layers, num_layers)
+
+
+def _require_memory(model: PreTrainedModel, examples: Sequence[Example], settings: AlignSettings) -> None:
     """An estimate in time, instead of a process that is killed an hour later."""
-    config = model.config.get_text_config()
+    config, batch_size = model.config.get_text_config(), settings.batch_size
     hidden, inner = config.hidden_size, getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     tokens = batch_size * max(example.num_tokens for example in examples)
     learned = batch_size * max(example.num_learned for example in examples)
-    # What each layer keeps for the way back, and the logits with their softmax and gradient, in float32.
-    needed = 4 * (tokens * config.num_hidden_layers * (14 * hidden + 4 * inner) + 3 * learned * config.vocab_size)
+    # What each trained layer keeps for the way back, and the logits with their softmax and gradient, in float32.
+    kept = tokens * _num_trained_layers(model, settings) * (14 * hidden + 4 * inner)
+    needed = 4 * (kept + 3 * learned * config.vocab_size)
     available = available_bytes(model.device)
     if needed > available:
         raise InvalidRequestError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -51,7 +51,7 @@ def align(
     quantization: Annotated[
         engine_options.Quantization | None,
         typer.Option(
-            help="Of both models while the target answers; the training is in float32.", rich_help_panel="Models"
+            help="Of both models while texts are written; the training is in float32.", rich_help_panel="Models"
         ),
     ] = None,
     seed: Annotated[int, _setting("seed")] = _default("seed"),
@@ -63,6 +63,7 @@ def align(
     framed_share: Annotated[float, _setting("framed_share")] = _default("framed_share"),
     turned_share: Annotated[float, _setting("turned_share")] = _default("turned_share"),
     agents: Annotated[bool, _setting("agents")] = _default("agents"),
+    writer: Annotated[Literal["target", "draft"], _setting("writer")] = _default("writer"),
     continued_tokens: Annotated[int, _setting("continued_tokens")] = _default("continued_tokens"),
     answer_tokens: Annotated[int, _setting("answer_tokens")] = _default("answer_tokens"),
     validation_share: Annotated[float, _setting("validation_share")] = _default("validation_share"),
@@ -74,6 +75,7 @@ def align(
     checkpoint_steps: Annotated[int, _setting("checkpoint_steps")] = _default("checkpoint_steps"),
     patience: Annotated[int, _setting("patience")] = _default("patience"),
     probe_layer: Annotated[int | None, _setting("probe_layer")] = _default("probe_layer"),
+    probe_examples: Annotated[int, _setting("probe_examples")] = _default("probe_examples"),
     false_alarm_rate: Annotated[float, _setting("false_alarm_rate")] = _default("false_alarm_rate"),
 ) -> None:
     """Train a safety adapter for the draft: deep refusals, and agreement with the target on all else."""
