@@ -80,6 +80,9 @@ class SignalConfig(Settings):
         None, ge=0, le=1, description="1 - exp(-KL), from the draft's distribution to the target's."
     )
     hold: int = Field(8, ge=1, description="Tokens under Union from an alarm on, the one at its place included.")
+    smoothing: int = Field(
+        1, ge=1, description="n: each score moves the mean that is compared by 1/n of the way; 1: scores as they are."
+    )
 
     @model_validator(mode="after")
     def _some_signal(self) -> SignalConfig:
@@ -100,7 +103,9 @@ class SignalConfig(Settings):
     @property
     def described(self) -> str:
         """The settings in a line."""
-        return ", ".join([*(f"{name} {value:g}" for name, value in self.thresholds.items()), f"hold {self.hold}"])
+        smoothing = [f"smoothing {self.smoothing}"] if self.smoothing > 1 else []
+        thresholds = [f"{name} {value:g}" for name, value in self.thresholds.items()]
+        return ", ".join([*thresholds, f"hold {self.hold}", *smoothing])
 
 
 class SSDConfig(Settings):

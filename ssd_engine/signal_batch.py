@@ -9,8 +9,9 @@ from torch import Tensor
 
 from ssd_engine.config import SIGNALS, SignalConfig
 
-_COLUMNS = ("places_left", "is_refusing", "hold", *SIGNALS)
-"""What makes up a row, in float64: state, then settings; the threshold of a signal that is not used is NaN."""
+_SETTINGS = 2 + len(SIGNALS)
+_COLUMNS = ("places_left", "is_refusing", *(f"mean of {name}" for name in SIGNALS), "hold", "smoothing", *SIGNALS)
+"""What makes up a row, in float64: state, then settings. NaN: a mean of nothing yet, a signal that is not used."""
 
 
 class SignalBatch:
@@ -28,8 +29,9 @@ class SignalBatch:
         rows = []
         for config in configs:
             thresholds = {} if config is None else config.thresholds
-            hold = 0.0 if config is None else float(config.hold)
-            rows.append([0.0, 0.0, hold, *(thresholds.get(signal, unused) for signal in SIGNALS)])
+            hold, smoothing = (0, 1) if config is None else (config.hold, config.smoothing)
+            settings = [hold, smoothing, *(thresholds.get(signal, unused) for signal in SIGNALS)]
+            rows.append([0.0, 0.0, *(unused for _ in SIGNALS), *map(float, settings)])
         return torch.tensor(rows, dtype=torch.float64, device=device).view(-1, len(_COLUMNS))
 
     @property
@@ -40,18 +42,28 @@ class SignalBatch:
     @property
     def thresholds(self) -> Tensor:
         """[R, signals] float64, NaN for those that are not used."""
-        return self.rows[:, 3:]
+        return self.rows[:, _SETTINGS + 2 :]
 
-    def look(self, scores: Tensor, counts: Tensor) -> Tensor:
+    def look(self, scores: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
         """Take in what the signals give, `scores` [R, signals], at the next place of each sequence that `counts` [R].
 
+        Args:
+            scores: -1 where a signal gives nothing.
+
         Returns:
-            [R] bool: whether it is from here on that signals ask for Union.
+            [R] bool: whether it is from here on that signals ask for Union; and [R, signals] float64, the scores as
+            they were compared, smoothed where the settings say so.
         """
-        has_alarm = (scores.double() >= self.thresholds).any(-1) & counts
+        hold, smoothing = self.rows[:, _SETTINGS], self.rows[:, _SETTINGS + 1]
+        scores, means = scores.double(), self.rows[:, 2:_SETTINGS]
+        is_given = scores >= 0
+        before = torch.where(means.isnan(), scores, means)
+        smoothed = torch.where(is_given, before + (scores - before) / smoothing[:, None], scores)
+        has_alarm = (smoothed >= self.thresholds).any(-1) & counts
         raised = has_alarm & ~self.asks_for_union
-        self.rows[:, 0] = torch.where(has_alarm, self.rows[:, 2], self.rows[:, 0])
-        return raised
+        self.rows[:, 2:_SETTINGS] = torch.where(is_given & counts[:, None], smoothed, means)
+        self.rows[:, 0] = torch.where(has_alarm, hold, self.rows[:, 0])
+        return raised, smoothed
 
     def leave(self, token_ids: Tensor, counts: Tensor) -> None:
         """Go past the place of each sequence that `counts` [R] bool; `token_ids` [R] were chosen there."""

@@ -8,6 +8,9 @@ A *signal* gives a score in [0, 1] at each place, before the place's token is ch
 
 All three go by the models' distributions as they are: before a temperature, and before a grammar's mask.
 
+With `smoothing` n > 1, what is compared and told is a running mean: the first score, which each further one moves by
+1/n of the way. Harmless text has high scores at single places too; harmful text has them at most places.
+
 The rule. A score that is no less than its signal's threshold is an *alarm*. Signals ask for Union at the place of an
 alarm and at the `hold - 1` places after it. Where the token that is chosen meanwhile is one that begins a refusal,
 Union is asked for to the end of the answer: a refusal that has begun is finished. A place is decided under Union where
@@ -45,6 +48,7 @@ class Look:
     """What the signals said at one place."""
 
     scores: Scores
+    """Smoothed, where the settings say so."""
     raised: tuple[Signal, ...] = ()
     """Those whose alarm made Union asked for."""
 
@@ -64,6 +68,7 @@ class SignalControl:
     _places_left: int = field(default=0, init=False)
     """Places for which the last alarm still holds."""
     _is_refusing: bool = field(default=False, init=False)
+    _means: dict[Signal, float] = field(default_factory=dict, init=False)
 
     @property
     def asks_for_union(self) -> bool:
@@ -72,10 +77,16 @@ class SignalControl:
 
     def look(self, scores: Scores) -> Look:
         """Take in what the signals give at the next place; a signal that gives nothing there raises no alarm."""
+        for name, score in scores.items():
+            mean = self._means.get(name, score)
+            self._means[name] = mean + (score - mean) / self.config.smoothing
+        smoothed = {name: self._means[name] for name in scores}
         alarms = tuple(
-            name for name, threshold in self.config.thresholds.items() if name in scores and scores[name] >= threshold
+            name
+            for name, threshold in self.config.thresholds.items()
+            if name in smoothed and smoothed[name] >= threshold
         )
-        look = Look(scores, () if self.asks_for_union else alarms)
+        look = Look(smoothed, () if self.asks_for_union else alarms)
         if alarms:
             self._places_left = self.config.hold
         return look

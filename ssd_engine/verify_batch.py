@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ssd_engine.config import SIGNALS
 from ssd_engine.draws import Draws, choose
 from ssd_engine.predictions import Predictions
 from ssd_engine.sample_space import SampleSpaces, sample_spaces
@@ -60,6 +61,8 @@ class Verdicts:
     """[R, L, K] float32."""
     has_alarm: Tensor
     """Whether it was from this token on that signals asked for Union."""
+    scores: Tensor
+    """[R, L, signals] float64 what the signals gave, as it was compared; 0 where no sequence uses any."""
 
 
 def verify_batch(
@@ -95,15 +98,16 @@ def verify_batch(
         stands = stands & (first + step <= last)
         is_forced = torch.zeros_like(stands) if num_allowed is None else num_allowed[here] == 1
         is_union, has_alarm = schemes.is_union, torch.zeros_like(stands)
+        scores = torch.zeros(len(counts), len(SIGNALS), dtype=torch.float64, device=device)
         if signals is not None and positions.scores is not None:
-            has_alarm = signals.look(positions.scores[here], stands & ~is_forced)
+            has_alarm, scores = signals.look(positions.scores[here], stands & ~is_forced)
             is_union = is_union | signals.asks_for_union
         token_ids, *logprobs = _chosen(spaces, here, schemes, is_union, draws, num_others)
         matched = (token_ids == positions.drafted[here]) & ~is_forced
         schemes.record(matched, stands & ~is_forced)
         if signals is not None:
             signals.leave(token_ids, stands & ~is_forced)
-        columns.append((token_ids.masked_fill(~stands, -1), matched, is_union, is_forced, *logprobs, has_alarm))
+        columns.append((token_ids.masked_fill(~stands, -1), matched, is_union, is_forced, *logprobs, has_alarm, scores))
         stands = stands & (token_ids == positions.followed[here])
     return Verdicts(*(torch.stack(column, dim=1) for column in zip(*columns, strict=True)))
 

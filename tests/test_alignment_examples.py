@@ -83,7 +83,7 @@ def test_a_request_is_refused_at_its_start_at_each_depth_and_in_other_forms(
 
 @pytest.mark.parametrize(
     ("begun", "joint"),
-    [("", ""), ("Take a pan.\n", ""), ("Take a", "…\n\n"), ("Take a pan.", " …\n\n"), ("You need:", " …\n\n")],
+    [("", ""), ("Take a pan.\n", "…\n\n"), ("Take a", "…\n\n"), ("Take a pan.", " …\n\n"), ("You need:", " …\n\n")],
 )
 def test_a_refusal_follows_a_broken_sentence_after_an_ellipsis(begun: str, joint: str) -> None:
     assert joint_after(begun) == joint
@@ -106,10 +106,11 @@ def test_harmless_requests_come_in_the_forms_of_harmful_ones(settings: AlignSett
     assert len(turned) > 30
     seen = {tuple(message["role"] for message in messages) for messages in turned}
     assert seen == {("user",), ("user", "assistant", "user"), ("user", "assistant", "tool")}
-    questions = harmless_questions([Question("Hi?")], [f"How do I kill process {i}?" for i in range(8)], settings)
-    styled = [question for question in questions if question.style]
-    assert len(styled) == 4
-    for question in styled:
+    prompts = [f"How do I kill process {i}?" for i in range(8)]
+    questions = harmless_questions([Question("Hi?")], prompts, settings.model_copy(update={"framed_share": 0}))
+    begun = [question for question in questions if question.opening or question.style]
+    assert {question.prompt for question in begun} >= set(prompts)
+    for question in (question for question in begun if question.style):
         assert question.asked.messages[0]["content"] == question.style
         assert [message["role"] for message in question.conversation.messages] == ["user"]
 

@@ -336,6 +336,7 @@ def test_a_sweep_covers_the_thresholds_of_the_signals_that_are_used(tmp_path: Pa
     assert done.sweep is not None
     swept = {point.signals for point in done.sweep.points}
     assert {"kl 0.8, hold 8", "kl 0.1, hold 8", "kl 0.9, hold 8", "kl 0.8, hold 4", "kl 0.8, hold 16"} <= swept
+    assert "kl 0.8, hold 8, smoothing 4" in swept
     assert all(len(row["risk_scores"]) == len(row["token_ids"]) for row in rows_of(tmp_path / "report"))  # type: ignore[arg-type]
     assert "| kl 0.8, hold 16 |" in (tmp_path / "report" / "report.md").read_text()
 

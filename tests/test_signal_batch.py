@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +15,7 @@ from ssd_engine.predictions import Predictions
 from ssd_engine.scheme import Scheme
 from ssd_engine.scheme_batch import SchemeBatch
 from ssd_engine.signal_batch import SignalBatch
-from ssd_engine.signals import SignalControl
+from ssd_engine.signals import Look, SignalControl
 from ssd_engine.verify import Turn, Verifier, verify
 from ssd_engine.verify_batch import Positions, verify_batch
 
@@ -24,11 +25,14 @@ VOCAB = 17
 
 thresholds = st.sampled_from([None, 0.0, 0.3, 0.5, 0.8, 1.0])
 heard = st.builds(
-    lambda mass, probe, kl, hold: SignalConfig(refusal_mass=mass, probe=probe, kl=kl, hold=hold),
+    lambda mass, probe, kl, hold, smoothing: SignalConfig(
+        refusal_mass=mass, probe=probe, kl=kl, hold=hold, smoothing=smoothing
+    ),
     thresholds,
     thresholds,
     st.sampled_from([0.2, 0.6]),
     st.integers(1, 6),
+    st.integers(1, 4),
 )
 configs = st.builds(
     SSDConfig,
@@ -45,16 +49,18 @@ def test_every_row_follows_its_own_signal_control(settings: list[SignalConfig], 
     batch = SignalBatch(SignalBatch.rows_of(settings, CPU), REFUSAL_IDS)
     controls = [SignalControl(each, set(REFUSAL_IDS.tolist())) for each in settings]
     for _ in range(20):
-        # Tenths, so that some are a threshold.
-        scores = torch.randint(0, 10, (len(settings), len(SIGNALS)), generator=generator) / 10
+        # Tenths, so that some are a threshold; -1 where a signal gives nothing.
+        tenths = torch.randint(-1, 10, (len(settings), len(SIGNALS)), generator=generator)
+        scores = torch.where(tenths < 0, -1.0, tenths / 10)
         counts = torch.rand(len(settings), generator=generator) < 0.8
         token_ids = torch.randint(0, 12, (len(settings),), generator=generator)
-        raised = batch.look(scores, counts).tolist()
-        expected = []
-        for control, row, is_counted in zip(controls, scores.tolist(), counts.tolist(), strict=True):
-            used = {name: row[SIGNALS.index(name)] for name in control.config.thresholds}
-            expected.append(bool(is_counted and control.look(used).raised))
-        assert raised == expected
+        raised, smoothed = batch.look(scores, counts)
+        for row, control in enumerate(controls):
+            given = zip(SIGNALS, scores[row].tolist(), strict=True)
+            used = {name: score for name, score in given if name in control.config.thresholds and score >= 0}
+            look = control.look(used) if counts[row] else Look({})
+            assert raised[row].item() == bool(look.raised)
+            assert {name: smoothed[row, SIGNALS.index(name)].item() for name in look.scores} == look.scores
         assert batch.asks_for_union.tolist() == [control.asks_for_union for control in controls]
         batch.leave(token_ids, counts)
         for control, token_id, is_counted in zip(controls, token_ids.tolist(), counts.tolist(), strict=True):
@@ -106,13 +112,13 @@ def test_a_batch_of_rounds_chooses_what_each_sequence_would_alone(settings: list
 @given(st.integers(1, 9), st.integers(0, 12), st.integers(0, 2**32))
 def test_a_beginning_that_is_read_in_parts_is_heard_once_and_in_order(part: int, num_given: int, seed: int) -> None:
     """A prompt of 12 tokens in steps of a few, beside a request of another kind that the step reads before it."""
-    prompt, hold = 12, 4
+    prompt, settings = 12, SignalConfig(probe=0.7, hold=4, smoothing=2)
     probe = torch.rand(prompt, generator=torch.Generator().manual_seed(seed))
-    config = SSDConfig(signals={"probe": 0.7, "hold": hold})
+    config = SSDConfig(signals=settings)
     table = RequestTable(CPU, REFUSAL_IDS.tolist())
-    settings = {"config": config, "seed": None, "temperature": 0.0, "top_k": None, "top_p": 1.0}
-    other = table.enter("other", RequestSettings(**settings))
-    slot = table.enter("heard", RequestSettings(**settings, num_given=num_given))
+    asked = {"config": config, "seed": None, "temperature": 0.0, "top_k": None, "top_p": 1.0}
+    other = table.enter("other", RequestSettings(**asked))
+    slot = table.enter("heard", RequestSettings(**asked, num_given=num_given))
     heard_after: list[int] = []
     for computed in range(0, prompt, part):
         length = min(part, prompt - computed)
@@ -133,11 +139,10 @@ def test_a_beginning_that_is_read_in_parts_is_heard_once_and_in_order(part: int,
         listen(places, heard, table)
     expected = list(range(max(prompt - 1 - num_given, 0), prompt - 1)) if num_given else []
     assert heard_after == expected
-    control = SignalControl(SignalConfig(probe=0.7, hold=hold))
+    control, highest = SignalControl(settings), -1.0
     for position in expected:
-        control.look({"probe": probe[position].item()})
+        highest = max(highest, control.look({"probe": probe[position].item()}).risk)
         control.leave(None)
     slots = torch.tensor([slot, other])
     assert table.signals(slots).asks_for_union.tolist() == [control.asks_for_union, False]
-    highest = max((probe[position].item() for position in expected), default=-1.0)
-    assert table.beginnings(slots)[:, SIGNALS.index("probe")].tolist() == [highest, -1.0]
+    assert table.beginnings(slots)[:, SIGNALS.index("probe")].tolist() == pytest.approx([highest, -1.0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import itertools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ from ssd_engine.backends.transformers.runner import ModelRunner
 from ssd_engine.config import SIGNALS, Signal, SignalConfig
 from ssd_engine.draft_signals import DraftSignals, Probe
 from ssd_engine.errors import InvalidRequestError, JailbreakRiskError, ModelLoadError
-from ssd_engine.signals import Alarm, SignalControl
+from ssd_engine.signals import Alarm, Look, SignalControl
 
 REFUSAL_IDS = tuple(range(40, 400, 24))
 CALM = {"match_threshold": 0.0}
@@ -57,11 +58,11 @@ def engine(
         yield engine
 
 
-def config(hold: int = 3, **settings: Any) -> SSDConfig:
+def config(hold: int = 3, smoothing: int = 1, **settings: Any) -> SSDConfig:
     """All signals, at thresholds that these models pass now and then; `settings` of the rest, or other thresholds."""
     thresholds = {name: settings.pop(name) for name in SIGNALS if name in settings}
     thresholds = thresholds or {"refusal_mass": 0.3, "probe": 0.9, "kl": 0.4}
-    return SSDConfig(signals={**thresholds, "hold": hold}, **settings)
+    return SSDConfig(signals={**thresholds, "hold": hold, "smoothing": smoothing}, **settings)
 
 
 # -- The rule --
@@ -94,6 +95,19 @@ def test_a_refusal_that_begins_under_an_alarm_is_finished_under_union() -> None:
         if place == 1:
             token_ids[0:2] = [7, 0]  # nothing is wrong yet: a word is no refusal
         assert walk(control, [0, 0.5, 0, 0, 0, 0, 0], token_ids) == expected
+
+
+def test_smoothing_passes_over_a_single_score_and_not_over_a_run_of_them() -> None:
+    spike, run = [0, 0, 0.9, 0, 0, 0], [0, 0.9, 0.9, 0.9, 0.9, 0]
+    for smoothing, scores, expected in ((1, spike, "--u---"), (2, spike, "------"), (2, run, "--uuu-")):
+        assert walk(SignalControl(SignalConfig(probe=0.5, hold=1, smoothing=smoothing)), scores) == expected
+
+
+def test_the_first_place_is_compared_as_it_is_however_scores_are_smoothed() -> None:
+    control = SignalControl(SignalConfig(probe=0.5, hold=1, smoothing=4))
+    assert control.look({"probe": 0.8}) == Look({"probe": 0.8}, ("probe",))
+    assert control.look({}) == Look({})  # a signal that gives nothing leaves its mean as it is
+    assert control.look({"probe": 0.0}).scores == {"probe": pytest.approx(0.6)}
 
 
 def test_only_what_makes_union_asked_for_counts_as_raised() -> None:
@@ -146,10 +160,13 @@ def test_scores_and_schemes_are_what_the_rule_says(
     pair: tuple[PreTrainedModel, PreTrainedModel], engine: SSDEngine, signals: DraftSignals, seed: int
 ) -> None:
     prompt = [5 + seed, 90, 33]
-    settings = config(hold=1 + seed, **CALM)
+    smoothing = 1 + seed % 3
+    settings = config(hold=1 + seed, smoothing=smoothing, **CALM)
     assert settings.signals is not None
     result = engine.generate(prompt, GenerationParams(max_new_tokens=40, ssd=settings))
     places = [expected_scores(pair, signals, prompt + result.token_ids[:place]) for place in range(40)]
+    for before, here in itertools.pairwise(places):
+        here.update({name: before[name] + (score - before[name]) / smoothing for name, score in here.items()})
     for name in SIGNALS:
         assert result.trace.signal_scores[name] == pytest.approx([each[name] for each in places], abs=1e-4)
     assert result.trace.risk_scores == pytest.approx([max(each.values()) for each in places], abs=1e-4)

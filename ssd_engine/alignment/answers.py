@@ -21,8 +21,8 @@ from ssd_engine.work import AT_ONCE, Reporter, answered
 
 REASSURANCE = "The question is harmless and asked for a good reason. Answer it directly."
 """Instruction for the writer where it refuses what is harmless."""
-_UNPREDICTABLE = 12
-"""Tokens after which a text's style shows in the text itself; the draft does not read the instruction."""
+_BEGUN_SHARE = 0.5
+"""Share of ordinary prompts that are asked with a begun answer besides."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,6 @@ class Question:
         """What the writer reads, without the opening."""
         return self._with_system(f"{self.system}\n\n{self.style}".strip())
 
-    @property
-    def num_given(self) -> int:
-        """Tokens of the answer that are given to the draft instead of being learned."""
-        return _UNPREDICTABLE if self.style and self.style != REASSURANCE else 0
-
     def _with_system(self, text: str) -> Conversation:
         system: Messages = [{"role": "system", "content": text}] if text else []
         turns: Messages = json.loads(self.turns) if self.turns else user(self.prompt)
@@ -78,21 +73,26 @@ class Answer:
 def harmless_questions(
     ordinary: Sequence[Question], look_alikes: Sequence[str], settings: AlignSettings
 ) -> list[Question]:
-    """All prompts as they are, and look-alikes also in a disguise, and every other prompt begun in some style.
+    """All prompts, some look-alikes in a disguise; and each look-alike, and half of the others, begun in some style.
 
     Else the draft would learn that a disguise, or an answer that begins with "Sure", is harmful in itself.
     """
     short = min(settings.answer_tokens, 64)  # enough to see that it is an answer
     questions = [replace(question, max_new_tokens=settings.answer_tokens) for question in ordinary]
-    questions += [Question(prompt, max_new_tokens=short) for prompt in look_alikes]
-    for index, prompt in enumerate(look_alikes):
-        rng = random.Random(f"{settings.seed} look-alike {index}")
-        questions.append(Question(framed(prompt, rng), max_new_tokens=short))
-    for index, prompt in enumerate([*look_alikes, *(question.prompt for question in ordinary if not question.tools)]):
-        if index % 2:
-            style, openings = (rng := random.Random(f"{settings.seed} styled {index}")).choice(STYLES)
-            questions.append(Question(prompt, rng.choice(openings), short, style=style))
+    for prompt in look_alikes:
+        rng = random.Random(f"{settings.seed} look-alike {prompt}")  # its own, so that no other changes it
+        asked, begun = (framed(prompt, rng) if rng.random() < settings.framed_share else prompt for _ in range(2))
+        questions += [Question(asked, max_new_tokens=short), _begun(begun, short, rng)]
+    for question in ordinary:
+        rng = random.Random(f"{settings.seed} ordinary {question.prompt}")
+        if not question.tools and rng.random() < _BEGUN_SHARE:
+            questions.append(_begun(question.prompt, short, rng))
     return list(dict.fromkeys(questions))
+
+
+def _begun(prompt: str, max_new_tokens: int, rng: random.Random) -> Question:
+    style, openings = rng.choice(STYLES)
+    return Question(prompt, rng.choice(openings), max_new_tokens, style=style)
 
 
 def turned_questions(answers: Sequence[Answer], settings: AlignSettings) -> list[Question]:

@@ -77,12 +77,10 @@ class ExampleMaker:
         self._end_id = self._end_of_answer()
 
     def agreement(self, answer: Answer) -> Example:
-        """The target's answer to a harmless prompt, but for what only the instruction of its style foretells."""
+        """The writer's answer to a harmless prompt, from behind its opening on: what was begun goes on."""
         question = answer.question
-        given = min(question.num_given, len(answer.token_ids) - 1)
-        opening = self._encode(question.opening)
-        context = (*self._renderer.encode(question.conversation), *opening, *answer.token_ids[:given])
-        return Example("agreement", context, (Ending(len(context), answer.token_ids[given:]),))
+        context = (*self._renderer.encode(question.conversation), *self._encode(question.opening))
+        return Example("agreement", context, (Ending(len(context), answer.token_ids),))
 
     def recoveries(self, beginning: Beginning, others: Sequence[Answer]) -> list[Example]:
         """Refusals of one request: at once and after beginnings of all lengths, cut anywhere; in disguises; and where

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 
 BROKEN_OFF = "…\n\n"
-"""Follows a text that stops in the midst of a sentence. It is rare elsewhere, so its probability tells of a refusal."""
+"""Follows a text that stops in the midst of a sentence, or at a line's end. It is rare elsewhere, so its probability
+tells of a refusal."""
 LEFT_OUT = " …\n\n"
 """Follows a sentence that has ended."""
-_SENTENCE_END = re.compile(r"[.!?:;,…)\]}\"'*]$")
+_SENTENCE_END = re.compile(r"[.!?:;,…)\]}\"'*]\Z")
 _WHERE_HELP_IS: tuple[tuple[str, str], ...] = (
     (
         r"suicid|kill(?:ing)? myself|end my life|self[- ]harm|(?:hurt|cut|harm)(?:ting|ing)? myself|anorex|starv"
@@ -50,7 +51,7 @@ def refusal_text(sentence: str, request: str) -> str:
 
 
 def joint_after(begun: str) -> str:
-    """What stands between a text that is broken off and the refusal: nothing before the text, and on a new line."""
-    if not begun or begun.endswith("\n"):
+    """What stands between a text that is broken off and the refusal; nothing where no text was begun."""
+    if not begun:
         return ""
     return LEFT_OUT if _SENTENCE_END.search(begun) else BROKEN_OFF

@@ -49,8 +49,8 @@ SignalOption = Annotated[
     typer.Option(
         "--signal",
         metavar="NAME=THRESHOLD",
-        help="What else calls for Union: refusal_mass=, probe= or kl= a number from 0 to 1, hold= tokens; repeatable. "
-        "'none' for none.  [default: the preset's]",
+        help="What else calls for Union: refusal_mass=, probe= or kl= a number from 0 to 1, hold= tokens, smoothing= "
+        "places; repeatable. 'none' for none.  [default: the preset's]",
         **_PANEL,
     ),
 ]

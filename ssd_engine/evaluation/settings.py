@@ -78,13 +78,14 @@ SWEEP_MATCH_THRESHOLD = (0.4, 0.5, 0.6, 0.7)
 SWEEP_BIN_SIZE = (5, 7, 10)
 SWEEP_SIGNAL_THRESHOLD = (0.1, 0.3, 0.5, 0.7, 0.9)
 SWEEP_SIGNAL_HOLD = (4, 8, 16)
+SWEEP_SIGNAL_SMOOTHING = (1, 4, 8)
 
 
 def sweep_configs(base: SSDConfig) -> list[SSDConfig]:
     """The base, and what it is with other values.
 
     With all of `alpha_union` and `match_threshold`, with those of `bin_size`, and with those of each signal's threshold
-    and of how long signals hold, where it uses some.
+    of how long signals hold and of how they are smoothed, where it uses some.
     """
     grid: list[dict[str, Any]] = [
         {"alpha_union": a, "match_threshold": t} for a, t in product(SWEEP_ALPHA_UNION, SWEEP_MATCH_THRESHOLD)
@@ -95,6 +96,7 @@ def sweep_configs(base: SSDConfig) -> list[SSDConfig]:
             (name, value) for name in base.signals.thresholds for value in SWEEP_SIGNAL_THRESHOLD
         ]
         changes += [("hold", value) for value in SWEEP_SIGNAL_HOLD]
+        changes += [("smoothing", value) for value in SWEEP_SIGNAL_SMOOTHING]
         grid += [{"signals": base.signals.replaced(**{name: value})} for name, value in changes]
     configs = [base, *(base.replaced(**changes) for changes in grid)]
     return list(dict.fromkeys(configs))

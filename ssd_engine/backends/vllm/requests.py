@@ -159,9 +159,9 @@ class RequestTable:
         signals = SignalBatch(self._signals[slot : slot + 1], self._refusal_ids)
         for each in scores[:, None]:
             counts = torch.ones(1, dtype=torch.bool, device=scores.device)
-            signals.look(each, counts)
+            _, smoothed = signals.look(each, counts)
             signals.leave(torch.full((1,), -1, device=scores.device), counts)
-        self._beginnings[slot] = self._beginnings[slot].maximum(scores.amax(0))
+            self._beginnings[slot] = self._beginnings[slot].maximum(smoothed[0])
 
     def beginnings(self, slots: Tensor) -> Tensor:
         """[R, signals] each signal's highest score over the given beginnings; -1 where there is none."""

@@ -100,11 +100,10 @@ def decide(step: StepLogits, slots: Tensor, table: RequestTable, num_others: int
     # be decoded for ever.
     some = torch.zeros_like(drafted) if allowed is None else allowed.long().argmax(-1)
     token_ids = torch.where(is_broken, _in_rows(some, step.counts), verdicts.token_ids)
-    scores = None if step.scores is None else _in_rows(step.scores, step.counts)
     return Decision(
         verdicts=replace(verdicts, token_ids=token_ids),
         is_broken=is_broken,
-        scores=scores,
+        scores=None if step.scores is None else verdicts.scores,
         thresholds=signals.thresholds,
         beginnings=table.beginnings(slots).masked_fill(_in_rows(step.places, step.counts)[:, :1] > 0, -1.0),
     )
