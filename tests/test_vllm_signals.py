@@ -76,7 +76,8 @@ def test_greedy_answers_equal_the_embedded_engines(engines: tuple[SSDEngine, SSD
 
 def test_each_request_has_its_own_signals(engines: tuple[SSDEngine, SSDEngine]) -> None:
     vllm_engine, embedded = engines
-    for config in (None, settings(probe=None), settings(kl=None, refusal_mass=None, hold=9), settings(probe=0.0)):
+    several = (None, settings(probe=None, smoothing=3), settings(kl=None, refusal_mass=None, hold=9), settings(probe=0))
+    for config in several:
         params = GenerationParams(max_new_tokens=20, ssd=config)
         assert_same(vllm_engine.batch(PROMPTS, params), embedded.batch(PROMPTS, params))
 
@@ -88,8 +89,8 @@ def test_a_grammar_hides_nothing_from_signals(engines: tuple[SSDEngine, SSDEngin
 
 
 def test_a_given_beginning_brings_union_for_the_first_token(engines: tuple[SSDEngine, SSDEngine]) -> None:
-    for hold in (1, 60):
-        config = settings(refusal_mass=None, kl=None, probe=0.5, hold=hold)
+    for hold, smoothing in ((1, 1), (60, 1), (60, 4)):
+        config = settings(refusal_mass=None, kl=None, probe=0.5, hold=hold, smoothing=smoothing)
         params = GenerationParams(max_new_tokens=12, continue_final_message=True, ssd=config)
         for _ in range(2):  # the second time, from a prompt that vLLM has read before
             result, expected = (engine.generate(BEGUN, params) for engine in engines)
