@@ -245,7 +245,8 @@ class SSDEngine:
 
         Args:
             name: the pair; None: the one that the environment variable SSD_PRESET names, or the default.
-            config: settings of the algorithm; None: the preset's.
+            config: settings of the algorithm; None: the preset's, with its signals where the draft gets the preset's
+                own adapter.
             options: `from_pretrained`'s. Without `draft_adapter` the draft gets the preset's safety adapter, if it has
                 one; "none" leaves the draft as its makers published it.
         """
@@ -253,9 +254,10 @@ class SSDEngine:
 
         preset = get_preset(name or default_preset())
         options.setdefault("name", f"{title(preset.target)} + {title(preset.draft)}")
-        options["draft_adapter"] = options.get("draft_adapter") or preset.draft_adapter
+        adapter = options.get("draft_adapter") or None
+        options["draft_adapter"] = adapter or preset.draft_adapter
         target, draft = resolve_pair(preset)
-        return cls.from_pretrained(target, draft, config=config or preset.config, **options)
+        return cls.from_pretrained(target, draft, config=config or preset.config_for(adapter), **options)
 
     def generate(
         self,

@@ -16,9 +16,10 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from ssd_engine import GenerationParams, SSDEngine
+from ssd_engine import DraftSignals, GenerationParams, SSDConfig, SSDEngine
 from ssd_engine.backends.transformers import memory
 from ssd_engine.backends.transformers.linear import HalfLinear, Int8Linear, PackedLinear
+from ssd_engine.config import SignalConfig
 from ssd_engine.errors import InvalidRequestError, ModelLoadError, VocabularyMismatchError
 from ssd_engine.models import presets
 from ssd_engine.models.presets import Preset, get_preset
@@ -154,10 +155,12 @@ def test_a_presets_adapter_is_merged_unless_it_is_declined(
         draft=folders[1],
         licence="none",
         has_adapter=True,
+        config=SSDConfig(signals=SignalConfig(refusal_mass=0.5)),
     )
     monkeypatch.setitem(presets.PRESETS, "tiny", preset)
     monkeypatch.setattr(presets, "_ADAPTERS", tmp_path)
     save_adapter(tiny_pair[1], tmp_path / "tiny")
+    DraftSignals(refusal_ids=(5,)).save(tmp_path / "tiny")
 
     def matches(engine: SSDEngine) -> list[bool]:
         with engine:
@@ -170,6 +173,10 @@ def test_a_presets_adapter_is_merged_unless_it_is_declined(
     assert matches(shared_engine(preset="tiny")) == adapted
     assert matches(SSDEngine.from_preset("tiny", draft_adapter="none")) == plain
     assert matches(shared_engine(preset="tiny", draft_adapter="none")) == plain
+    for adapter, signals in ((None, preset.config.signals), ("none", None)):  # signals are the adapter's
+        with SSDEngine.from_preset("tiny", draft_adapter=adapter) as engine:
+            assert engine.config == SSDConfig(signals=signals)
+            assert bool(engine.generate(PROMPT, PARAMS).trace.risk_scores) is (signals is not None)
 
 
 def test_weights_that_do_not_fit_are_told_before_they_are_read(

@@ -98,8 +98,9 @@ class EngineOptions:
         preset = get_preset(self.preset or default_preset())
         with Stages() as stages:
             resolve_pair(preset, stages)
+        config = self._config(preset.config_for(self.draft_adapter))
         with stderr.status(loading):
-            return SSDEngine.from_preset(preset.name, config=self._config(preset.config), **options)
+            return SSDEngine.from_preset(preset.name, config=config, **options)
 
     def resolve(self) -> Pair:
         """What the pair's models are loaded from, fetched first where they are a preset's."""
@@ -112,7 +113,7 @@ class EngineOptions:
             target, draft, adapter, config = self.target, self.draft, self.draft_adapter, SSDConfig()
         else:
             preset = get_preset(self.preset or default_preset())
-            adapter, config = self.draft_adapter or preset.draft_adapter, preset.config
+            adapter, config = self.draft_adapter or preset.draft_adapter, preset.config_for(self.draft_adapter)
             with Stages() as stages:
                 target, draft = resolve_pair(preset, stages)
         return Pair(

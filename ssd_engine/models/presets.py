@@ -84,6 +84,10 @@ class Preset:
         """Folder of the draft's safety adapter, if the package has one."""
         return str(_ADAPTERS / self.name) if self.has_adapter else None
 
+    def config_for(self, draft_adapter: str | Path | None) -> SSDConfig:
+        """The settings that suit it with that adapter; None: its own, whose signals are read in no other way."""
+        return self.config if draft_adapter is None else self.config.replaced(signals=None)
+
 
 def title(source: ModelSource) -> str:
     """A short name to show: without the organisation that a hub id begins with."""
