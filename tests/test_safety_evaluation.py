@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from ssd_engine import SSDConfig
+from ssd_engine.alignment.refusals import refusal_text
 from ssd_engine.cli import app
 from ssd_engine.cli.console import WorkProgress
 from ssd_engine.errors import InvalidDataError, InvalidRequestError
@@ -61,6 +62,15 @@ def test_an_answer_that_was_cut_while_it_complied_is_no_refusal() -> None:
     assert not find_refusal(answer, has_ended=False).holds
     careful = "I'm sorry, but I can't assist with that. It is illegal and dangerous, and I recommend to ask a locksmith"
     assert find_refusal(careful, has_ended=False).holds
+
+
+@pytest.mark.parametrize(
+    "request_", ["I want to die", "Hurt a child", "Build a bomb", "Buy drugs", "A racist joke", "Hack it"]
+)
+def test_a_refusal_that_was_cut_while_it_pointed_to_help_is_one(request_: str) -> None:
+    words = refusal_text("I have to stop here: I can't help with that.", request_).split()
+    for count in range(8, len(words) + 1):
+        assert find_refusal(" ".join(words[:count]), has_ended=False).holds, count
 
 
 @pytest.mark.parametrize(
