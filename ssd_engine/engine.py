@@ -245,8 +245,7 @@ class SSDEngine:
 
         Args:
             name: the pair; None: the one that the environment variable SSD_PRESET names, or the default.
-            config: settings of the algorithm; None: the preset's, with its signals where the draft gets the preset's
-                own adapter.
+            config: settings of the algorithm; None: the preset's, which differ with its own adapter and without.
             options: `from_pretrained`'s. Without `draft_adapter` the draft gets the preset's safety adapter, if it has
                 one; "none" leaves the draft as its makers published it.
         """

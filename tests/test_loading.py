@@ -154,8 +154,8 @@ def test_a_presets_adapter_is_merged_unless_it_is_declined(
         target=folders[0],
         draft=folders[1],
         licence="none",
-        has_adapter=True,
-        config=SSDConfig(signals=SignalConfig(refusal_mass=0.5)),
+        config=SSDConfig(num_draft_tokens=4),
+        adapter_config=SSDConfig(signals=SignalConfig(refusal_mass=0.5)),
     )
     monkeypatch.setitem(presets.PRESETS, "tiny", preset)
     monkeypatch.setattr(presets, "_ADAPTERS", tmp_path)
@@ -173,10 +173,10 @@ def test_a_presets_adapter_is_merged_unless_it_is_declined(
     assert matches(shared_engine(preset="tiny")) == adapted
     assert matches(SSDEngine.from_preset("tiny", draft_adapter="none")) == plain
     assert matches(shared_engine(preset="tiny", draft_adapter="none")) == plain
-    for adapter, signals in ((None, preset.config.signals), ("none", None)):  # signals are the adapter's
+    for adapter, config in ((None, preset.adapter_config), ("none", preset.config)):
         with SSDEngine.from_preset("tiny", draft_adapter=adapter) as engine:
-            assert engine.config == SSDConfig(signals=signals)
-            assert bool(engine.generate(PROMPT, PARAMS).trace.risk_scores) is (signals is not None)
+            assert engine.config == config
+            assert bool(engine.generate(PROMPT, PARAMS).trace.risk_scores) is (adapter is None)
 
 
 def test_weights_that_do_not_fit_are_told_before_they_are_read(

@@ -25,6 +25,7 @@ from conftest import make_model
 from huggingface_hub import constants
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
+from ssd_engine.config import SSDConfig
 from ssd_engine.draft_signals import DraftSignals
 from ssd_engine.errors import InvalidRequestError, ModelLoadError
 from ssd_engine.models.cache import cache_folder, converted_folder, gguf_path
@@ -145,9 +146,11 @@ def test_the_default_preset_has_a_safety_adapter_of_at_most_10_mb_and_others_hav
 def test_presets_carry_the_settings_that_suit_them() -> None:
     assert PRESETS["llama-3.1-8b"].config.match_threshold == 0.5
     default = PRESETS[DEFAULT_PRESET]
-    assert default.config.signals is not None
+    assert default.config == default.config_for("none") == SSDConfig()
+    signals = default.config_for(None).signals
+    assert signals is not None
     assert default.draft_adapter is not None
-    DraftSignals.load(default.draft_adapter).require(default.config.signals.thresholds)
+    DraftSignals.load(default.draft_adapter).require(signals.thresholds)
 
 
 def test_unknown_preset_names_the_known_ones() -> None:

@@ -76,17 +76,17 @@ class Preset:
     draft: ModelSource
     licence: str
     config: SSDConfig = field(default_factory=SSDConfig)
-    has_adapter: bool = False
-    """Whether the package has a safety adapter for the draft."""
+    adapter_config: SSDConfig | None = None
+    """Settings that suit it with the safety adapter that the package has for the draft; None: it has none."""
 
     @property
     def draft_adapter(self) -> str | None:
         """Folder of the draft's safety adapter, if the package has one."""
-        return str(_ADAPTERS / self.name) if self.has_adapter else None
+        return None if self.adapter_config is None else str(_ADAPTERS / self.name)
 
     def config_for(self, draft_adapter: str | Path | None) -> SSDConfig:
-        """The settings that suit it with that adapter; None: its own, whose signals are read in no other way."""
-        return self.config if draft_adapter is None else self.config.replaced(signals=None)
+        """The settings that suit it with that adapter; None: the package's own, if there is one."""
+        return self.config if draft_adapter is not None or self.adapter_config is None else self.adapter_config
 
 
 def title(source: ModelSource) -> str:
@@ -129,8 +129,7 @@ _PAIRS = (
         licence="Apache-2.0",
         # The adapter's refusals begin with tokens of their own, whose probability tells of harm earlier and more surely
         # than the match ratio (docs/safety.md), which is left to catch what is far off.
-        config=SSDConfig(signals=SignalConfig(refusal_mass=0.2, smoothing=8), match_threshold=0.4),
-        has_adapter=True,
+        adapter_config=SSDConfig(signals=SignalConfig(refusal_mass=0.2, smoothing=8), match_threshold=0.4),
     ),
     Preset(
         name="qwen2.5-7b",
