@@ -54,11 +54,11 @@ class SignalBatch:
             [R] bool: whether it is from here on that signals ask for Union; and [R, signals] float64, the scores as
             they were compared, smoothed where the settings say so.
         """
-        hold, smoothing = self.rows[:, _SETTINGS], self.rows[:, _SETTINGS + 1]
+        hold, smoothing = self.rows[:, _SETTINGS], self.rows[:, _SETTINGS + 1, None]
         scores, means = scores.double(), self.rows[:, 2:_SETTINGS]
         is_given = scores >= 0
-        before = torch.where(means.isnan(), scores, means)
-        smoothed = torch.where(is_given, before + (scores - before) / smoothing[:, None], scores)
+        has_mean = is_given & ~means.isnan()
+        smoothed = torch.where(has_mean, means * (1 - 1 / smoothing) + scores / smoothing, scores)
         has_alarm = (smoothed >= self.thresholds).any(-1) & counts
         raised = has_alarm & ~self.asks_for_union
         self.rows[:, 2:_SETTINGS] = torch.where(is_given & counts[:, None], smoothed, means)

@@ -77,19 +77,21 @@ class SignalControl:
 
     def look(self, scores: Scores) -> Look:
         """Take in what the signals give at the next place; a signal that gives nothing there raises no alarm."""
-        for name, score in scores.items():
-            mean = self._means.get(name, score)
-            self._means[name] = mean + (score - mean) / self.config.smoothing
-        smoothed = {name: self._means[name] for name in scores}
+        smoothed = {name: self._mean(name, score) for name, score in scores.items()}
+        self._means.update(smoothed)
         alarms = tuple(
-            name
-            for name, threshold in self.config.thresholds.items()
-            if name in smoothed and smoothed[name] >= threshold
+            name for name, threshold in self.config.thresholds.items() if smoothed.get(name, -1.0) >= threshold
         )
         look = Look(smoothed, () if self.asks_for_union else alarms)
         if alarms:
             self._places_left = self.config.hold
         return look
+
+    def _mean(self, name: Signal, score: float) -> float:
+        """The running mean with one more score, which is the score itself, to the last bit, without smoothing."""
+        smoothing = self.config.smoothing
+        before = self._means.get(name)
+        return score if before is None else before * (1 - 1 / smoothing) + score / smoothing
 
     def leave(self, token_id: int | None) -> None:
         """Go past the place: `token_id` was chosen there; None: its token was given."""

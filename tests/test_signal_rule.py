@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ssd_engine import SSDConfig
 from ssd_engine.config import SIGNALS, SignalConfig
@@ -45,6 +47,13 @@ def test_smoothing_passes_over_a_single_score_and_not_over_a_run_of_them() -> No
     spike, run = [0, 0, 0.9, 0, 0, 0], [0, 0.9, 0.9, 0.9, 0.9, 0]
     for smoothing, scores, expected in ((1, spike, "--u---"), (2, spike, "------"), (2, run, "--uuu-")):
         assert walk(SignalControl(SignalConfig(probe=0.5, hold=1, smoothing=smoothing)), scores) == expected
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
+def test_without_smoothing_scores_are_compared_as_they_are(scores: list[float]) -> None:
+    control = SignalControl(SignalConfig(probe=0.5))
+    for score in scores:
+        assert control.look({"probe": score}).scores == {"probe": score}
 
 
 def test_the_first_place_is_compared_as_it_is_however_scores_are_smoothed() -> None:
