@@ -253,7 +253,7 @@ class SSDEngine:
 
         preset = get_preset(name or default_preset())
         options.setdefault("name", f"{title(preset.target)} + {title(preset.draft)}")
-        adapter = options.get("draft_adapter") or None
+        adapter = options.get("draft_adapter")
         options["draft_adapter"] = adapter or preset.draft_adapter
         target, draft = resolve_pair(preset)
         return cls.from_pretrained(target, draft, config=config or preset.config_for(adapter), **options)

@@ -93,12 +93,12 @@ def verify_batch(
     spaces = sample_spaces(positions.target, positions.draft, sizes)
     stands = torch.ones_like(counts, dtype=torch.bool)
     columns: list[tuple[Tensor, ...]] = []
+    no_scores = torch.zeros(len(counts), len(SIGNALS), dtype=torch.float64, device=device)
     for step in range(max(positions.counts)):
         here = (first + step).minimum(last)
         stands = stands & (first + step <= last)
         is_forced = torch.zeros_like(stands) if num_allowed is None else num_allowed[here] == 1
-        is_union, has_alarm = schemes.is_union, torch.zeros_like(stands)
-        scores = torch.zeros(len(counts), len(SIGNALS), dtype=torch.float64, device=device)
+        is_union, has_alarm, scores = schemes.is_union, torch.zeros_like(stands), no_scores
         if signals is not None and positions.scores is not None:
             has_alarm, scores = signals.look(positions.scores[here], stands & ~is_forced)
             is_union = is_union | signals.asks_for_union

@@ -11,7 +11,7 @@ from typing import Any
 from ssd_engine.alignment.disguises import framed
 from ssd_engine.alignment.forms import Messages, after_other_turn, user, with_beginning
 from ssd_engine.alignment.settings import AlignSettings
-from ssd_engine.alignment.styles import STYLES
+from ssd_engine.alignment.styles import drawn_style
 from ssd_engine.chat import Conversation
 from ssd_engine.config import GenerationParams
 from ssd_engine.engine import SSDEngine
@@ -91,8 +91,8 @@ def harmless_questions(
 
 
 def _begun(prompt: str, max_new_tokens: int, rng: random.Random) -> Question:
-    style, openings = rng.choice(STYLES)
-    return Question(prompt, rng.choice(openings), max_new_tokens, style=style)
+    style, opening = drawn_style(rng)
+    return Question(prompt, opening, max_new_tokens, style=style)
 
 
 def turned_questions(answers: Sequence[Answer], settings: AlignSettings) -> list[Question]:

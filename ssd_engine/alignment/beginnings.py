@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ssd_engine.alignment.settings import AlignSettings
-from ssd_engine.alignment.styles import STYLES
+from ssd_engine.alignment.styles import drawn_style
 from ssd_engine.config import GenerationParams
 from ssd_engine.engine import SSDEngine
 from ssd_engine.evaluation.judges import find_refusal
@@ -58,8 +58,7 @@ def make_beginnings(
     def carry_on(index: int) -> Beginning:
         rng = random.Random(f"{settings.seed} beginning {index}")  # its own, so that no other changes it
         goal, own = harmful[index].goal, harmful[index].opening
-        style, openings = rng.choice(STYLES)
-        opening = rng.choice(openings)
+        style, opening = drawn_style(rng)
         is_real = own is not None and len(own.split()) >= _REAL_WORDS
         if own and (is_real or rng.random() < 0.5):
             opening = own if is_real else own.rstrip() + rng.choice(AFTER_OPENING)

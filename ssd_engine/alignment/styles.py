@@ -5,6 +5,8 @@ A style is an instruction that only the writing model reads: examples show the a
 
 from __future__ import annotations
 
+import random
+
 STYLES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("", ("", "Sure, here is", "Sure! Here's how:\n\n1.", "Certainly. To do this, you will need", "First,", "1.", "-")),
     (
@@ -61,3 +63,9 @@ STYLES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Answer in the style of a manual for beginners.", ("Step 1:", "**Step 1:**", "Getting started\n", "Before you")),
 )
 """(instruction, openings)"""
+
+
+def drawn_style(rng: random.Random) -> tuple[str, str]:
+    """An instruction, and one of its openings."""
+    instruction, openings = rng.choice(STYLES)
+    return instruction, rng.choice(openings)

@@ -84,8 +84,8 @@ SWEEP_SIGNAL_SMOOTHING = (1, 4, 8)
 def sweep_configs(base: SSDConfig) -> list[SSDConfig]:
     """The base, and what it is with other values.
 
-    With all of `alpha_union` and `match_threshold`, with those of `bin_size`, and with those of each signal's threshold
-    of how long signals hold and of how they are smoothed, where it uses some.
+    With all of `alpha_union` and `match_threshold`, with those of `bin_size`, and, where it uses signals, with those of
+    each one's threshold, of how long they hold and of how they are smoothed.
     """
     grid: list[dict[str, Any]] = [
         {"alpha_union": a, "match_threshold": t} for a, t in product(SWEEP_ALPHA_UNION, SWEEP_MATCH_THRESHOLD)

@@ -86,7 +86,7 @@ class Preset:
 
     def config_for(self, draft_adapter: str | Path | None) -> SSDConfig:
         """The settings that suit it with that adapter; None: the package's own, if there is one."""
-        return self.config if draft_adapter is not None or self.adapter_config is None else self.adapter_config
+        return self.config if draft_adapter or self.adapter_config is None else self.adapter_config
 
 
 def title(source: ModelSource) -> str:
