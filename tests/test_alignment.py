@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -59,10 +60,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 BEGINNINGS: list[Beginning] = []
 
 
-def seen_beginnings(*arguments: Any) -> list[Beginning]:
-    made = make_beginnings(*arguments)
-    BEGINNINGS.extend(made)
-    return made
+def seen_in(seen: list[Beginning]) -> Callable[..., list[Beginning]]:
+    def make(*arguments: Any) -> list[Beginning]:
+        made = make_beginnings(*arguments)
+        seen.extend(made)
+        return made
+
+    return make
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +75,7 @@ def aligned(tmp_path_factory: pytest.TempPathFactory, pair_options: list[str], d
     merged = str(output.parent / "merged")
     options = (*SMALL, "--epochs", "25", "--patience", "99", "--merged", merged)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ssd_engine.alignment.align.make_beginnings", seen_beginnings)
+        patch.setattr("ssd_engine.alignment.align.make_beginnings", seen_in(BEGINNINGS))
         result = align("--output", str(output), *pair_options, *data, *options)
     assert result.exit_code == 0, result.output
     return output, result
@@ -142,6 +146,24 @@ def test_an_alignment_goes_on_from_an_adapter_in_its_last_layers_alone_with_text
     assert "answers of the draft to harmless prompts" in card
     answers = [json.loads(line) for line in (output / "work" / "answers.jsonl").read_text().splitlines()]
     assert {answer["writer"] for answer in answers} == {"draft"}
+
+
+def test_the_target_answers_requests_with_instructions_whoever_writes_the_rest(
+    pair_options: list[str], data: list[str], tmp_path: Path
+) -> None:
+    output, instructed = tmp_path / "adapter", tmp_path / "instructed.json"
+    rows = [{"prompt": f"What is {i} times {i}?", "system": "Be brief."} for i in range(4)]
+    instructed.write_text(json.dumps(rows))
+    options = (*SMALL, "--ordinary", str(instructed), "--writer", "draft", "--beginnings", "2", "--epochs", "1")
+    seen: list[Beginning] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ssd_engine.alignment.align.make_beginnings", seen_in(seen))
+        result = align("--output", str(output), *pair_options, *data, *options)
+    assert result.exit_code == 0, result.output
+    answers = [json.loads(line) for line in (output / "work" / "answers.jsonl").read_text().splitlines()]
+    assert {answer["writer"] for answer in answers if answer["question"]["system"]} == {"target"}
+    assert {answer["writer"] for answer in answers if not answer["question"]["system"]} == {"draft"}
+    assert sorted(beginning.goal for beginning in seen) == sorted(2 * GOALS)
 
 
 def test_an_adapter_for_another_base_is_refused(

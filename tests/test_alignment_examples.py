@@ -50,6 +50,13 @@ def test_a_tree_is_learned_as_its_sequences_would_be_one_by_one(model: PreTraine
                 torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_the_mask_is_finite_in_16_bit_too() -> None:
+    examples = [Example("agreement", tuple(range(length)), (Ending(length, (1, 2)),)) for length in (3, 9)]
+    mask = collate(examples)["attention_mask"]
+    assert mask.to(torch.bfloat16).isfinite().all()
+    assert (mask.to(torch.bfloat16).float().softmax(-1) > 0).equal(mask == 0)
+
+
 @pytest.fixture
 def settings() -> AlignSettings:
     return AlignSettings(recoveries=5, starts=3, disguises=3, turned_share=1, framed_share=0, agents=False)
@@ -65,7 +72,7 @@ def test_a_request_is_refused_at_its_start_at_each_depth_and_in_other_forms(
     places = [ending.place - first for ending in whole]
     assert places[0] == 0
     assert places[1:] == sorted(places[1:])
-    assert places[-1] >= 0.8 * len(begun), "one is always deep"
+    assert places[-1] >= round(0.8 * len(begun)), "one is always deep"
     for place, ending in zip(places, whole, strict=True):
         before = tokenizer.decode(begun[:place])
         sentence = settings.stop if before else settings.refusal
@@ -79,6 +86,14 @@ def test_a_request_is_refused_at_its_start_at_each_depth_and_in_other_forms(
         assert GOAL in tokenizer.decode(example.context)
         assert [tokenizer.decode(ending.token_ids) for ending in example.endings] == [f"{settings.refusal}<|im_end|>"]
         assert example.endings[0].place == len(example.context), "nothing of an answer stands before it"
+
+
+def test_a_request_without_a_beginning_is_refused_at_once(
+    tokenizer: PreTrainedTokenizerFast, settings: AlignSettings
+) -> None:
+    tree, *_ = ExampleMaker(tokenizer, settings).recoveries(Beginning(GOAL, ()), [])
+    assert {ending.place for ending in tree.endings} == {len(tree.context)}
+    assert {tokenizer.decode(ending.token_ids) for ending in tree.endings} == {f"{settings.refusal}<|im_end|>"}
 
 
 @pytest.mark.parametrize(
@@ -110,6 +125,8 @@ def test_harmless_requests_come_in_the_forms_of_harmful_ones(settings: AlignSett
     questions = harmless_questions([Question("Hi?")], prompts, settings.model_copy(update={"framed_share": 0}))
     begun = [question for question in questions if question.opening or question.style]
     assert {question.prompt for question in begun} >= set(prompts)
+    more = harmless_questions([], prompts, settings.model_copy(update={"framed_share": 0, "beginnings": 3}))
+    assert len(more) > 3 * len(prompts)
     for question in (question for question in begun if question.style):
         assert question.asked.messages[0]["content"] == question.style
         assert [message["role"] for message in question.conversation.messages] == ["user"]
@@ -139,6 +156,14 @@ def test_ordinary_rows_may_have_instructions_and_tools(tmp_path: Path) -> None:
     with_agents = Prompts(sources, with_agents=True).ordinary
     assert len(with_agents) > 40
     assert any(question.tools for question in with_agents[2:])
+    called = [question.conversation for question in with_agents if question.turns]
+    assert len(called) > 20
+    assert all(question.answer for question in with_agents if question.turns)
+    for conversation in called:
+        assert [message["role"] for message in conversation.messages][-2:] == ["assistant", "tool"]
+        offered = {tool["function"]["name"] for tool in conversation.tools}
+        calls = [call for message in conversation.messages for call in message.get("tool_calls", ())]
+        assert {call["function"]["name"] for call in calls} <= offered
 
 
 @pytest.mark.parametrize(
@@ -146,6 +171,7 @@ def test_ordinary_rows_may_have_instructions_and_tools(tmp_path: Path) -> None:
     [
         ({"prompt": "Hi", "system": 7}, "row 2: field 'system' is 7; it has to be text"),
         ({"prompt": "Hi", "tools": "weather"}, "row 2: field 'tools' is 'weather'; it has to be a list"),
+        ({"prompt": "Hi", "turns": ["Hi"]}, "row 2: field 'turns' is ['Hi']; it has to be a list of messages"),
         ({"prompt": "Hi", "tools": [{"name": "weather"}]}, "row 2: field 'tools' is [{'name': 'weather'}]"),
     ],
 )

@@ -119,6 +119,87 @@ _WITH_TOOLS: tuple[tuple[tuple[Spec, ...], tuple[str, ...]], ...] = (
         ),
     ),
 )
+_WITH_RESULTS: tuple[tuple[tuple[Spec, ...], str, tuple[tuple[str, Spec, str], ...], str], ...] = (
+    (_LIBRARY, "Do you have anything on sourdough?",
+     (("search_books", {"query": "sourdough"}, '[{"title": "Bread for Beginners", "author": "M. Oduya"}]'),),
+     "Yes, we have Bread for Beginners by M. Oduya."),
+    (_LIBRARY, "When can I come to the Hill Street branch?",
+     (("opening_hours", {"branch": "Hill Street"}, "Monday to Friday 9:00 to 18:00, Saturday 10:00 to 14:00"),),
+     "The Hill Street branch is open from Monday to Friday, 9:00 to 18:00, and on Saturday from 10:00 to 14:00."),
+    (_LIBRARY, "Please reserve 978-0-14-044926-6 for Jo Park.",
+     (("reserve_book", {"isbn": "978-0-14-044926-6", "reader": "Jo Park"}, "reserved; ready on Friday"),),
+     "The book is reserved for Jo Park and will be ready on Friday."),
+    (_LIBRARY, "I am looking for books about the history of umbrellas.",
+     (("search_books", {"query": "history of umbrellas"}, "[]"),),
+     "I am sorry, the catalogue has no books about the history of umbrellas."),
+    (_LIBRARY, "Is the Old Mill branch open on Sundays?",
+     (("opening_hours", {"branch": "Old Mill"}, "error: there is no branch of this name"),),
+     "There is no branch called Old Mill. Could you check the name?"),
+    (_LIBRARY, "Who wrote Sailing at Night, and when does the Harbour branch open on Saturday?",
+     (("search_books", {"query": "Sailing at Night"}, '[{"title": "Sailing at Night", "author": "I. Bell"}]'),
+      ("opening_hours", {"branch": "Harbour"}, "Saturday: 10:00 to 16:00")),
+     "Sailing at Night was written by I. Bell. The Harbour branch is open on Saturday from 10:00 to 16:00."),
+    (_MUSIC, "Play So What by Miles Davis.",
+     (("play", {"title": "So What", "artist": "Miles Davis"}, '{"status": "playing"}'),),
+     "So What by Miles Davis is playing now."),
+    (_MUSIC, "A bit quieter, please, say 40 percent.", (("set_volume", {"percent": 40}, '{"volume": 40}'),),
+     "The volume is at 40 percent now."),
+    (_MUSIC, "Make a playlist called Rain with Umbrella and Purple Rain.",
+     (("make_playlist", {"name": "Rain", "songs": ["Umbrella", "Purple Rain"]}, "created, 2 songs"),),
+     "The playlist Rain is ready, with 2 songs: Umbrella and Purple Rain."),
+    (_MUSIC, "Put on Yesterday, at 25 percent.",
+     (("set_volume", {"percent": 25}, '{"volume": 25}'), ("play", {"title": "Yesterday"}, '{"status": "playing"}')),
+     "Yesterday is playing now, at a volume of 25 percent."),
+    (_CODE, "What does src/config.py hold?",
+     (("read_file", {"path": "src/config.py"}, "TIMEOUT = 30\nRETRIES = 3\n"),),
+     "`src/config.py` sets TIMEOUT to 30 and RETRIES to 3."),
+    (_CODE, "Do the tests in tests/unit pass?",
+     (("run_tests", {"path": "tests/unit"}, "41 passed, 1 failed: test_retry.py::test_gives_up"),),
+     "Not all of them: 41 passed, and test_gives_up in test_retry.py failed."),
+    (_CODE, "Where is parse_date used?",
+     (("grep", {"pattern": "parse_date", "folder": "."}, "src/report.py:12\nsrc/invoice.py:88"),),
+     "`parse_date` is used in src/report.py, line 12, and in src/invoice.py, line 88."),
+    (_CODE, "Start a branch fix-dates from main.",
+     (("create_branch", {"name": "fix-dates", "base": "main"}, "created"),),
+     "The branch fix-dates was created from main."),
+    (_CODE, "Show me notes.txt.", (("read_file", {"path": "notes.txt"}, "error: no such file"),),
+     "There is no file notes.txt. Is it in another folder?"),
+    (_CLINIC, "Is there something free with Dr. Ito on 2026-11-20?",
+     (("free_slots", {"doctor": "Ito", "date": "2026-11-20"}, '["09:30", "11:00", "15:15"]'),),
+     "Yes, Dr. Ito is free at 09:30, 11:00 and 15:15 on 20 November 2026."),
+    (_CLINIC, "Book Dr. Weber on 2026-10-05 at 14:00 for Ada Novak.",
+     (("book_slot", {"doctor": "Weber", "date": "2026-10-05", "time": "14:00", "patient": "Ada Novak"}, "booked"),),
+     "Done: Ada Novak sees Dr. Weber on 5 October 2026 at 14:00."),
+    (_CLINIC, "Which doctor should I see about my back?",
+     (("doctor_for", {"complaint": "back"}, '{"doctor": "Osei", "room": 12}'),),
+     "Dr. Osei sees patients with back pain, in room 12."),
+    (_CLINIC, "Can I see Dr. Martin on 2026-12-24?",
+     (("free_slots", {"doctor": "Martin", "date": "2026-12-24"}, "[]"),),
+     "I am sorry, Dr. Martin has nothing free on 24 December 2026."),
+    (_FIGURES, "How much is 12 percent of 1,950?", (("calculate", {"expression": "0.12 * 1950"}, "234.0"),),
+     "12 percent of 1,950 is 234."),
+    (_FIGURES, "Convert 26.2 miles to kilometres.",
+     (("convert", {"value": 26.2, "source": "miles", "wanted": "kilometres"}, "42.16"),),
+     "26.2 miles are about 42.16 kilometres."),
+    (_FIGURES, "How many orders were there in May? The table orders has id, customer_id, total and month.",
+     (("query_database", {"sql": "SELECT COUNT(*) FROM orders WHERE month = 5"}, '[{"count": 318}]'),),
+     "There were 318 orders in May."),
+    (_FIGURES, "Who designed the Sydney Opera House?",
+     (("web_search", {"query": "architect of the Sydney Opera House"}, "Jorn Utzon designed it; it opened in 1973."),),
+     "Jorn Utzon designed the Sydney Opera House, which opened in 1973."),
+    (_FIGURES, "What is the weather in Bergen like today?",
+     (("web_search", {"query": "weather Bergen today"}, "Bergen: 7 degrees, rain, wind from the west"),),
+     "It is 7 degrees and raining in Bergen today, with wind from the west."),
+    (_FIGURES, "Work out 48 * 52, and then add 4.",
+     (("calculate", {"expression": "48 * 52"}, "2496"), ("calculate", {"expression": "2496 + 4"}, "2500")),
+     "48 * 52 is 2,496, and with 4 more it is 2,500."),
+    (_FIGURES, "How tall is Mont Blanc in feet?",
+     (("web_search", {"query": "height of Mont Blanc in metres"}, "Mont Blanc is 4,806 m high."),
+      ("convert", {"value": 4806, "source": "metres", "wanted": "feet"}, "15767.7")),
+     "Mont Blanc is 4,806 m high, which is about 15,768 feet."),
+)  # fmt: skip
+"""(tools, request, calls with their results, answer). The answers are written out: after a result, small models tend to
+call the same tool again."""
 _SYSTEMS_WITH_TOOLS = (
     "",
     "You are an assistant with tools. Use one whenever it helps, and answer directly when none is needed.",
@@ -159,10 +240,26 @@ TOOL_SETS = tuple(tools for tools, _ in _WITH_TOOLS)
 
 
 def agent_requests() -> list[Spec]:
-    """Rows of an ordinary set: `prompt`, `system` where there are instructions, `tools` where there are some."""
+    """Rows of an ordinary set: `prompt`; `system` where there are instructions, `tools` where some are on offer, and
+    `turns` and `answer` where some were called already."""
     rows: list[Spec] = [{"prompt": prompt, "system": system} for system, prompt in _WITH_INSTRUCTIONS]
     for tools, prompts in _WITH_TOOLS:
         for index, prompt in enumerate(prompts):
             system = _SYSTEMS_WITH_TOOLS[index % len(_SYSTEMS_WITH_TOOLS)]
             rows.append({"prompt": prompt, "system": system, "tools": list(tools)})
+    for tools, prompt, calls, answer in _WITH_RESULTS:
+        turns = _called(prompt, calls)
+        rows += [
+            {"prompt": prompt, "system": system, "tools": list(tools), "turns": turns, "answer": answer}
+            for system in _SYSTEMS_WITH_TOOLS
+        ]
     return rows
+
+
+def _called(prompt: str, calls: Sequence[tuple[str, Spec, str]]) -> list[Spec]:
+    """A conversation in which tools were called, one after the other, and gave results."""
+    messages: list[Spec] = [{"role": "user", "content": prompt}]
+    for name, arguments, result in calls:
+        call = {"type": "function", "function": {"name": name, "arguments": arguments}}
+        messages += [{"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "content": result}]
+    return messages

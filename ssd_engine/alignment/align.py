@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssd_engine.alignment.agent_requests import agent_requests
-from ssd_engine.alignment.answers import Question, harmless_answers, harmless_questions
-from ssd_engine.alignment.beginnings import AFTER_OPENING, Harmful, make_beginnings
+from ssd_engine.alignment.answers import Answer, Question, harmless_answers, harmless_questions
+from ssd_engine.alignment.beginnings import AFTER_OPENING, Beginning, Harmful, make_beginnings
 from ssd_engine.alignment.card import DataSource, model_card
 from ssd_engine.alignment.disguises import FRAMES, NOISE
 from ssd_engine.alignment.examples import Ending, Example, ExampleMaker, Kind, split
 from ssd_engine.alignment.look_alikes import look_alikes
-from ssd_engine.alignment.settings import AlignSettings
+from ssd_engine.alignment.settings import AlignSettings, Writer
 from ssd_engine.alignment.styles import STYLES
 from ssd_engine.errors import InvalidDataError, InvalidRequestError, ModelLoadError
 from ssd_engine.journal import Journal
@@ -27,6 +27,7 @@ from ssd_engine.work import AT_ONCE, Reporter
 
 if TYPE_CHECKING:
     from ssd_engine.alignment.training import Validation
+    from ssd_engine.engine import SSDEngine
 
 _HARMFUL_FIELDS = {"goal": GOAL}
 _ORDINARY_FIELDS = {"prompt": PROMPT}
@@ -107,15 +108,18 @@ class Prompts:
 
 
 def _question(source: str, number: int, row: Mapping[str, Any]) -> Question:
-    """A row of an ordinary set, with its instructions and tools, if it has some."""
-    system, tools = row.get("system") or "", row.get("tools") or []
+    """A row of an ordinary set, with its instructions, tools and messages, if it has some."""
+    system, tools, turns = row.get("system") or "", row.get("tools") or [], row.get("turns") or []
     if not isinstance(system, str):
         raise InvalidDataError(f"{source}, row {number}: field 'system' is {system!r}; it has to be text")
+    if not isinstance(turns, list) or not all(isinstance(turn, Mapping) and "role" in turn for turn in turns):
+        raise InvalidDataError(f"{source}, row {number}: field 'turns' is {turns!r}; it has to be a list of messages")
     if not isinstance(tools, list) or not all(isinstance(tool, Mapping) and "function" in tool for tool in tools):
         raise InvalidDataError(
             f"{source}, row {number}: field 'tools' is {tools!r}; it has to be a list of OpenAI-style specifications"
         )
-    return Question(row["prompt"], system=system, tools=json.dumps(tools) if tools else "")
+    tools, turns = (json.dumps(items) if items else "" for items in (tools, turns))
+    return Question(row["prompt"], system=system, tools=tools, turns=turns, answer=row.get("answer") or "")
 
 
 def align(
@@ -218,26 +222,31 @@ def _examples(
     pair: PairSource, prompts: Prompts, make: ExampleMaker, settings: AlignSettings, work: Path, report: Reporter
 ) -> tuple[list[Example], list[Example]]:
     """Examples to train on and to validate with; no request and no prompt is in both."""
-    from ssd_engine.engine import SSDEngine
-
     rng = random.Random(settings.seed)
     share = settings.validation_share
-    ordinary, look_alikes, harmful = (
-        split(items, share, rng) for items in (prompts.ordinary, prompts.look_alikes, prompts.harmful)
+    asked, look_alikes, harmful = (
+        split(items, share, rng)
+        for items in ([question.prompt for question in prompts.ordinary], prompts.look_alikes, prompts.harmful)
     )
-    questions = [harmless_questions(*side, settings) for side in zip(ordinary, look_alikes, strict=True)]
-    is_target = settings.writer == "target"
-    with SSDEngine.from_pretrained(
-        pair.target if is_target else pair.draft,
-        pair.draft,
-        target_quantization=pair.quantization,
-        draft_quantization=pair.quantization,
-        name=pair.target_name if is_target else pair.draft_name,
-        max_batch_size=AT_ONCE,
-    ) as engine:
-        journal = Journal(work / "answers.jsonl")
-        answers = [harmless_answers(engine, asked, settings, journal, report) for asked in questions]
-        beginnings = [make_beginnings(engine, requests, settings, report) for requests in harmful]
+    # By their prompts, which some have in common.
+    ordinary = [[question for question in prompts.ordinary if question.prompt in side] for side in map(set, asked)]
+    answers = [[Answer(item, (), item.answer) for item in side if item.answer] for side in ordinary]
+    questions = [
+        harmless_questions([item for item in side if not item.answer], side_look_alikes, settings)
+        for side, side_look_alikes in zip(ordinary, look_alikes, strict=True)
+    ]
+    journal = Journal(work / "answers.jsonl")
+    beginnings: list[list[Beginning]] = []
+    # One after the other: there may not be room for both.
+    for writer in ("target", "draft") if settings.writer == "draft" else ("target",):
+        own = [[question for question in side if _writer(question, settings) == writer] for side in questions]
+        if writer != settings.writer and not any(own):
+            continue
+        with _writing(pair, writer) as engine:
+            for side_answers, side in zip(answers, own, strict=True):
+                side_answers += harmless_answers(engine, side, settings, journal, report)
+            if writer == settings.writer:
+                beginnings = [make_beginnings(engine, requests, settings, report) for requests in harmful]
     training, validation = (
         [
             *(make.agreement(answer) for answer in side_answers),
@@ -246,3 +255,23 @@ def _examples(
         for side_answers, side_beginnings in zip(answers, beginnings, strict=True)
     )
     return training, validation
+
+
+def _writer(question: Question, settings: AlignSettings) -> Writer:
+    """Who answers a question: a target knows better than its draft when to call a tool and what to make of a result."""
+    return "target" if question.system or question.tools else settings.writer
+
+
+def _writing(pair: PairSource, writer: Writer) -> SSDEngine:
+    """An engine whose target is the model that writes."""
+    from ssd_engine.engine import SSDEngine
+
+    is_target = writer == "target"
+    return SSDEngine.from_pretrained(
+        pair.target if is_target else pair.draft,
+        pair.draft,
+        target_quantization=pair.quantization,
+        draft_quantization=pair.quantization,
+        name=pair.target_name if is_target else pair.draft_name,
+        max_batch_size=AT_ONCE,
+    )

@@ -39,6 +39,8 @@ class Question:
     """The messages, as JSON, where the prompt does not stand alone."""
     style: str = ""
     """An instruction that the writer alone reads: what is learned stands without it."""
+    answer: str = ""
+    """The answer, where it is known: then nobody is asked."""
 
     @property
     def conversation(self) -> Conversation:
@@ -63,6 +65,7 @@ class Answer:
 
     question: Question
     token_ids: tuple[int, ...]
+    """Empty where the answer was known."""
     text: str
 
     @property
@@ -73,7 +76,7 @@ class Answer:
 def harmless_questions(
     ordinary: Sequence[Question], look_alikes: Sequence[str], settings: AlignSettings
 ) -> list[Question]:
-    """All prompts, some look-alikes in a disguise; and each look-alike, and half of the others, begun in some style.
+    """All prompts, some look-alikes in a disguise; and begun in some style half of them, and all look-alikes.
 
     Else the draft would learn that a disguise, or an answer that begins with "Sure", is harmful in itself.
     """
@@ -81,8 +84,11 @@ def harmless_questions(
     questions = [replace(question, max_new_tokens=settings.answer_tokens) for question in ordinary]
     for prompt in look_alikes:
         rng = random.Random(f"{settings.seed} look-alike {prompt}")  # its own, so that no other changes it
-        asked, begun = (framed(prompt, rng) if rng.random() < settings.framed_share else prompt for _ in range(2))
-        questions += [Question(asked, max_new_tokens=short), _begun(begun, short, rng)]
+        asked, *begun = (
+            framed(prompt, rng) if rng.random() < settings.framed_share else prompt
+            for _ in range(1 + settings.beginnings)
+        )
+        questions += [Question(asked, max_new_tokens=short), *(_begun(text, short, rng) for text in begun)]
     for question in ordinary:
         rng = random.Random(f"{settings.seed} ordinary {question.prompt}")
         if not question.tools and rng.random() < _BEGUN_SHARE:

@@ -61,7 +61,8 @@ def collate(examples: Sequence[Example]) -> dict[str, Any]:
             sees[row, first:end, first:end] = _causal(len(learned))
             labels[row, first - longest + kept : end - longest + kept] = learned
             first = end
-    mask = torch.zeros(sees.shape).masked_fill_(~sees, torch.finfo(torch.float32).min)
+    # bfloat16's least: float32's is infinite in it, and then the gradients are not numbers.
+    mask = torch.zeros(sees.shape).masked_fill_(~sees, torch.finfo(torch.bfloat16).min)
     return {
         "input_ids": input_ids,
         "position_ids": position_ids,

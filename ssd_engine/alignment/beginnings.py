@@ -48,16 +48,18 @@ class Beginning:
 def make_beginnings(
     engine: SSDEngine, harmful: Sequence[Harmful], settings: AlignSettings, report: Reporter
 ) -> list[Beginning]:
-    """One beginning for each harmful request, in their order.
+    """`settings.beginnings` for each harmful request, in their order.
 
     Each is in one of many styles, and of a length between a few tokens and `continued_tokens`, short ones more often.
     Half of those with an opening of their own begin with it; an opening of several words is taken as it is. Where the
     writer turns to a refusal, the opening stands alone.
     """
 
+    wanted = [item for item in harmful for _ in range(settings.beginnings)]
+
     def carry_on(index: int) -> Beginning:
         rng = random.Random(f"{settings.seed} beginning {index}")  # its own, so that no other changes it
-        goal, own = harmful[index].goal, harmful[index].opening
+        goal, own = wanted[index].goal, wanted[index].opening
         style, opening = drawn_style(rng)
         is_real = own is not None and len(own.split()) >= _REAL_WORDS
         if own and (is_real or rng.random() < 0.5):
@@ -76,7 +78,7 @@ def make_beginnings(
             token_ids += _carried_on(engine, goal, opening, f"{style} {_COMPLY}".strip(), params)
         return Beginning(goal, tuple(token_ids))
 
-    indices = range(len(harmful))
+    indices = range(len(wanted))
     found = dict(answered(carry_on, indices, report, f"{engine.name} carries on beginnings, in memory", AT_ONCE))
     return [found[index] for index in indices]
 

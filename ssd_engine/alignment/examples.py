@@ -80,12 +80,13 @@ class ExampleMaker:
         """The writer's answer to a harmless prompt, from behind its opening on: what was begun goes on."""
         question = answer.question
         context = (*self._renderer.encode(question.conversation), *self._encode(question.opening))
-        return Example("agreement", context, (Ending(len(context), answer.token_ids),))
+        token_ids = answer.token_ids or (*self._encode(answer.text), self._end_id)
+        return Example("agreement", context, (Ending(len(context), token_ids),))
 
     def recoveries(self, beginning: Beginning, others: Sequence[Answer]) -> list[Example]:
         """Refusals of one request: at once and after beginnings of all lengths, cut anywhere; in disguises; and where
         its answer was begun elsewhere, or after one of `others`, harmless questions with their answers."""
-        rng = random.Random(f"{self._settings.seed} {beginning.goal}")
+        rng = random.Random(f"{self._settings.seed} {beginning.goal} {beginning.token_ids}")
         goal = beginning.goal
         is_framed = rng.random() < self._settings.framed_share
         examples = [self._at_all_depths(beginning, framed(goal, rng) if is_framed else goal, rng)]
@@ -99,7 +100,7 @@ class ExampleMaker:
         strata = self._settings.recoveries - 2
         bounds = [(i / strata, (i + 1) / strata) for i in range(strata)] + [(1 - _DEEPEST, 1.0)]
         length = len(beginning.token_ids)
-        cuts = [0, *(max(1, round(rng.uniform(first, last) * length)) for first, last in bounds)]
+        cuts = [0, *(min(length, max(1, round(rng.uniform(first, last) * length))) for first, last in bounds)]
         rest = sorted(set(range(length)) - set(cuts))
         starts = sorted(rng.sample(rest, min(self._settings.starts, len(rest))))
         endings = [(cut, self._refusal(beginning.goal, beginning.token_ids[:cut])) for cut in cuts]

@@ -8,6 +8,8 @@ from pydantic import Field
 
 from ssd_engine.config import Settings
 
+Writer = Literal["target", "draft"]
+
 
 class AlignSettings(Settings):
     """Settings of one alignment. An unusable value raises `InvalidRequestError`."""
@@ -27,6 +29,9 @@ class AlignSettings(Settings):
     recoveries: int = Field(
         4, ge=3, description="Depths at which the answer to each harmful request is turned back, its start among them."
     )
+    beginnings: int = Field(
+        1, ge=1, description="Begun answers to each harmful request and each look-alike, in styles of their own."
+    )
     starts: int = Field(
         12, ge=0, description="Further depths at which the first token of that is learned: it costs little."
     )
@@ -44,10 +49,11 @@ class AlignSettings(Settings):
         description="Ask as agents do too: the package's own ordinary requests with tools or instructions, and "
         "harmful ones among these.",
     )
-    writer: Literal["target", "draft"] = Field(
+    writer: Writer = Field(
         "target",
         description="Model that carries on beginnings and answers harmless prompts; the draft, without an adapter, is "
-        "faster, and then learns to agree with what it said before.",
+        "faster, and then learns to agree with what it said before. Requests with instructions or tools are always "
+        "answered by the target.",
     )
     continued_tokens: int = Field(
         120,

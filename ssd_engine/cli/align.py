@@ -58,6 +58,7 @@ def align(
     refusal: Annotated[str, _setting("refusal")] = _default("refusal"),
     stop: Annotated[str, _setting("stop")] = _default("stop"),
     recoveries: Annotated[int, _setting("recoveries")] = _default("recoveries"),
+    beginnings: Annotated[int, _setting("beginnings")] = _default("beginnings"),
     starts: Annotated[int, _setting("starts")] = _default("starts"),
     disguises: Annotated[int, _setting("disguises")] = _default("disguises"),
     framed_share: Annotated[float, _setting("framed_share")] = _default("framed_share"),
