@@ -171,6 +171,7 @@ def test_ordinary_rows_may_have_instructions_and_tools(tmp_path: Path) -> None:
     [
         ({"prompt": "Hi", "system": 7}, "row 2: field 'system' is 7; it has to be text"),
         ({"prompt": "Hi", "tools": "weather"}, "row 2: field 'tools' is 'weather'; it has to be a list"),
+        ({"prompt": "Hi", "answer": 7}, "row 2: field 'answer' is 7; it has to be text"),
         ({"prompt": "Hi", "turns": ["Hi"]}, "row 2: field 'turns' is ['Hi']; it has to be a list of messages"),
         ({"prompt": "Hi", "tools": [{"name": "weather"}]}, "row 2: field 'tools' is [{'name': 'weather'}]"),
     ],

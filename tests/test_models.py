@@ -26,6 +26,7 @@ from huggingface_hub import constants
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from ssd_engine.config import SSDConfig
+from ssd_engine.draft_signals import DraftSignals
 from ssd_engine.errors import InvalidRequestError, ModelLoadError
 from ssd_engine.models.cache import cache_folder, converted_folder, gguf_path
 from ssd_engine.models.convert import ensure_converted
@@ -131,14 +132,25 @@ def test_the_default_preset_has_a_safety_adapter_of_at_most_10_mb_and_others_hav
     adapter = PRESETS[DEFAULT_PRESET].draft_adapter
     assert adapter is not None
     files = {path.name: path.stat().st_size for path in Path(adapter).iterdir()}
-    assert set(files) == {"README.md", "adapter_config.json", "adapter_model.safetensors", "base.json"}
+    assert set(files) == {
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "base.json",
+        "signals.safetensors",
+    }
     assert sum(files.values()) <= 10_000_000
     assert PRESETS["qwen2.5-7b"].draft_adapter is None
 
 
 def test_presets_carry_the_settings_that_suit_them() -> None:
     assert PRESETS["llama-3.1-8b"].config.match_threshold == 0.5
-    assert PRESETS[DEFAULT_PRESET].config == SSDConfig()
+    default = PRESETS[DEFAULT_PRESET]
+    assert default.config == default.config_for("none") == SSDConfig()
+    signals = default.config_for(None).signals
+    assert signals is not None
+    assert default.draft_adapter is not None
+    DraftSignals.load(default.draft_adapter).require(signals.thresholds)
 
 
 def test_unknown_preset_names_the_known_ones() -> None:

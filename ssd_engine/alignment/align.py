@@ -109,9 +109,11 @@ class Prompts:
 
 def _question(source: str, number: int, row: Mapping[str, Any]) -> Question:
     """A row of an ordinary set, with its instructions, tools and messages, if it has some."""
-    system, tools, turns = row.get("system") or "", row.get("tools") or [], row.get("turns") or []
-    if not isinstance(system, str):
-        raise InvalidDataError(f"{source}, row {number}: field 'system' is {system!r}; it has to be text")
+    texts = {name: row.get(name) or "" for name in ("system", "answer")}
+    tools, turns = row.get("tools") or [], row.get("turns") or []
+    for name, text in texts.items():
+        if not isinstance(text, str):
+            raise InvalidDataError(f"{source}, row {number}: field {name!r} is {text!r}; it has to be text")
     if not isinstance(turns, list) or not all(isinstance(turn, Mapping) and "role" in turn for turn in turns):
         raise InvalidDataError(f"{source}, row {number}: field 'turns' is {turns!r}; it has to be a list of messages")
     if not isinstance(tools, list) or not all(isinstance(tool, Mapping) and "function" in tool for tool in tools):
@@ -119,7 +121,7 @@ def _question(source: str, number: int, row: Mapping[str, Any]) -> Question:
             f"{source}, row {number}: field 'tools' is {tools!r}; it has to be a list of OpenAI-style specifications"
         )
     tools, turns = (json.dumps(items) if items else "" for items in (tools, turns))
-    return Question(row["prompt"], system=system, tools=tools, turns=turns, answer=row.get("answer") or "")
+    return Question(row["prompt"], tools=tools, turns=turns, system=texts["system"], answer=texts["answer"])
 
 
 def align(

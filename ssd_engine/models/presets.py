@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ssd_engine.config import SSDConfig
+from ssd_engine.config import SignalConfig, SSDConfig
 from ssd_engine.errors import InvalidRequestError, ModelLoadError
 
 
@@ -127,7 +127,9 @@ _PAIRS = (
             eos_token_ids=_QWEN_EOS,
         ),
         licence="Apache-2.0",
-        adapter_config=SSDConfig(),
+        # The adapter's refusals begin with tokens of their own, whose probability tells of harm earlier and more surely
+        # than the match ratio (docs/safety.md), which is left to catch what is far off.
+        adapter_config=SSDConfig(signals=SignalConfig(refusal_mass=0.2, smoothing=8), match_threshold=0.4),
     ),
     Preset(
         name="qwen2.5-7b",
