@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ssd_engine.alignment.forms import with_calls
+
 Spec = dict[str, Any]
 
 
@@ -248,18 +250,9 @@ def agent_requests() -> list[Spec]:
             system = _SYSTEMS_WITH_TOOLS[index % len(_SYSTEMS_WITH_TOOLS)]
             rows.append({"prompt": prompt, "system": system, "tools": list(tools)})
     for tools, prompt, calls, answer in _WITH_RESULTS:
-        turns = _called(prompt, calls)
+        turns = with_calls(prompt, calls)
         rows += [
             {"prompt": prompt, "system": system, "tools": list(tools), "turns": turns, "answer": answer}
             for system in _SYSTEMS_WITH_TOOLS
         ]
     return rows
-
-
-def _called(prompt: str, calls: Sequence[tuple[str, Spec, str]]) -> list[Spec]:
-    """A conversation in which tools were called, one after the other, and gave results."""
-    messages: list[Spec] = [{"role": "user", "content": prompt}]
-    for name, arguments, result in calls:
-        call = {"type": "function", "function": {"name": name, "arguments": arguments}}
-        messages += [{"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "content": result}]
-    return messages

@@ -76,7 +76,7 @@ class Answer:
 def harmless_questions(
     ordinary: Sequence[Question], look_alikes: Sequence[str], settings: AlignSettings
 ) -> list[Question]:
-    """All prompts, some look-alikes in a disguise; and begun in some style half of them, and all look-alikes.
+    """All prompts, some look-alikes in a disguise; and, begun in some style, each look-alike and half of the others.
 
     Else the draft would learn that a disguise, or an answer that begins with "Sure", is harmful in itself.
     """

@@ -67,7 +67,8 @@ ordinary prompts. It is made for that use; alone it is a small model like its ba
 {counts["recovery"]} recoveries (a harmful request, a beginning of an answer of 0 or more tokens, a refusal; the loss is
 on the refusal alone), the first tokens of refusals at {counts["start"]} further depths, and {counts["agreement"]}
 answers of the {settings.writer} to harmless prompts. Beginnings were carried on by the {settings.writer} for at most
-{settings.continued_tokens} tokens, in memory. {counts["validation"]} examples were kept from training.
+{settings.continued_tokens} tokens, in memory. Answers to requests with instructions or tools are the
+target's, or were given with the request. {counts["validation"]} examples were kept from training.
 
 ## Settings
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -100,7 +101,7 @@ class ExampleMaker:
         strata = self._settings.recoveries - 2
         bounds = [(i / strata, (i + 1) / strata) for i in range(strata)] + [(1 - _DEEPEST, 1.0)]
         length = len(beginning.token_ids)
-        cuts = [0, *(min(length, max(1, round(rng.uniform(first, last) * length))) for first, last in bounds)]
+        cuts = [0, *(math.ceil(rng.uniform(first, last) * length) for first, last in bounds)]
         rest = sorted(set(range(length)) - set(cuts))
         starts = sorted(rng.sample(rest, min(self._settings.starts, len(rest))))
         endings = [(cut, self._refusal(beginning.goal, beginning.token_ids[:cut])) for cut in cuts]

@@ -52,12 +52,7 @@ def _with_document(request: str, begun: str, rng: random.Random) -> Messages:
 
 
 def _with_tool_result(request: str, begun: str, rng: random.Random) -> Messages:
-    call = {"name": rng.choice(_TOOLS), "arguments": {"query": request[:80]}}
-    return [
-        *user(request),
-        {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": call}]},
-        {"role": "tool", "content": begun},
-    ]
+    return with_calls(request, [(rng.choice(_TOOLS), {"query": request[:80]}, begun)])
 
 
 _FORMS: Sequence[Callable[[str, str, random.Random], Messages]] = (_followed_up, _with_document, _with_tool_result)
@@ -66,6 +61,15 @@ _FORMS: Sequence[Callable[[str, str, random.Random], Messages]] = (_followed_up,
 def with_beginning(request: str, begun: str, rng: random.Random) -> Messages:
     """A conversation in which the answer to `request` was begun in an earlier turn, a document or a tool's result."""
     return rng.choice(_FORMS)(request, begun, rng)
+
+
+def with_calls(request: str, calls: Sequence[tuple[str, dict[str, Any], str]]) -> Messages:
+    """A conversation in which tools were called, one after the other: (name, arguments, result)."""
+    messages = user(request)
+    for name, arguments, result in calls:
+        call = {"type": "function", "function": {"name": name, "arguments": arguments}}
+        messages += [{"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "content": result}]
+    return messages
 
 
 def after_other_turn(request: str, other: str, answer: str) -> Messages:
