@@ -32,8 +32,8 @@ REFUSAL = "No."
 SMALL = (
     "--refusal", REFUSAL, "--stop", REFUSAL, "--recoveries", "6", "--starts", "2",
     "--turned-share", "0", "--continued-tokens", "6", "--answer-tokens", "4", "--lora-rank", "8",
-    "--learning-rate", "0.01", "--framed-share", "0", "--disguises", "0", "--no-agents", "--batch-size", "2",
-    "--validation-share", "0.2", "--checkpoint-steps", "10",
+    "--learning-rate", "0.01", "--framed-share", "0", "--disguises", "0", "--no-agents", "--no-own-requests",
+    "--batch-size", "2", "--validation-share", "0.2", "--checkpoint-steps", "10",
 )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from ssd_engine.alignment.card import DataSource, model_card
 from ssd_engine.alignment.disguises import FRAMES, NOISE
 from ssd_engine.alignment.examples import Ending, Example, ExampleMaker, Kind, split
 from ssd_engine.alignment.look_alikes import look_alikes
+from ssd_engine.alignment.own_requests import own_requests
 from ssd_engine.alignment.settings import AlignSettings, Writer
 from ssd_engine.alignment.styles import STYLES
 from ssd_engine.errors import InvalidDataError, InvalidRequestError, ModelLoadError
@@ -62,7 +63,7 @@ class PairSource:
 class Prompts:
     """The prompts of all sets, read and checked."""
 
-    def __init__(self, sources: Sources, *, with_agents: bool) -> None:
+    def __init__(self, sources: Sources, *, with_agents: bool, with_own_requests: bool = False) -> None:
         if not sources.harmful:
             raise InvalidRequestError("there is no harmful set: give one or more files or dataset ids with --harmful")
         if not sources.ordinary:
@@ -72,6 +73,9 @@ class Prompts:
             Harmful(row["goal"], row["target"] if isinstance(row.get("target"), str) else None)
             for row in self._read("harmful", sources.harmful, _HARMFUL_FIELDS)
         ]
+        if with_own_requests:
+            self.harmful += [Harmful(goal) for goal in own_requests()]
+            self.described.append(DataSource("harmful", "requests, of ssd-integrations", len(own_requests())))
         self.ordinary = [
             _question(source, number, row)
             for source in sources.ordinary
@@ -159,7 +163,7 @@ def align(
         load_unprepared,
     )
 
-    prompts = Prompts(sources, with_agents=settings.agents)
+    prompts = Prompts(sources, with_agents=settings.agents, with_own_requests=settings.own_requests)
     tokenizer = load_tokenizer(pair.draft)
     if tokenizer.chat_template is None:
         raise ModelLoadError(f"{pair.draft} has no chat template, so it is no instruct model; align one that is")

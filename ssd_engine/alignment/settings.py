@@ -49,6 +49,11 @@ class AlignSettings(Settings):
         description="Ask as agents do too: the package's own ordinary requests with tools or instructions, and "
         "harmful ones among these.",
     )
+    own_requests: bool = Field(
+        default=True,
+        description="Refuse the package's own harmful requests too: in the words of look-alikes, and in other "
+        "languages than English.",
+    )
     writer: Writer = Field(
         "target",
         description="Model that carries on beginnings and answers harmless prompts; the draft, without an adapter, is "

@@ -64,6 +64,7 @@ def align(
     framed_share: Annotated[float, _setting("framed_share")] = _default("framed_share"),
     turned_share: Annotated[float, _setting("turned_share")] = _default("turned_share"),
     agents: Annotated[bool, _setting("agents")] = _default("agents"),
+    own_requests: Annotated[bool, _setting("own_requests")] = _default("own_requests"),
     writer: Annotated[Literal["target", "draft"], _setting("writer")] = _default("writer"),
     continued_tokens: Annotated[int, _setting("continued_tokens")] = _default("continued_tokens"),
     answer_tokens: Annotated[int, _setting("answer_tokens")] = _default("answer_tokens"),
