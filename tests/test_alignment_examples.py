@@ -64,6 +64,11 @@ def settings() -> AlignSettings:
     return AlignSettings(recoveries=5, starts=3, disguises=3, turned_share=1, framed_share=0, agents=False)
 
 
+def _readable(text: str) -> str:
+    """A text without what a disguise does to letters: blanks between them, capitals, digits in their places."""
+    return "".join(text.split()).casefold().translate(str.maketrans("431057", "aeiost"))
+
+
 def test_a_request_is_refused_at_its_start_at_each_depth_and_in_other_forms(
     tokenizer: PreTrainedTokenizerFast, settings: AlignSettings
 ) -> None:
@@ -85,7 +90,8 @@ def test_a_request_is_refused_at_its_start_at_each_depth_and_in_other_forms(
         assert ending.token_ids == tuple(tokenizer(joint + settings.stop, add_special_tokens=False).input_ids[:1])
     assert len(others) == settings.disguises + 1
     for example in others:
-        assert GOAL in tokenizer.decode(example.context)
+        asked = _readable(tokenizer.decode(example.context))
+        assert all(_readable(word) in asked for word in GOAL.split()), "in a disguise, but whole"
         assert [tokenizer.decode(ending.token_ids) for ending in example.endings] == [f"{settings.refusal}<|im_end|>"]
         assert example.endings[0].place == len(example.context), "nothing of an answer stands before it"
 
@@ -168,16 +174,6 @@ def test_ordinary_rows_may_have_instructions_and_tools(tmp_path: Path) -> None:
         assert {call["function"]["name"] for call in calls} <= offered
 
 
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ({"prompt": "Hi", "system": 7}, "row 2: field 'system' is 7; it has to be text"),
-        ({"prompt": "Hi", "tools": "weather"}, "row 2: field 'tools' is 'weather'; it has to be a list"),
-        ({"prompt": "Hi", "answer": 7}, "row 2: field 'answer' is 7; it has to be text"),
-        ({"prompt": "Hi", "turns": ["Hi"]}, "row 2: field 'turns' is ['Hi']; it has to be a list of messages"),
-        ({"prompt": "Hi", "tools": [{"name": "weather"}]}, "row 2: field 'tools' is [{'name': 'weather'}]"),
-    ],
-)
 def _scripts(texts: Sequence[str]) -> set[str]:
     """The scripts that texts are written in, by the names of their letters."""
     letters = {letter for text in texts for letter in text if letter.isalpha()}
@@ -201,6 +197,16 @@ def test_harmful_requests_of_the_package_come_in_languages_that_look_alikes_have
     assert any("| harmful | requests, of ssd-integrations |" in source.described() for source in prompts.described)
 
 
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "Hi", "system": 7}, "row 2: field 'system' is 7; it has to be text"),
+        ({"prompt": "Hi", "tools": "weather"}, "row 2: field 'tools' is 'weather'; it has to be a list"),
+        ({"prompt": "Hi", "answer": 7}, "row 2: field 'answer' is 7; it has to be text"),
+        ({"prompt": "Hi", "turns": ["Hi"]}, "row 2: field 'turns' is ['Hi']; it has to be a list of messages"),
+        ({"prompt": "Hi", "tools": [{"name": "weather"}]}, "row 2: field 'tools' is [{'name': 'weather'}]"),
+    ],
+)
 def test_a_row_with_a_bad_field_is_named(
     tmp_path: Path, pair_options: list[str], row: dict[str, object], message: str
 ) -> None:
@@ -213,7 +219,9 @@ def test_a_row_with_a_bad_field_is_named(
 
 def test_a_single_harmful_request_is_too_few(tmp_path: Path, pair_options: list[str]) -> None:
     sets = ("--harmful", _harmful(tmp_path), "--ordinary", _ordinary(tmp_path, [{"prompt": "Hi"}, {"prompt": "Ho"}]))
-    result = CliRunner().invoke(app, ["align", "--output", str(tmp_path / "out"), *pair_options, *sets])
+    result = CliRunner().invoke(
+        app, ["align", "--output", str(tmp_path / "out"), *pair_options, *sets, "--no-own-requests"]
+    )
     assert result.exit_code == 1
     said = " ".join((result.stdout + result.stderr).split())
     assert "give two different rows at least" in said
