@@ -64,11 +64,6 @@ def settings() -> AlignSettings:
     return AlignSettings(recoveries=5, starts=3, disguises=3, turned_share=1, framed_share=0, agents=False)
 
 
-def _readable(text: str) -> str:
-    """A text without what a disguise does to letters: blanks between them, capitals, digits in their places."""
-    return "".join(text.split()).casefold().translate(str.maketrans("431057", "aeiost"))
-
-
 def test_a_request_is_refused_at_its_start_at_each_depth_and_in_other_forms(
     tokenizer: PreTrainedTokenizerFast, settings: AlignSettings
 ) -> None:
@@ -90,8 +85,7 @@ def test_a_request_is_refused_at_its_start_at_each_depth_and_in_other_forms(
         assert ending.token_ids == tuple(tokenizer(joint + settings.stop, add_special_tokens=False).input_ids[:1])
     assert len(others) == settings.disguises + 1
     for example in others:
-        asked = _readable(tokenizer.decode(example.context))
-        assert all(_readable(word) in asked for word in GOAL.split()), "in a disguise, but whole"
+        assert GOAL in tokenizer.decode(example.context)
         assert [tokenizer.decode(ending.token_ids) for ending in example.endings] == [f"{settings.refusal}<|im_end|>"]
         assert example.endings[0].place == len(example.context), "nothing of an answer stands before it"
 

@@ -74,8 +74,9 @@ class Prompts:
             for row in self._read("harmful", sources.harmful, _HARMFUL_FIELDS)
         ]
         if with_own_requests:
-            self.harmful += [Harmful(goal) for goal in own_requests()]
-            self.described.append(DataSource("harmful", "requests, of ssd-integrations", len(own_requests())))
+            own = own_requests()
+            self.harmful += [Harmful(goal) for goal in own]
+            self.described.append(DataSource("harmful", "requests, of ssd-integrations", len(own)))
         self.ordinary = [
             _question(source, number, row)
             for source in sources.ordinary
