@@ -24,8 +24,8 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
-from ssd_engine.backends.transformers.loader import LoadOptions, load_model
 from ssd_engine.backends.transformers.runner import ModelRunner
+from ssd_engine.models.checkpoints import LoadOptions, load_model
 from ssd_engine.models.presets import get_preset
 from ssd_engine.models.resolve import resolve_pair
 

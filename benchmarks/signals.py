@@ -18,10 +18,10 @@ from transformers.utils import logging
 
 from ssd_engine import DraftSignals, GenerationParams, SSDConfig, SSDEngine
 from ssd_engine.config import SIGNALS
-from ssd_engine.draft_signals import Probe
 from ssd_engine.evaluation.speed import PROMPTS
 from ssd_engine.models.presets import default_preset, get_preset
 from ssd_engine.models.resolve import resolve_pair
+from ssd_engine.rule.draft_signals import Probe
 
 WAYS = {
     "none": None,

@@ -33,12 +33,12 @@ from tool_call_tasks import KINDS, TASKS, Kind, Task, same_in_any_order
 from tqdm.auto import tqdm
 
 from ssd_engine import GenerationParams, SSDEngine
+from ssd_engine.answers.result import GenerationResult
 from ssd_engine.cli import engine_options
 from ssd_engine.cli.console import stdout
 from ssd_engine.cli.engine_options import EngineOptions
 from ssd_engine.config import Decoding
 from ssd_engine.evaluation.speed import processor
-from ssd_engine.result import GenerationResult
 
 AT_ONCE = 8
 """Requests that decode together."""

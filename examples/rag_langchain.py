@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ssd_engine import SSDEngine
-from ssd_engine.chat import ChatRenderer, Conversation
+from ssd_engine.prompts.conversation import ChatRenderer, Conversation
 from ssd_integrations.langchain import ChatSSD
 from ssd_integrations.langchain.messages import to_engine_messages
 

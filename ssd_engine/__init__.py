@@ -1,11 +1,11 @@
 """Speculative Safety-Aware Decoding: a small safe model drafts, a large one verifies, both decide."""
 
+from ssd_engine.answers.result import GenerationResult, Piece, Usage
 from ssd_engine.config import GenerationParams, Grammar, SignalConfig, SSDConfig
-from ssd_engine.draft_signals import DraftSignals
 from ssd_engine.engine import SSDEngine
-from ssd_engine.result import GenerationResult, Piece, Usage
-from ssd_engine.scheme import Scheme
-from ssd_engine.trace import SafetyTrace
+from ssd_engine.rule.draft_signals import DraftSignals
+from ssd_engine.rule.scheme import Scheme
+from ssd_engine.trace.safety_trace import SafetyTrace
 
 __all__ = [
     "DraftSignals",

@@ -67,7 +67,7 @@ class Settings(BaseModel):
 
 
 Signal = Literal["refusal_mass", "probe", "kl"]
-"""What says beside the match ratio that Union is wanted: see `ssd_engine.signals`."""
+"""What says beside the match ratio that Union is wanted: see `ssd_engine.rule.signals`."""
 SIGNALS: tuple[Signal, ...] = get_args(Signal)
 
 

@@ -12,17 +12,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from ssd_engine.answers.result import GenerationResult, Piece
 from ssd_engine.config import Backend, GenerationParams, SSDConfig
-from ssd_engine.decoder import Decoder
-from ssd_engine.delivery import Deliver, Line, apieces_of, into_loop, pieces_of, results_of
-from ssd_engine.draft_signals import DraftSignals
 from ssd_engine.errors import EngineBusyError, InvalidRequestError
-from ssd_engine.intake import Intake, ModelFacts, end_of_sequence_ids
 from ssd_engine.models.presets import default_preset, get_preset, title
-from ssd_engine.prompt import Prompt, Tools
-from ssd_engine.request import Event, Request
-from ssd_engine.result import GenerationResult, Piece
-from ssd_engine.scheduler import Scheduler
+from ssd_engine.prompts.prompt import Prompt, Tools
+from ssd_engine.rule.draft_signals import DraftSignals
+from ssd_engine.serving.decoder import Decoder
+from ssd_engine.serving.delivery import Deliver, Line, apieces_of, into_loop, pieces_of, results_of
+from ssd_engine.serving.intake import Intake, ModelFacts, end_of_sequence_ids
+from ssd_engine.serving.request import Event, Request
+from ssd_engine.serving.scheduler import Scheduler
 
 if TYPE_CHECKING:
     import torch
@@ -85,7 +85,7 @@ class SSDEngine:
                 fit in memory, or `signals` are of another draft.
         """
         from ssd_engine.backends.transformers.decoder import make_decoder
-        from ssd_engine.backends.transformers.loader import require_same_tokens, shared_vocabulary_size
+        from ssd_engine.models.checkpoints import require_same_tokens, shared_vocabulary_size
 
         for option, value in (("max_batch_size", max_batch_size), ("max_waiting", max_waiting)):
             if value < 1:
@@ -186,7 +186,7 @@ class SSDEngine:
             return cls._from_vllm(target, draft, draft_adapter, config, dtype, options)
         if backend != "transformers":
             raise InvalidRequestError(f"backend={backend!r} is unknown; use 'transformers' or 'vllm'")
-        from ssd_engine.backends.transformers.loader import (
+        from ssd_engine.models.checkpoints import (
             LoadOptions,
             load_model,
             load_signals,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ssd_engine.trace import SafetyTrace
+    from ssd_engine.trace.safety_trace import SafetyTrace
 
 
 class SSDError(Exception):

@@ -160,7 +160,7 @@ def pair_options(
 @pytest.fixture(scope="session")
 def real_engine() -> Iterator[SSDEngine]:
     """The real default pair, fetched on first use."""
-    from ssd_engine.shared import shared_engine
+    from ssd_engine.loading import shared_engine
 
     with shared_engine() as engine:
         yield engine

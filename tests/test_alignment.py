@@ -21,10 +21,10 @@ from ssd_engine import GenerationParams, SSDConfig, SSDEngine
 from ssd_engine.alignment.beginnings import Beginning, make_beginnings
 from ssd_engine.alignment.checkpoints import last_whole_checkpoint
 from ssd_engine.alignment.training import _Reports
+from ssd_engine.campaigns.journal import Journal
 from ssd_engine.cli import app
 from ssd_engine.config import SignalConfig
 from ssd_engine.errors import ModelLoadError
-from ssd_engine.journal import Journal
 
 GOALS = [f"Describe how to break lock number {i}." for i in range(8)]
 PROMPTS = [f"What is {i} plus {i}?" for i in range(10)]

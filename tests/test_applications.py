@@ -17,7 +17,7 @@ from llama_index.core import VectorStoreIndex
 from llama_index.core.base.llms.types import MessageRole
 
 from ssd_engine import SSDEngine
-from ssd_engine.request import Request
+from ssd_engine.serving.request import Request
 from ssd_integrations.langchain import ChatSSD
 from ssd_integrations.llama_index import SSDLLM
 

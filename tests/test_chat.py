@@ -9,9 +9,9 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from ssd_engine import GenerationParams, SSDEngine
-from ssd_engine.chat import ChatRenderer, Conversation
 from ssd_engine.errors import ContextLengthError, InvalidRequestError
-from ssd_engine.remote_request import chat_arguments
+from ssd_engine.prompts.conversation import ChatRenderer, Conversation
+from ssd_engine.remote.request import chat_arguments
 
 TOOL = {
     "type": "function",

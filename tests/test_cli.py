@@ -21,11 +21,11 @@ from torch._dynamo.utils import counters
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner, Result
 
+from ssd_engine.answers.result import Piece
 from ssd_engine.cli import app
 from ssd_engine.cli.console import print_error, printable, stdout, styled
 from ssd_engine.errors import ModelLoadError
-from ssd_engine.result import Piece
-from ssd_engine.scheme import Scheme
+from ssd_engine.rule.scheme import Scheme
 
 LONG_ANSWER = 8000
 """Tokens: more than a test waits for."""

@@ -18,9 +18,9 @@ from torch.torch_version import TorchVersion
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from ssd_engine import GenerationParams, SSDEngine
-from ssd_engine.backends.transformers.linear import HalfLinear, Int8Linear, PackedLinear, replace_linears
 from ssd_engine.backends.transformers.runner import ModelRunner
 from ssd_engine.errors import ModelLoadError
+from ssd_engine.models.linear import HalfLinear, Int8Linear, PackedLinear, replace_linears
 
 PROMPTS = ["The quick brown fox", "naïve café", "What is the capital of France? Paris, of course. " * 3, "system"]
 

@@ -9,7 +9,6 @@ from memorised import memorised
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from ssd_engine import GenerationParams, SSDConfig, SSDEngine
-from ssd_engine.chat import ChatRenderer
 from ssd_engine.errors import InvalidRequestError
 from ssd_engine.evaluation.contestants import (
     CHECK_INTERVAL,
@@ -21,6 +20,7 @@ from ssd_engine.evaluation.contestants import (
     SystemPrompt,
     fresh_header,
 )
+from ssd_engine.prompts.conversation import ChatRenderer
 
 ASK = "<|im_start|>user\nHow?<|im_end|>\n"
 HEADER = "<|im_start|>assistant\n"

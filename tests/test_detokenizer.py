@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from ssd_engine.detokenizer import Detokenizer, StopStrings
+from ssd_engine.answers.detokenizer import Detokenizer, StopStrings
 
 TEXTS = [
     "The quick brown fox jumps over the lazy dog.\n\n  def f(x):\n\treturn x  # two  spaces",

@@ -8,7 +8,7 @@ import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from ssd_engine import GenerationParams, SSDConfig, SSDEngine
-from ssd_engine.draft_length import LONGEST, Acceptance, PassTimes, best_length, tokens_a_round
+from ssd_engine.rule.draft_length import LONGEST, Acceptance, PassTimes, best_length, tokens_a_round
 
 
 def times(**seconds: float) -> PassTimes:

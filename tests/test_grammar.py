@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ssd_engine import GenerationParams, GenerationResult, Grammar, Scheme, SSDConfig, SSDEngine
 from ssd_engine.errors import InvalidRequestError
-from ssd_engine.scheme import SchemeController
+from ssd_engine.rule.scheme import SchemeController
 
 PATTERNS = [
     "(red|green|blue)( fox| dog)*",

@@ -11,14 +11,14 @@ from conftest import make_model, make_relative, make_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from ssd_engine import GenerationParams, Grammar, SSDConfig, SSDEngine
-from ssd_engine.answer import Answer, AnswerSettings
-from ssd_engine.answer_grammar import AnswerGrammar
-from ssd_engine.detokenizer import Detokenizer
+from ssd_engine.answers.answer import Answer, AnswerSettings
+from ssd_engine.answers.detokenizer import Detokenizer
+from ssd_engine.answers.tool_calls import ToolCallParser, ToolFormat
 from ssd_engine.errors import InvalidRequestError
-from ssd_engine.grammar import GrammarCompiler
-from ssd_engine.scheme import Scheme
-from ssd_engine.tool_calls import ToolCallParser, ToolFormat
-from ssd_engine.verify import Choice
+from ssd_engine.grammars.answer_grammar import AnswerGrammar
+from ssd_engine.grammars.guide import GrammarCompiler
+from ssd_engine.rule.scheme import Scheme
+from ssd_engine.rule.verify import Choice
 
 
 def tool(name: str, **properties: Any) -> dict[str, Any]:

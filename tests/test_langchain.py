@@ -26,9 +26,9 @@ from langchain_core.runnables import RunnableWithMessageHistory
 from langchain_core.tools import tool
 
 from ssd_engine import SSDConfig, SSDEngine
+from ssd_engine.answers.result import Piece, ToolCall
+from ssd_engine.answers.tool_calls import ToolCallParser, ToolFormat
 from ssd_engine.errors import InvalidRequestError, RequestTimeoutError
-from ssd_engine.result import Piece, ToolCall
-from ssd_engine.tool_calls import ToolCallParser, ToolFormat
 from ssd_integrations.langchain import ChatSSD
 from ssd_integrations.langchain.messages import to_engine_messages, to_message_chunk
 

@@ -21,9 +21,9 @@ from llama_index.core.base.llms.types import (
 from llama_index.core.tools import FunctionTool
 
 from ssd_engine import SSDEngine
+from ssd_engine.answers.result import GenerationResult, InvalidToolCall, ToolCall, Usage
 from ssd_engine.errors import InvalidRequestError
-from ssd_engine.result import GenerationResult, InvalidToolCall, ToolCall, Usage
-from ssd_engine.trace import SafetyTrace
+from ssd_engine.trace.safety_trace import SafetyTrace
 from ssd_integrations.llama_index import SSDLLM
 from ssd_integrations.llama_index.messages import to_engine_messages
 from ssd_integrations.llama_index.responses import Answer

@@ -18,13 +18,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from ssd_engine import DraftSignals, GenerationParams, SSDConfig, SSDEngine
 from ssd_engine.backends.transformers import memory
-from ssd_engine.backends.transformers.linear import HalfLinear, Int8Linear, PackedLinear
 from ssd_engine.config import SignalConfig
 from ssd_engine.errors import InvalidRequestError, ModelLoadError, VocabularyMismatchError
+from ssd_engine.loading import shared_engine
 from ssd_engine.models import presets
+from ssd_engine.models.linear import HalfLinear, Int8Linear, PackedLinear
 from ssd_engine.models.presets import Preset, get_preset
 from ssd_engine.models.resolve import resolve
-from ssd_engine.shared import shared_engine
 
 PARAMS = GenerationParams(max_new_tokens=20)
 PROMPT = "The quick brown fox"

@@ -12,12 +12,12 @@ from memorised import memorised
 from transformers import PreTrainedTokenizerFast
 
 from ssd_engine import SSDEngine
+from ssd_engine.campaigns.journal import Journal
 from ssd_engine.cli.console import WorkProgress
 from ssd_engine.errors import ContextLengthError, InvalidRequestError
 from ssd_engine.evaluation.forms.languages import LANGUAGES
 from ssd_engine.evaluation.forms.material import Beginning, Reply, Translation
 from ssd_engine.evaluation.materials import Materials
-from ssd_engine.journal import Journal
 
 OWN = "The quick brown fox jumps over the lazy dog. What is the capital of France? Paris, of course."
 

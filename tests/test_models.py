@@ -26,7 +26,6 @@ from huggingface_hub import constants
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from ssd_engine.config import SSDConfig
-from ssd_engine.draft_signals import DraftSignals
 from ssd_engine.errors import InvalidRequestError, ModelLoadError
 from ssd_engine.models.cache import cache_folder, converted_folder, gguf_path
 from ssd_engine.models.convert import ensure_converted
@@ -43,6 +42,7 @@ from ssd_engine.models.presets import (
     title,
 )
 from ssd_engine.models.resolve import local_folder, pull_pair, resolve, resolve_pair
+from ssd_engine.rule.draft_signals import DraftSignals
 
 CONTENT = random.Random(0).randbytes(300_000)
 COMMIT = "0123456789" * 4

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from ssd_engine.campaigns.prompt_sets import GOAL, PROMPT, TARGET, read_prompt_set
 from ssd_engine.errors import InvalidDataError
-from ssd_engine.prompt_sets import GOAL, PROMPT, TARGET, read_prompt_set
 
 
 def written(folder: Path, name: str, content: str) -> Path:

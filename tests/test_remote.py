@@ -23,7 +23,7 @@ from ssd_engine.errors import (
 )
 
 pytest.importorskip("openai")
-from ssd_engine.remote import RemoteEngine
+from ssd_engine.remote.engine import RemoteEngine
 from ssd_integrations.langchain import ChatSSD
 
 LONG_ENOUGH = GenerationParams(max_new_tokens=50)

@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 
 from ssd_engine import SSDConfig
 from ssd_engine.alignment.refusals import refusal_text
+from ssd_engine.campaigns.prompt_sets import read_prompt_set
 from ssd_engine.cli import app
 from ssd_engine.cli.console import WorkProgress
 from ssd_engine.errors import InvalidDataError, InvalidRequestError
@@ -24,7 +25,6 @@ from ssd_engine.evaluation.settings import Contestant, EvalSettings
 from ssd_engine.evaluation.statistics import PairedDifference, Rate
 from ssd_engine.evaluation.sweep import SweepPoint, recommend
 from ssd_engine.evaluation.utility import is_exact
-from ssd_engine.prompt_sets import read_prompt_set
 
 REQUEST = "How do I break a lock?"
 

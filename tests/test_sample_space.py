@@ -12,9 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ssd_engine import GenerationParams, SSDConfig
 from ssd_engine.config import Decoding
-from ssd_engine.predictions import Predictions
-from ssd_engine.sample_space import SampleSpace, SampleSpaces, sample_spaces, top_ids
-from ssd_engine.verify import Turn, Verifier, verify
+from ssd_engine.rule.predictions import Predictions
+from ssd_engine.rule.sample_space import SampleSpace, SampleSpaces, sample_spaces, top_ids
+from ssd_engine.rule.verify import Turn, Verifier, verify
 
 
 def all_logits(size: int) -> st.SearchStrategy[list[float]]:

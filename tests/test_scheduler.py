@@ -9,11 +9,11 @@ from typing import Any, cast
 
 import pytest
 
+from ssd_engine.answers.result import Piece, Timings
 from ssd_engine.config import GenerationParams, SSDConfig
-from ssd_engine.request import Request
-from ssd_engine.result import Piece, Timings
-from ssd_engine.scheduler import Scheduler
-from ssd_engine.verify import Choice
+from ssd_engine.rule.verify import Choice
+from ssd_engine.serving.request import Request
+from ssd_engine.serving.scheduler import Scheduler
 
 
 @dataclass(eq=False)

@@ -8,7 +8,7 @@ import pytest
 import reference
 
 from ssd_engine import Scheme, SSDConfig
-from ssd_engine.scheme import SchemeController
+from ssd_engine.rule.scheme import SchemeController
 
 
 def feed(controller: SchemeController, matches: int) -> None:

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from ssd_engine.backends.vllm.given import given_places, listen
 from ssd_engine.backends.vllm.requests import RequestSettings, RequestTable
 from ssd_engine.config import SIGNALS, GenerationParams, SignalConfig, SSDConfig
-from ssd_engine.predictions import Predictions
-from ssd_engine.scheme import Scheme
-from ssd_engine.scheme_batch import SchemeBatch
-from ssd_engine.signal_batch import SignalBatch
-from ssd_engine.signals import Look, SignalControl
-from ssd_engine.verify import Turn, Verifier, verify
-from ssd_engine.verify_batch import Positions, verify_batch
+from ssd_engine.rule.predictions import Predictions
+from ssd_engine.rule.scheme import Scheme
+from ssd_engine.rule.scheme_batch import SchemeBatch
+from ssd_engine.rule.signal_batch import SignalBatch
+from ssd_engine.rule.signals import Look, SignalControl
+from ssd_engine.rule.verify import Turn, Verifier, verify
+from ssd_engine.rule.verify_batch import Positions, verify_batch
 
 CPU = torch.device("cpu")
 REFUSAL_IDS = torch.tensor([3, 7])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ssd_engine import SSDConfig
 from ssd_engine.config import SIGNALS, SignalConfig
 from ssd_engine.errors import InvalidRequestError
-from ssd_engine.signals import Look, SignalControl
+from ssd_engine.rule.signals import Look, SignalControl
 
 
 def walk(control: SignalControl, scores: list[float], token_ids: list[int] | None = None) -> str:

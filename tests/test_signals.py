@@ -23,12 +23,12 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from ssd_engine import GenerationParams, GenerationResult, Grammar, SafetyTrace, Scheme, SSDConfig, SSDEngine
-from ssd_engine.backends.transformers.loader import fingerprint, stored_fingerprint
 from ssd_engine.backends.transformers.runner import ModelRunner
 from ssd_engine.config import SIGNALS, Signal, SignalConfig
-from ssd_engine.draft_signals import DraftSignals, Probe
 from ssd_engine.errors import InvalidRequestError, JailbreakRiskError, ModelLoadError
-from ssd_engine.signals import Alarm
+from ssd_engine.models.checkpoints import fingerprint, stored_fingerprint
+from ssd_engine.rule.draft_signals import DraftSignals, Probe
+from ssd_engine.rule.signals import Alarm
 
 REFUSAL_IDS = tuple(range(40, 400, 24))
 CALM = {"match_threshold": 0.0}

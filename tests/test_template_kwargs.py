@@ -8,8 +8,8 @@ import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from ssd_engine import GenerationParams, SSDEngine
-from ssd_engine.chat import ChatRenderer, Conversation
 from ssd_engine.errors import InvalidRequestError
+from ssd_engine.prompts.conversation import ChatRenderer, Conversation
 
 NOTED = "{% if enable_thinking is defined and not enable_thinking %}No thoughts. {% endif %}{{ note }}"
 

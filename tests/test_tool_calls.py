@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssd_engine.tool_calls import MARKERS, ParsedText, ToolCallParser, ToolFormat, detect_format
+from ssd_engine.answers.tool_calls import MARKERS, ParsedText, ToolCallParser, ToolFormat, detect_format
 
 NAMES = ("get_weather", "multiply")
 WEATHER = ("get_weather", {"city": "Paris"})

@@ -13,9 +13,9 @@ from xml.etree import ElementTree
 import pytest
 
 from ssd_engine.config import SSDConfig
-from ssd_engine.scheme import Scheme, SchemeController
-from ssd_engine.signals import Look
-from ssd_engine.trace import SafetyTrace
+from ssd_engine.rule.scheme import Scheme, SchemeController
+from ssd_engine.rule.signals import Look
+from ssd_engine.trace.safety_trace import SafetyTrace
 
 
 def make_trace(matches: str, texts: list[str] | None = None, bin_size: int = 2) -> SafetyTrace:
@@ -250,7 +250,9 @@ def test_an_answer_without_bins_can_be_plotted(trace: SafetyTrace) -> None:
 
 
 def test_plotting_leaves_pyplot_alone() -> None:
-    code = "import sys; from ssd_engine.trace import SafetyTrace; SafetyTrace().plot(); print(*sys.modules)"
+    code = (
+        "import sys; from ssd_engine import SafetyTrace; SafetyTrace().plot(); print(*sys.modules)"
+    )
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "matplotlib.figure" in loaded
     assert "matplotlib.pyplot" not in loaded

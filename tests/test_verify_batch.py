@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ssd_engine.config import GenerationParams, SSDConfig
-from ssd_engine.predictions import Predictions
-from ssd_engine.scheme import Scheme, SchemeController
-from ssd_engine.scheme_batch import SchemeBatch
-from ssd_engine.verify import Turn, Verifier, verify
-from ssd_engine.verify_batch import Positions, verify_batch
+from ssd_engine.rule.predictions import Predictions
+from ssd_engine.rule.scheme import Scheme, SchemeController
+from ssd_engine.rule.scheme_batch import SchemeBatch
+from ssd_engine.rule.verify import Turn, Verifier, verify
+from ssd_engine.rule.verify_batch import Positions, verify_batch
 
 CPU = torch.device("cpu")
 

@@ -28,7 +28,7 @@ from ssd_engine.errors import (
 
 pytest.importorskip("vllm")
 pytest.importorskip("openai")
-from ssd_engine.remote import RemoteEngine
+from ssd_engine.remote.engine import RemoteEngine
 
 QUESTION = "Hello! What is the capital of A?"
 POISON = "~"

@@ -22,7 +22,7 @@ from ssd_engine.errors import (
     RequestTimeoutError,
     VocabularyMismatchError,
 )
-from ssd_engine.scheme import Scheme
+from ssd_engine.rule.scheme import Scheme
 
 pytest.importorskip("vllm")
 LONG = GenerationParams(max_new_tokens=60)

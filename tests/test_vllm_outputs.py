@@ -11,7 +11,7 @@ import torch
 from ssd_engine import GenerationParams, SignalConfig, SSDConfig
 from ssd_engine.backends.vllm.decoder import VllmSequence
 from ssd_engine.errors import SSDError
-from ssd_engine.trace_codes import TraceReader, digit_of, encode, encode_beginnings, encode_signals
+from ssd_engine.trace.codes import TraceReader, digit_of, encode, encode_beginnings, encode_signals
 
 LOGPROBS = {"logprobs": True, "top_logprobs": 1}
 

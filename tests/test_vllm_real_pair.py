@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ssd_engine import GenerationParams, GenerationResult, SSDConfig, SSDEngine
-from ssd_engine.scheme import Scheme
+from ssd_engine.rule.scheme import Scheme
 
 pytest.importorskip("vllm")
 

@@ -14,8 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from vllm_cases import VLLM_OPTIONS, save_pair
 
 from ssd_engine import GenerationParams, GenerationResult, SSDConfig, SSDEngine
-from ssd_engine.predictions import Predictions
-from ssd_engine.sample_space import sample_spaces
+from ssd_engine.rule.predictions import Predictions
+from ssd_engine.rule.sample_space import sample_spaces
 
 pytest.importorskip("vllm")
 VOCABULARY = 24

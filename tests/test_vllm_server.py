@@ -22,7 +22,7 @@ from vllm_cases import KEY, SSD, Server, free_port, serving
 
 from ssd_engine import GenerationParams, SSDConfig, SSDEngine
 from ssd_engine.errors import InvalidRequestError, JailbreakRiskError, ModelLoadError
-from ssd_engine.remote import RemoteEngine
+from ssd_engine.remote.engine import RemoteEngine
 from ssd_integrations.langchain import ChatSSD
 from ssd_integrations.llama_index import SSDLLM
 

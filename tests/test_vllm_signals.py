@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM
 from vllm_cases import PROMPTS, VLLM_OPTIONS
 
 from ssd_engine import DraftSignals, GenerationParams, GenerationResult, Grammar, SSDConfig, SSDEngine
-from ssd_engine.backends.transformers.loader import fingerprint
 from ssd_engine.config import SIGNALS
-from ssd_engine.draft_signals import FILE, Probe
 from ssd_engine.errors import InvalidRequestError
+from ssd_engine.models.checkpoints import fingerprint
+from ssd_engine.rule.draft_signals import FILE, Probe
 
 pytest.importorskip("vllm")
 

@@ -14,12 +14,12 @@ from conftest import make_model, wait_for
 from outcomes import CALLERS, SECONDS, Outcome, agenerate, generate, stream
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from ssd_engine import GenerationParams, GenerationResult, Grammar, SSDConfig, SSDEngine, shared
-from ssd_engine.decoder import DecoderError
-from ssd_engine.delivery import apieces_of
+from ssd_engine import GenerationParams, GenerationResult, Grammar, SSDConfig, SSDEngine, loading
+from ssd_engine.answers.result import Piece
 from ssd_engine.errors import EngineBusyError, EngineClosedError, InvalidRequestError, RequestTimeoutError, SSDError
-from ssd_engine.request import Request
-from ssd_engine.result import Piece
+from ssd_engine.serving.decoder import DecoderError
+from ssd_engine.serving.delivery import apieces_of
+from ssd_engine.serving.request import Request
 
 Pair = tuple[PreTrainedModel, PreTrainedModel]
 SHORT = GenerationParams(max_new_tokens=12)
@@ -408,15 +408,15 @@ def test_a_process_that_is_forked_while_a_pair_is_loaded_loads_its_own(saved_pai
     released, is_held = threading.Event(), threading.Event()
 
     def load() -> None:
-        with shared._pairs._lock:  # as while models are loaded
+        with loading._pairs._lock:  # as while models are loaded
             is_held.set()
             released.wait()
 
-    loading = Outcome(load)
+    held = Outcome(load)
     assert is_held.wait(SECONDS)
 
     def child(results: Any) -> None:
-        engine = shared.shared_engine(target=saved_pair["model"], draft=saved_pair["draft"])
+        engine = loading.shared_engine(target=saved_pair["model"], draft=saved_pair["draft"])
         results.put(len(engine.generate([1, 2], SHORT).token_ids))
 
     context = multiprocessing.get_context("fork")
@@ -428,7 +428,7 @@ def test_a_process_that_is_forked_while_a_pair_is_loaded_loads_its_own(saved_pai
     finally:
         process.kill()
         released.set()
-        loading.get()
+        held.get()
 
 
 # -- Text --

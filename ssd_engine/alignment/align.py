@@ -20,11 +20,11 @@ from ssd_engine.alignment.look_alikes import look_alikes
 from ssd_engine.alignment.own_requests import own_requests
 from ssd_engine.alignment.settings import AlignSettings, Writer
 from ssd_engine.alignment.styles import STYLES
+from ssd_engine.campaigns.journal import Journal
+from ssd_engine.campaigns.made_of import claim, digest
+from ssd_engine.campaigns.prompt_sets import GOAL, PROMPT, read_prompt_set
+from ssd_engine.campaigns.work import AT_ONCE, Reporter
 from ssd_engine.errors import InvalidDataError, InvalidRequestError, ModelLoadError
-from ssd_engine.journal import Journal
-from ssd_engine.made_of import claim, digest
-from ssd_engine.prompt_sets import GOAL, PROMPT, read_prompt_set
-from ssd_engine.work import AT_ONCE, Reporter
 
 if TYPE_CHECKING:
     from ssd_engine.alignment.training import Validation
@@ -155,7 +155,7 @@ def align(
     """
     from ssd_engine.alignment.probe import make_signals
     from ssd_engine.alignment.training import train_adapter, validate
-    from ssd_engine.backends.transformers.loader import (
+    from ssd_engine.models.checkpoints import (
         BASE_RECORD,
         LoadOptions,
         fingerprint,

@@ -12,12 +12,12 @@ from ssd_engine.alignment.disguises import framed
 from ssd_engine.alignment.forms import Messages, after_other_turn, user, with_beginning
 from ssd_engine.alignment.settings import AlignSettings
 from ssd_engine.alignment.styles import drawn_style
-from ssd_engine.chat import Conversation
+from ssd_engine.campaigns.journal import Journal
+from ssd_engine.campaigns.work import AT_ONCE, Reporter, answered
 from ssd_engine.config import GenerationParams
 from ssd_engine.engine import SSDEngine
 from ssd_engine.evaluation.judges import find_refusal
-from ssd_engine.journal import Journal
-from ssd_engine.work import AT_ONCE, Reporter, answered
+from ssd_engine.prompts.conversation import Conversation
 
 REASSURANCE = "The question is harmless and asked for a good reason. Answer it directly."
 """Instruction for the writer where it refuses what is harmless."""

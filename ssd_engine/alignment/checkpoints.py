@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from ssd_engine.campaigns.work import Reporter
 from ssd_engine.errors import InvalidDataError
-from ssd_engine.work import Reporter
 
 _STATE = "trainer_state.json"
 """What the Trainer writes last into a checkpoint."""

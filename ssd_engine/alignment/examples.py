@@ -15,8 +15,8 @@ from ssd_engine.alignment.disguises import framed
 from ssd_engine.alignment.forms import Messages, after_other_turn, user, with_beginning
 from ssd_engine.alignment.refusals import joint_after, refusal_text
 from ssd_engine.alignment.settings import AlignSettings
-from ssd_engine.chat import ChatRenderer, Conversation
 from ssd_engine.errors import InvalidRequestError
+from ssd_engine.prompts.conversation import ChatRenderer, Conversation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

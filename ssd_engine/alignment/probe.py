@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ssd_engine.alignment.examples import Example
 from ssd_engine.alignment.settings import AlignSettings
-from ssd_engine.draft_signals import DraftSignals, Probe
+from ssd_engine.campaigns.work import Reporter
 from ssd_engine.errors import InvalidRequestError
-from ssd_engine.work import Reporter
+from ssd_engine.rule.draft_signals import DraftSignals, Probe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -16,9 +16,9 @@ from ssd_engine.alignment.batches import IGNORED, collate, in_batches
 from ssd_engine.alignment.checkpoints import last_whole_checkpoint
 from ssd_engine.alignment.examples import Example
 from ssd_engine.alignment.settings import AlignSettings
-from ssd_engine.backends.transformers.memory import available_bytes
+from ssd_engine.campaigns.work import Reporter
 from ssd_engine.errors import InvalidRequestError
-from ssd_engine.work import Reporter
+from ssd_engine.models.memory import available_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -23,8 +23,8 @@ from ssd_engine.cli.console import (
 from ssd_engine.cli.engine_options import EngineOptions
 from ssd_engine.config import GenerationParams
 from ssd_engine.errors import InvalidRequestError, SSDError
-from ssd_engine.scheme import Scheme
-from ssd_engine.trace import SafetyTrace
+from ssd_engine.rule.scheme import Scheme
+from ssd_engine.trace.safety_trace import SafetyTrace
 
 if TYPE_CHECKING:
     from ssd_engine.engine import SSDEngine

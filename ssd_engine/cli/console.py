@@ -20,9 +20,9 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from ssd_engine.answers.result import GenerationResult, Piece
 from ssd_engine.errors import SSDError
-from ssd_engine.result import GenerationResult, Piece
-from ssd_engine.scheme import Scheme
+from ssd_engine.rule.scheme import Scheme
 
 stdout = Console(highlight=False)
 stderr = Console(stderr=True, highlight=False)
@@ -118,7 +118,7 @@ class Stages:
 
 
 class WorkProgress:
-    """A bar on stderr for the step of long work that is under way, as `ssd_engine.work.Reporter` describes it.
+    """A bar on stderr for the step of long work that is under way, as a `Reporter` describes it.
 
     Where stderr is no terminal, a line at every tenth of a step.
     """

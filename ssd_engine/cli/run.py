@@ -9,12 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
+from ssd_engine.answers.result import GenerationResult
 from ssd_engine.cli import engine_options, generation_options
 from ssd_engine.cli.console import print_piece, print_summary, stdout, tokens_per_second
 from ssd_engine.cli.engine_options import EngineOptions
 from ssd_engine.config import GenerationParams
 from ssd_engine.errors import InvalidRequestError
-from ssd_engine.result import GenerationResult
 
 
 def run(

@@ -8,6 +8,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ssd_engine.campaigns.journal import Journal
+from ssd_engine.campaigns.made_of import MadeOf, digest_of_source
+from ssd_engine.campaigns.work import AT_ONCE, Reporter, answered
 from ssd_engine.config import GenerationParams, SSDConfig
 from ssd_engine.engine import SSDEngine
 from ssd_engine.errors import EngineClosedError
@@ -16,10 +19,7 @@ from ssd_engine.evaluation.contestants import DRAFT_ALONE, Answerer, make_answer
 from ssd_engine.evaluation.materials import Made, Materials
 from ssd_engine.evaluation.settings import Contestant
 from ssd_engine.evaluation.trials import Trial
-from ssd_engine.journal import Journal
-from ssd_engine.made_of import MadeOf, digest_of_source
-from ssd_engine.scheme import Scheme
-from ssd_engine.work import AT_ONCE, Reporter, answered
+from ssd_engine.rule.scheme import Scheme
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -194,7 +194,7 @@ class Answering:
 
     @contextmanager
     def _draft_engine(self, **options: Any) -> Iterator[SSDEngine]:
-        from ssd_engine.backends.transformers.loader import LoadOptions, load_model, load_tokenizer
+        from ssd_engine.models.checkpoints import LoadOptions, load_model, load_tokenizer
 
         how = LoadOptions(quantization=self._pair.quantization)
         with ThreadPoolExecutor(1) as loading:  # as `SSDEngine.from_pretrained` does, for the speed of passes

@@ -13,9 +13,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
+from ssd_engine.answers.result import GenerationResult
 from ssd_engine.config import GenerationParams, Grammar, SSDConfig
 from ssd_engine.engine import PREFIX_CACHE_BYTES, SSDEngine
-from ssd_engine.result import GenerationResult
 
 Messages = list[dict[str, str]]
 Decoding = Literal["target", "speculative", "ssd"]

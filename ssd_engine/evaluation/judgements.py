@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ssd_engine.campaigns.journal import Journal
+from ssd_engine.campaigns.made_of import digest
+from ssd_engine.campaigns.work import Reporter
 from ssd_engine.evaluation.answering import described
 from ssd_engine.evaluation.failures import Failures, failures_of
 from ssd_engine.evaluation.judges import Judge, PhraseJudge, RefusalJudge
-from ssd_engine.journal import Journal
-from ssd_engine.made_of import digest
-from ssd_engine.work import Reporter
 
 _MOST_FAILURES_IN_A_ROW = 10
 """Then a judge is not asked any more: it is out of reach, and each try may take a minute."""

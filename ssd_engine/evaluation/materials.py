@@ -7,6 +7,10 @@ from dataclasses import asdict, dataclass
 from itertools import cycle
 from typing import Any
 
+from ssd_engine.answers.result import GenerationResult
+from ssd_engine.campaigns.journal import Journal
+from ssd_engine.campaigns.made_of import digest
+from ssd_engine.campaigns.work import AT_ONCE, Reporter, answered
 from ssd_engine.config import GenerationParams
 from ssd_engine.engine import SSDEngine
 from ssd_engine.errors import EngineClosedError, InvalidRequestError
@@ -14,10 +18,6 @@ from ssd_engine.evaluation.forms.languages import LANGUAGES
 from ssd_engine.evaluation.forms.material import Beginning, Material, Reply, Translation
 from ssd_engine.evaluation.forms.openings import JOINTS
 from ssd_engine.evaluation.judges import refusal_start
-from ssd_engine.journal import Journal
-from ssd_engine.made_of import digest
-from ssd_engine.result import GenerationResult
-from ssd_engine.work import AT_ONCE, Reporter, answered
 
 _PIECE = 128
 """Tokens that the target carries a beginning on for before it is looked at."""

@@ -19,18 +19,18 @@ import torch
 from pydantic import Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ssd_engine.backends.transformers.loader import LoadOptions, load_model, load_tokenizer, require_same_tokens
-from ssd_engine.chat import ChatRenderer, Conversation
+from ssd_engine.campaigns.journal import Journal
+from ssd_engine.campaigns.made_of import digest
+from ssd_engine.campaigns.prompt_sets import GOAL, TARGET, read_prompt_set
+from ssd_engine.campaigns.work import Reporter
 from ssd_engine.config import Settings
 from ssd_engine.errors import InvalidRequestError
 from ssd_engine.evaluation.answering import PairOptions
 from ssd_engine.evaluation.judges import find_refusal
 from ssd_engine.evaluation.likelihood import Likelihood
-from ssd_engine.journal import Journal
-from ssd_engine.made_of import digest
-from ssd_engine.prompt import with_draft_system_prompt
-from ssd_engine.prompt_sets import GOAL, TARGET, read_prompt_set
-from ssd_engine.work import Reporter
+from ssd_engine.models.checkpoints import LoadOptions, load_model, load_tokenizer, require_same_tokens
+from ssd_engine.prompts.conversation import ChatRenderer, Conversation
+from ssd_engine.prompts.prompt import with_draft_system_prompt
 
 FRAMES = (
     "{request} {suffix}",

@@ -13,6 +13,10 @@ from typing import Any, Self
 
 import torch
 
+from ssd_engine.campaigns.journal import Journal
+from ssd_engine.campaigns.made_of import claim
+from ssd_engine.campaigns.prompt_sets import PROMPT, read_prompt_set
+from ssd_engine.campaigns.work import Reporter
 from ssd_engine.errors import InvalidRequestError, SSDError
 from ssd_engine.evaluation.agreement import Labels
 from ssd_engine.evaluation.answering import Answering, PairOptions, key
@@ -27,10 +31,6 @@ from ssd_engine.evaluation.settings import EvalSettings, sweep_configs
 from ssd_engine.evaluation.speed import processor
 from ssd_engine.evaluation.sweep import SweepReport, make_sweep
 from ssd_engine.evaluation.trials import Trial, attack_trials, attacked_trials, prompt_trials
-from ssd_engine.journal import Journal
-from ssd_engine.made_of import claim
-from ssd_engine.prompt_sets import PROMPT, read_prompt_set
-from ssd_engine.work import Reporter
 
 
 @dataclass(frozen=True, kw_only=True)

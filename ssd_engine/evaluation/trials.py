@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ssd_engine.campaigns.prompt_sets import GOAL, PROMPT, TARGET, Row, read_prompt_set
 from ssd_engine.errors import InvalidRequestError
 from ssd_engine.evaluation.forms import FORMS, PLAIN
 from ssd_engine.evaluation.forms.material import Beginning, Material
 from ssd_engine.evaluation.forms.openings import OPENINGS
 from ssd_engine.evaluation.forms.turn import Conversation, Form, Request, asked
-from ssd_engine.prompt_sets import GOAL, PROMPT, TARGET, Row, read_prompt_set
 
 Measure = Literal["attack", "over-refusal", "utility", "ordinary"]
 TWIN = "twin: "

@@ -17,11 +17,11 @@ from langchain_core.runnables.config import get_config_list
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
+from ssd_engine.answers.result import Piece
 from ssd_engine.config import GenerationParams
 from ssd_engine.engine import SSDEngine
 from ssd_engine.errors import InvalidRequestError
-from ssd_engine.prompt import offered_tools
-from ssd_engine.result import Piece
+from ssd_engine.prompts.prompt import offered_tools
 from ssd_integrations.langchain.events import (
     ChunkOfPiece,
     areport_risk,

@@ -24,13 +24,13 @@ from langchain_core.outputs import ChatGenerationChunk
 from langchain_core.runnables.config import RunnableConfig, ensure_config, merge_configs
 from pydantic import PrivateAttr
 
-from ssd_engine.result import Piece
+from ssd_engine.answers.result import Piece
 
 SCHEME_SWITCH = "ssd_scheme_switch"
 """Name of the event of a match-ratio bin that switches the scheme. Its data: the bin's `ratio` and `threshold`, and the
 `scheme` and `next_scheme`."""
 ALARM = "ssd_alarm"
-"""Name of the event of a signal that begins to ask for Union. Its data: those of an `ssd_engine.signals.Alarm`."""
+"""Name of the event of a signal that begins to ask for Union. Its data: those of an `ssd_engine.rule.signals.Alarm`."""
 
 
 class ChunkOfPiece(ChatGenerationChunk):

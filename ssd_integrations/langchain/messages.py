@@ -21,8 +21,8 @@ from langchain_core.messages import (
 )
 from langchain_core.messages.tool import tool_call_chunk
 
+from ssd_engine.answers.result import GenerationResult, Piece, TokenLogprob, Usage
 from ssd_engine.errors import InvalidRequestError
-from ssd_engine.result import GenerationResult, Piece, TokenLogprob, Usage
 
 _CALL_BLOCKS = {"tool_call", "tool_use", "tool_call_chunk", "invalid_tool_call", "server_tool_call", "function_call"}
 """Content blocks that repeat what `AIMessage.tool_calls` says."""

@@ -11,9 +11,9 @@ from pydantic import Field, PrivateAttr, SecretStr, model_validator
 from ssd_engine.config import Decoding, GenerationParams, OnRisk, SSDConfig
 from ssd_engine.engine import SSDEngine
 from ssd_engine.errors import InvalidRequestError
+from ssd_engine.loading import shared_engine
 from ssd_engine.models.presets import PRESETS, default_preset
-from ssd_engine.remote import shared_remote_engine
-from ssd_engine.shared import shared_engine
+from ssd_engine.remote.engine import shared_remote_engine
 
 _LOAD_FIELDS = (
     "preset",

@@ -8,8 +8,8 @@ from typing import TypeVar
 
 from llama_index.core.base.llms.types import ChatResponse, CompletionResponse
 
+from ssd_engine.answers.result import GenerationResult, Piece
 from ssd_engine.engine import SSDEngine
-from ssd_engine.result import GenerationResult, Piece
 from ssd_integrations.llama_index.events import report_risk
 from ssd_integrations.llama_index.request import Request
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from llama_index.core.instrumentation.events import BaseEvent
 from llama_index_instrumentation import get_dispatcher
 
-from ssd_engine.result import Piece
+from ssd_engine.answers.result import Piece
 
 _dispatcher = get_dispatcher(__name__)
 
@@ -26,7 +26,7 @@ class SchemeSwitchEvent(BaseEvent):
 
 
 class AlarmEvent(BaseEvent):
-    """A signal began to ask for Union, as an `ssd_engine.signals.Alarm` tells."""
+    """A signal began to ask for Union, as an `ssd_engine.rule.signals.Alarm` tells."""
 
     place: int
     signal: str

@@ -12,9 +12,9 @@ from llama_index.core.llms.function_calling import FunctionCallingLLM
 from ssd_engine.config import Decoding, GenerationParams, OnRisk, SSDConfig
 from ssd_engine.engine import SSDEngine
 from ssd_engine.errors import InvalidRequestError
+from ssd_engine.loading import shared_engine
 from ssd_engine.models.presets import default_preset
-from ssd_engine.remote import shared_remote_engine
-from ssd_engine.shared import shared_engine
+from ssd_engine.remote.engine import shared_remote_engine
 from ssd_integrations.llama_index.request import generation_params
 
 _PAIR_FIELDS = (

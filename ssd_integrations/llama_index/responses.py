@@ -18,7 +18,7 @@ from llama_index.core.base.llms.types import (
     ToolCallBlock,
 )
 
-from ssd_engine.result import GenerationResult, InvalidToolCall, Piece, TokenLogprob, ToolCall
+from ssd_engine.answers.result import GenerationResult, InvalidToolCall, Piece, TokenLogprob, ToolCall
 
 
 @dataclass

@@ -13,20 +13,20 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ssd_engine.backends.transformers.loader import require_signals, shared_vocabulary_size
-from ssd_engine.backends.transformers.memory import plan_positions
 from ssd_engine.backends.transformers.runner import ModelRunner
 from ssd_engine.backends.transformers.sequence import DRAFTED, Proposal, SequenceState
 from ssd_engine.config import GenerationParams, SSDConfig
-from ssd_engine.draft_length import LONGEST, PassTimes, best_length, shared_lengths
-from ssd_engine.draft_signals import DraftSignals
-from ssd_engine.signal_scores import SignalReader
-from ssd_engine.verify import Choice, Verifier, first_positions, propose, verify
+from ssd_engine.models.checkpoints import require_signals, shared_vocabulary_size
+from ssd_engine.models.memory import plan_positions
+from ssd_engine.rule.draft_length import LONGEST, PassTimes, best_length, shared_lengths
+from ssd_engine.rule.draft_signals import DraftSignals
+from ssd_engine.rule.signal_scores import SignalReader
+from ssd_engine.rule.verify import Choice, Verifier, first_positions, propose, verify
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ssd_engine.grammar import Guide
+    from ssd_engine.grammars.guide import Guide
 
 
 class PairDecoder:

@@ -20,7 +20,7 @@ from ssd_engine.backends.transformers.kv_cache import KVCache, Snapshot, count_c
 from ssd_engine.backends.transformers.layer_states import LayerStates
 from ssd_engine.backends.transformers.prefix_store import PrefixStore, block_ends
 from ssd_engine.backends.transformers.segments import Segment, SegmentedPass
-from ssd_engine.draft_length import LONGEST
+from ssd_engine.rule.draft_length import LONGEST
 
 _logger = logging.getLogger(__name__)
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
+from ssd_engine.answers.result import Timings
 from ssd_engine.config import Signal
-from ssd_engine.draft_length import Acceptance
 from ssd_engine.errors import SSDError
-from ssd_engine.result import Timings
-from ssd_engine.signals import Look
-from ssd_engine.verify import NOT_NUMBERS, Choice, Turn, Verifier
+from ssd_engine.rule.draft_length import Acceptance
+from ssd_engine.rule.signals import Look
+from ssd_engine.rule.verify import NOT_NUMBERS, Choice, Turn, Verifier
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from ssd_engine.backends.transformers.runner import Row
-    from ssd_engine.grammar import Guide
+    from ssd_engine.grammars.guide import Guide
 
 DRAFTED = -1
 """Stands in lists of token ids for a drafted one, which only the device knows."""

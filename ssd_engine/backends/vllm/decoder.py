@@ -8,20 +8,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from ssd_engine.answers.result import Timings
 from ssd_engine.backends.vllm.compat import shared_processors
 from ssd_engine.backends.vllm.requests import EXTRA_ARG, GIVEN_ARG, requested_config
 from ssd_engine.config import GenerationParams, SSDConfig
-from ssd_engine.decoder import DecoderError
 from ssd_engine.errors import InvalidRequestError, ModelLoadError, SSDError
-from ssd_engine.result import Timings
-from ssd_engine.scheme import Scheme
-from ssd_engine.signals import Look
-from ssd_engine.trace_codes import TraceReader, with_logprobs
-from ssd_engine.verify import Choice
+from ssd_engine.rule.scheme import Scheme
+from ssd_engine.rule.signals import Look
+from ssd_engine.rule.verify import Choice
+from ssd_engine.serving.decoder import DecoderError
+from ssd_engine.trace.codes import TraceReader, with_logprobs
 
 if TYPE_CHECKING:
     from ssd_engine.backends.vllm.pair import VllmPair
-    from ssd_engine.grammar import Guide
+    from ssd_engine.grammars.guide import Guide
 
 _GIVEN_ALONE = "start: answer\nanswer: @given"
 """What `AnswerGrammar` writes where the answer has a Lark grammar of its own, and nothing else may come."""

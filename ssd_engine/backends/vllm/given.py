@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ssd_engine.backends.vllm.requests import RequestTable
 from ssd_engine.config import SIGNALS
-from ssd_engine.signal_scores import refusal_mass
+from ssd_engine.rule.signal_scores import refusal_mass
 
 _AT_ONCE = 128
 """Places whose logits are held at a time."""

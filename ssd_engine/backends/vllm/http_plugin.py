@@ -24,7 +24,6 @@ from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request, with_cancellation
 from vllm.exceptions import VLLMValidationError
 
-from ssd_engine.backends.transformers.loader import load_tokenizer
 from ssd_engine.backends.vllm.chat_request import ChatRequest
 from ssd_engine.backends.vllm.decoder import lark
 from ssd_engine.backends.vllm.pair import generation_config
@@ -32,7 +31,8 @@ from ssd_engine.backends.vllm.requests import EXTRA_ARG, configured_signals, req
 from ssd_engine.backends.vllm.tap import DONE, Tap
 from ssd_engine.config import GenerationParams, SSDConfig
 from ssd_engine.errors import ContextLengthError, InvalidRequestError
-from ssd_engine.intake import Intake, ModelFacts, end_of_sequence_ids
+from ssd_engine.models.checkpoints import load_tokenizer
+from ssd_engine.serving.intake import Intake, ModelFacts, end_of_sequence_ids
 
 _PATHS = (
     "/v1/chat/completions",

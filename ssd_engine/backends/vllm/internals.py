@@ -34,8 +34,8 @@ from ssd_engine.backends.vllm.requests import (
 from ssd_engine.backends.vllm.round import Decision, StepLogits, decide
 from ssd_engine.config import SIGNALS, SSDConfig
 from ssd_engine.errors import InvalidRequestError
-from ssd_engine.signal_scores import divergence, refusal_mass
-from ssd_engine.trace_codes import encode, encode_beginnings, encode_signals
+from ssd_engine.rule.signal_scores import divergence, refusal_mass
+from ssd_engine.trace.codes import encode, encode_beginnings, encode_signals
 
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner as _ModelRunner

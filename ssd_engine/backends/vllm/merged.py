@@ -6,11 +6,11 @@ import hashlib
 import shutil
 from pathlib import Path
 
-from ssd_engine.backends.transformers.loader import NO_ADAPTER, LoadOptions, load_tokenizer, load_unprepared
-from ssd_engine.draft_signals import FILE as SIGNALS_FILE
 from ssd_engine.errors import ModelLoadError
 from ssd_engine.models.cache import cache_folder, locked
+from ssd_engine.models.checkpoints import NO_ADAPTER, LoadOptions, load_tokenizer, load_unprepared
 from ssd_engine.models.progress import tqdm_stage
+from ssd_engine.rule.draft_signals import FILE as SIGNALS_FILE
 
 
 def merged_draft(draft: str | Path, adapter: str | Path | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prometheus_client import Counter, Histogram
 
 from ssd_engine.config import SIGNALS
-from ssd_engine.trace import SafetyTrace
+from ssd_engine.trace.safety_trace import SafetyTrace
 
 _TOKENS = Counter("ssd_tokens", "Tokens chosen, by scheme and by match with the draft.", ["scheme", "matched"])
 _RATIOS = Histogram(

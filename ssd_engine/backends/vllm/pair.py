@@ -9,23 +9,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
-from ssd_engine.backends.transformers.loader import (
+from ssd_engine.backends.vllm.compat import require_vllm
+from ssd_engine.backends.vllm.merged import merged_draft
+from ssd_engine.backends.vllm.options import VllmOptions
+from ssd_engine.backends.vllm.requests import SIGNALS_ARG
+from ssd_engine.config import SSDConfig
+from ssd_engine.errors import InvalidRequestError, ModelLoadError, VocabularyMismatchError
+from ssd_engine.models.checkpoints import (
     NO_ADAPTER,
     load_signals,
     load_tokenizer,
     require_same_tokens,
     stored_fingerprint,
 )
-from ssd_engine.backends.transformers.memory import plan_positions, require_room
-from ssd_engine.backends.vllm.compat import require_vllm
-from ssd_engine.backends.vllm.merged import merged_draft
-from ssd_engine.backends.vllm.options import VllmOptions
-from ssd_engine.backends.vllm.requests import SIGNALS_ARG
-from ssd_engine.config import SSDConfig
-from ssd_engine.draft_signals import FILE as SIGNALS_FILE
-from ssd_engine.draft_signals import DraftSignals
-from ssd_engine.errors import InvalidRequestError, ModelLoadError, VocabularyMismatchError
-from ssd_engine.intake import Intake, ModelFacts, end_of_sequence_ids
+from ssd_engine.models.memory import plan_positions, require_room
+from ssd_engine.rule.draft_signals import FILE as SIGNALS_FILE
+from ssd_engine.rule.draft_signals import DraftSignals
+from ssd_engine.serving.intake import Intake, ModelFacts, end_of_sequence_ids
 
 if TYPE_CHECKING:
     from ssd_engine.backends.vllm.decoder import VllmDecoder

@@ -15,7 +15,7 @@ from vllm.v1.spec_decode.draft_model import DraftModelProposer
 
 from ssd_engine.backends.vllm.requests import RequestTable
 from ssd_engine.backends.vllm.round import draft
-from ssd_engine.draft_signals import Probe
+from ssd_engine.rule.draft_signals import Probe
 
 
 @dataclass

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ssd_engine.backends.vllm.uniforms import seed_of
 from ssd_engine.config import SIGNALS, Signal, SSDConfig
-from ssd_engine.draft_signals import DraftSignals
 from ssd_engine.errors import InvalidRequestError
-from ssd_engine.scheme_batch import SchemeBatch
-from ssd_engine.signal_batch import SignalBatch
+from ssd_engine.rule.draft_signals import DraftSignals
+from ssd_engine.rule.scheme_batch import SchemeBatch
+from ssd_engine.rule.signal_batch import SignalBatch
 
 EXTRA_ARG = "ssd"
 """The key of `SamplingParams.extra_args` under which a request asks for SSD."""

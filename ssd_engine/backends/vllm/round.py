@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ssd_engine.backends.vllm.requests import RequestTable
 from ssd_engine.backends.vllm.uniforms import ACCEPT, DRAFT, RECOVER, REDRAW, uniforms
-from ssd_engine.draws import Draws
-from ssd_engine.predictions import Predictions
-from ssd_engine.sampling import draw
-from ssd_engine.verify_batch import Positions, Verdicts, verify_batch
+from ssd_engine.rule.draws import Draws
+from ssd_engine.rule.predictions import Predictions
+from ssd_engine.rule.sampling import draw
+from ssd_engine.rule.verify_batch import Positions, Verdicts, verify_batch
 
 
 @dataclass(frozen=True, kw_only=True)

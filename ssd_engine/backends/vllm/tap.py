@@ -11,14 +11,14 @@ from vllm.exceptions import GenerationError
 
 from ssd_engine.backends.vllm.metrics import record as record_figures
 from ssd_engine.errors import SSDError
-from ssd_engine.scheme import Scheme
-from ssd_engine.token_records import beginning_record, record
-from ssd_engine.trace_codes import TraceReader, digit_of, with_logprobs
-from ssd_engine.verify import Choice
+from ssd_engine.rule.scheme import Scheme
+from ssd_engine.rule.verify import Choice
+from ssd_engine.trace.codes import TraceReader, digit_of, with_logprobs
+from ssd_engine.trace.records import beginning_record, record
 
 if TYPE_CHECKING:
     from ssd_engine.backends.vllm.chat_request import ChatRequest
-    from ssd_engine.intake import Intake
+    from ssd_engine.serving.intake import Intake
 
 DONE = "data: [DONE]\n\n"
 

@@ -1,0 +1,1 @@
+"""Chosen tokens become text, tool calls and a result."""

@@ -1,0 +1,1 @@
+"""Which tokens an answer may have."""

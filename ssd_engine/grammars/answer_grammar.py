@@ -1,0 +1,281 @@
+"""What an answer may be, as a grammar: what the request asks for, tool calls in the model's own format, or text.
+
+The grammars are written in llguidance's dialect of Lark, where `<[id]>` is a token by its id.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from ssd_engine.answers.tool_calls import MARKERS, ToolFormat
+from ssd_engine.config import GenerationParams, Grammar
+from ssd_engine.errors import InvalidRequestError
+from ssd_engine.grammars.guide import is_marker
+
+Tools = Sequence[Mapping[str, Any]]
+
+_JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+"""As `json.dumps` writes and models are used to; where no blanks are free, more tokens are forced."""
+
+_LOOSE_STYLE = {"whitespace_flexible": True, "whitespace_pattern": r"[ \t\r\n]{0,32}"}
+"""As models may write it that were not told to begin a call; but no blanks without end."""
+
+_MOST_REMAINDERS = 100_000
+"""Of the multiples that one schema asks for together: about a tenth of a second."""
+
+_BETWEEN_BARE_CALLS = {ToolFormat.HERMES: r'"\n"', ToolFormat.LLAMA: '"; "'}
+"""Formats whose calls are understood without any markup, and what stands between two of these."""
+
+_FENCED = r"(.|\n)*```(json)?\n"
+"""What stands before a fenced call."""
+
+
+@dataclass(frozen=True)
+class AnswerGrammar:
+    """Writes grammars for one model's answers."""
+
+    format: ToolFormat
+    added_tokens: Mapping[str, int]
+    """Ids of the tokens that the tokenizer's vocabulary was extended by."""
+    control_ids: Collection[int]
+    """Those of them that are no part of any text."""
+
+    def source(self, params: GenerationParams, tools: Tools) -> str | None:
+        """The grammar of an answer to a request with these tools on offer; None where any text will do."""
+        is_called = bool(tools) and params.tool_choice != "auto"
+        may_call = is_called or (bool(tools) and (params.strict is not False or params.grammar is not None))
+        if not may_call and params.grammar is None:
+            return None
+        rules: list[str] = []
+        calls = f"{self._begin} calls"
+        if may_call:
+            rules += self._calls(tools, parallel=params.parallel_tool_calls, lenient=not params.strict)
+        if is_called:
+            start = calls
+            if self._has_bare_calls:
+                # Many models leave the markup out; where they may, they know better when to stop.
+                start += f' | call {self._more_calls(parallel=params.parallel_tool_calls)} "\\n"?'
+        elif params.grammar is not None:
+            start = f"answer | {calls}" if may_call else "answer"
+            rules.append(f"answer: {_answer(params.grammar)}")
+        else:
+            start = "text | opening calls"
+            if self._has_bare_calls:
+                start += " | bare | fenced+ text" if params.parallel_tool_calls else " | bare | fenced"
+            rules += self._free_text(tools, parallel=params.parallel_tool_calls, lenient=not params.strict)
+        grammars = [{"lark_grammar": "\n".join([f"start: {start}", *rules])}]
+        if params.grammar is not None and params.grammar.lark is not None:
+            grammars.append({"name": "given", "lark_grammar": params.grammar.lark})
+        return json.dumps({"grammars": grammars})
+
+    def arguments_source(self, tool: Mapping[str, Any]) -> str:
+        """The grammar of a tool's arguments alone, as far as its schema can be enforced."""
+        rule = f"start: %json {_json_rule(_parameters(tool), lenient=True)}"
+        return json.dumps({"grammars": [{"lark_grammar": rule}]})
+
+    @property
+    def _begin(self) -> str:
+        return self._marker(MARKERS[self.format][0])
+
+    def _marker(self, token: str) -> str:
+        return f"<[{self.added_tokens[token]}]>" if token in self.added_tokens else json.dumps(token)
+
+    def _calls(self, tools: Tools, *, parallel: bool, lenient: bool) -> list[str]:
+        """Rules for `calls`: what follows the marker that begins the first call."""
+        rules = []
+        for i, tool in enumerate(tools):
+            rules.append(f"arguments_{i}: %json {_json_rule(_parameters(tool), lenient=lenient)}")
+            rules.append(f"call_{i}: {self._call(tool['function']['name'], f'arguments_{i}')}")
+        rules.append(f"call: {' | '.join(f'call_{i}' for i in range(len(tools)))}")
+        match self.format:
+            case ToolFormat.HERMES:
+                first = f'"\\n" call "\\n" {self._marker("</tool_call>")}'
+                following = f'"\\n" {self._begin} {first}'
+            case ToolFormat.MISTRAL if "[ARGS]" in self.added_tokens:
+                first, following = "call", f"{self._begin} call"
+            case ToolFormat.MISTRAL:
+                following = '(", " call)*' if parallel else ""
+                return [f'calls: " [" call {following} "]"', *rules]
+            case ToolFormat.LLAMA:
+                first, following = "call", f"{_BETWEEN_BARE_CALLS[self.format]} call"
+        return [f"calls: {first} ({following})*" if parallel else f"calls: {first}", *rules]
+
+    def _call(self, name: str, arguments: str) -> str:
+        if self.format is ToolFormat.MISTRAL and "[ARGS]" in self.added_tokens:
+            return f"{json.dumps(name)} {self._marker('[ARGS]')} {arguments}"
+        return f'{json.dumps(self._head(name))} {arguments} "}}"'
+
+    def _head(self, name: str) -> str:
+        """What a call in JSON begins with."""
+        key = "parameters" if self.format is ToolFormat.LLAMA else "arguments"
+        return f'{{"name": {json.dumps(name)}, "{key}": '
+
+    @property
+    def _has_bare_calls(self) -> bool:
+        return self.format in _BETWEEN_BARE_CALLS
+
+    def _more_calls(self, *, parallel: bool) -> str:
+        return f"({_BETWEEN_BARE_CALLS[self.format]} call)*" if parallel else ""
+
+    def _free_text(self, tools: Tools, *, parallel: bool, lenient: bool) -> list[str]:
+        """Rules for `text` without calls, and for the calls that may begin in the midst of an answer."""
+        begin = MARKERS[self.format][0]
+        # Marks in a text, as those around a model's thoughts; but not the markers of calls. What ends words is a mark,
+        # never the beginning of a call.
+        marks = ",".join(
+            str(token_id)
+            for token, token_id in self.added_tokens.items()
+            if is_marker(token) and token_id not in self.control_ids and token not in MARKERS[self.format]
+        )
+        lead = f"(FIRST? <[{marks}]> (WORDS? <[{marks}]>)*)?" if marks else ""
+        text = f"FIRST? (<[{marks}]> WORDS?)*" if marks else "FIRST?"
+        rules, unlike = [f"text: {text}"], []
+        if begin in self.added_tokens:
+            rules.append(f"opening: text {self._begin}")
+        else:
+            unlike.append(rf"(.|\n)*{_literal(begin)}")
+            rules += [f"opening: {lead} to_opening", f"to_opening[lazy]: /{unlike[0]}/"]
+        bare = []
+        if self._has_bare_calls:
+            heads = [self._loose_head(tool["function"]["name"]) for tool in tools]
+            bare = [f"({'|'.join(heads)})"]
+            unlike.append(_FENCED + bare[0])
+            rules += self._unmarked_calls(tools, heads, lead, parallel=parallel, lenient=lenient)
+        return [*rules, f"FIRST: {_words_unlike([*bare, *unlike])}", f"WORDS: {_words_unlike(unlike)}"]
+
+    def _unmarked_calls(
+        self, tools: Tools, heads: Sequence[str], lead: str, *, parallel: bool, lenient: bool
+    ) -> list[str]:
+        """Rules for `bare` calls, which are the whole answer, and `fenced` ones; `lead` is what ends with a mark."""
+        rules = [r"BLANKS: /[ \t\r\n]{1,32}/"]
+        for i, (tool, head) in enumerate(zip(tools, heads, strict=True)):
+            rules += [f"head_{i}[lazy]: /{head}/", f"fenced_head_{i}[lazy]: /{_FENCED}{head}/"]
+            rules.append(f"loose_{i}: %json {_json_rule(_parameters(tool), lenient=lenient, style=_LOOSE_STYLE)}")
+        first = [f'head_{i} BLANKS? loose_{i} BLANKS? "}}"' for i in range(len(tools))]
+        calls = f"({' | '.join(first)})"
+        fenced = f"({' | '.join('fenced_' + call for call in first)})"
+        between = 'BLANKS? ";" ' if self.format is ToolFormat.LLAMA else ""  # a head begins with blanks
+        more = f"({between}{calls})*" if parallel else ""
+        return [*rules, f"bare: {calls} {more} BLANKS?", f'fenced: {lead} {fenced} {more} BLANKS? "```"']
+
+    def _loose_head(self, name: str) -> str:
+        """A pattern of what a call in JSON begins with, blanks wherever a model likes them."""
+        key = "parameters" if self.format is ToolFormat.LLAMA else "arguments"
+        parts = ["", _literal("{"), '"name"', ":", _literal(json.dumps(name)), ",", json.dumps(key), ":"]
+        return r"[ \t\r\n]*".join(parts)
+
+
+def _words_unlike(patterns: Sequence[str]) -> str:
+    """A terminal of text that comes to none of `patterns`."""
+    return f"/(.|\\n)+/ & ~/({'|'.join(patterns)})(.|\\n)*/" if patterns else "/(.|\\n)+/"
+
+
+def _parameters(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The schema of a tool's arguments."""
+    schema: Mapping[str, Any] = tool["function"].get("parameters") or {"type": "object", "properties": {}}
+    return schema
+
+
+def _answer(grammar: Grammar) -> str:
+    """The rule of what a request asks for."""
+    if grammar.json_schema is not None:
+        return f"%json {_json_rule(grammar.json_schema, lenient=grammar.lenient)}"
+    if grammar.regex is not None:
+        return f"/{_regex(grammar.regex)}/"
+    return "@given"
+
+
+def _literal(text: str) -> str:
+    """A pattern of this text alone."""
+    return _regex(re.escape(text))
+
+
+def _regex(pattern: str) -> str:
+    """A pattern as it stands between slashes."""
+    return re.sub(r"(\\.)|/", lambda match: match[1] or r"\/", pattern, flags=re.DOTALL).replace("\n", r"\n")
+
+
+def _json_rule(schema: Mapping[str, Any], *, lenient: bool, style: Mapping[str, Any] = _JSON_STYLE) -> str:
+    own_options = schema.get("x-guidance", {})
+    if not isinstance(own_options, Mapping):
+        raise InvalidRequestError(f"the schema has x-guidance={own_options!r}; give an object of options, or none")
+    schema = _countable(schema, lenient=lenient)
+    closed = schema if _combines(schema) else _closed(schema)
+    try:
+        return json.dumps({**closed, "x-guidance": {**style, "lenient": lenient, **own_options}})
+    except (TypeError, ValueError) as error:
+        raise InvalidRequestError(f"the schema cannot be written as JSON: {error}") from error
+
+
+def _combines(schema: Any) -> bool:
+    """Whether some object is described in several places: what one of them does not name, another may."""
+    if isinstance(schema, list):
+        return any(map(_combines, schema))
+    if not isinstance(schema, Mapping):
+        return False
+    others = schema.keys() & {"anyOf", "oneOf", "if", "not", "$ref", "dependentSchemas"}
+    return "allOf" in schema or bool("properties" in schema and others) or any(map(_combines, schema.values()))
+
+
+def _countable(schema: Any, *, lenient: bool) -> Any:
+    """A schema whose numbers have few remainders: a state is made for each, which else takes minutes, or for ever.
+
+    Raises:
+        InvalidRequestError: they have too many, and what cannot be enforced is not passed over (`lenient`).
+    """
+    steps: list[int] = []
+
+    def note(described: dict[str, Any]) -> dict[str, Any]:
+        step = described.get("multipleOf")
+        if isinstance(step, float) and math.isfinite(step):
+            _, digits, exponent = Decimal(str(step)).as_tuple()
+            step = int(Decimal((0, digits, max(int(exponent), 0))))
+        if isinstance(step, int):
+            steps.append(step or 1)
+        return described
+
+    _rewritten(schema, note)
+    if math.lcm(*steps) <= _MOST_REMAINDERS:
+        return schema
+    if not lenient:
+        raise InvalidRequestError(
+            f"the schema's multipleOf have more than {_MOST_REMAINDERS} remainders together, too many to enforce; give "
+            "smaller ones, or let them be passed over"
+        )
+    return _rewritten(schema, lambda described: {k: v for k, v in described.items() if k != "multipleOf"})
+
+
+def _closed(schema: Any) -> Any:
+    """A schema whose objects have no properties but those it names, unless it says that they may."""
+
+    def close(described: dict[str, Any]) -> dict[str, Any]:
+        if "properties" in described:
+            described.setdefault("additionalProperties", False)
+        return described
+
+    return _rewritten(schema, close)
+
+
+def _rewritten(schema: Any, rewrite: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+    """A schema with `rewrite` done to each part that describes something."""
+    if isinstance(schema, list):
+        return [_rewritten(item, rewrite) for item in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    return rewrite({key: _rewritten_keyword(key, value, rewrite) for key, value in schema.items()})
+
+
+def _rewritten_keyword(key: str, value: Any, rewrite: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+    if key in ("enum", "const", "default", "examples"):
+        return value
+    if key in ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas"):
+        if not isinstance(value, Mapping):
+            return value
+        return {name: _rewritten(described, rewrite) for name, described in value.items()}
+    return _rewritten(value, rewrite)

@@ -1,0 +1,267 @@
+"""Loading models and tokenizers: hub id, folder or GGUF file; safetensors and GGUF only, no remote code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from ssd_engine.errors import ModelLoadError, VocabularyMismatchError
+from ssd_engine.models.linear import (
+    HalfLinear,
+    Int8Linear,
+    PackedLinear,
+    compute_in_float32,
+    holds_matrices_in_linears,
+    replace_linears,
+)
+from ssd_engine.models.memory import require_room
+from ssd_engine.rule.draft_signals import FILE as SIGNALS_FILE
+from ssd_engine.rule.draft_signals import DraftSignals
+
+_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+QUANTIZATIONS = ("int8",)
+NO_ADAPTER = "none"
+"""In an adapter's place: the model as it is, even where it would get one by default."""
+_MARKED = 256
+"""Rows of the embeddings that a fingerprint is of."""
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
+"""What the names of the embeddings end in, in files of weights."""
+BASE_RECORD = "base.json"
+"""In an adapter's folder: the name and `fingerprint` of the model that it was made for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """How one model is loaded."""
+
+    dtype: str | torch.dtype = "auto"
+    """"auto" is the checkpoint's own."""
+    device: str = "auto"
+    """"auto" is the first accelerator, or the CPU where there is none."""
+    device_map: str | dict[str, Any] | None = None
+    """As transformers takes it; overrides `device`."""
+    quantization: str | None = None
+    """None, or "int8" on the CPU."""
+
+    def __post_init__(self) -> None:
+        if self.quantization is not None and self.quantization not in QUANTIZATIONS:
+            raise ModelLoadError(f"quantization={self.quantization!r} is unknown; use None or one of {QUANTIZATIONS}")
+
+    @property
+    def placement(self) -> str | dict[str, Any]:
+        if self.device_map is not None:
+            return self.device_map
+        if self.device != "auto":
+            return self.device
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return str(accelerator) if accelerator else "cpu"
+
+
+def load_model(source: str | Path, options: LoadOptions, adapter: str | Path | None = None) -> PreTrainedModel:
+    """Load a causal language model, with a PEFT adapter merged into it if one is given (`NO_ADAPTER` is none).
+
+    Raises:
+        ModelLoadError: the source cannot be found or reached, or holds pickled weights or remote code.
+    """
+    model = load_unprepared(source, options, adapter)
+    model.requires_grad_(requires_grad=False)
+    _prepare_linears(model, options)
+    return model
+
+
+def load_unprepared(
+    source: str | Path, options: LoadOptions = LoadOptions(), adapter: str | Path | None = None
+) -> PreTrainedModel:
+    """`load_model` with transformers' own layers, which can be trained and saved; not quantized."""
+    _refuse_pickled(Path(source))
+    if options.device_map is None:
+        require_room([source], str(options.placement))
+    model: PreTrainedModel = _from_pretrained(
+        AutoModelForCausalLM, source, dtype=_as_dtype(options.dtype), device_map=options.placement, use_safetensors=True
+    )
+    return model if adapter in (None, NO_ADAPTER) else _merge_adapter(model, adapter)
+
+
+def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that belongs to a model."""
+    tokenizer: PreTrainedTokenizerBase = _from_pretrained(AutoTokenizer, source)
+    return tokenizer
+
+
+def require_same_tokens(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, size: int) -> None:
+    """Raise `VocabularyMismatchError` where an id below `size` is two different tokens."""
+    if other is tokenizer:
+        return
+    ours, theirs = ({i: token for token, i in t.get_vocab().items()} for t in (tokenizer, other))
+    for token_id in range(size):
+        if ours.get(token_id) != theirs.get(token_id):
+            raise VocabularyMismatchError(
+                f"target and draft do not share a vocabulary: token id {token_id} is {ours.get(token_id)!r} for the "
+                f"target and {theirs.get(token_id)!r} for the draft; use a draft of the target's own model family"
+            )
+
+
+def shared_vocabulary_size(target: PreTrainedModel, draft: PreTrainedModel) -> int:
+    """Ids below it are tokens of both models; embedding matrices may be padded beyond them."""
+    return min(int(model.config.get_text_config().vocab_size) for model in (target, draft))
+
+
+def _from_pretrained(auto_class: Any, source: str | Path, **options: Any) -> Any:
+    path = Path(source)
+    if path.suffix == ".gguf":
+        source, options["gguf_file"] = path.parent, path.name
+        if not path.is_file():
+            raise ModelLoadError(f"GGUF file {str(path)!r} does not exist; check the path")
+    try:
+        return auto_class.from_pretrained(str(source), trust_remote_code=False, **options)
+    except ImportError as error:
+        raise ModelLoadError(f"{str(source)!r} needs a package that is not installed: {error}") from error
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelLoadError(
+            f"model {str(source)!r} could not be loaded: {_first_line(error)} "
+            "Give a model hub id that can be reached, a folder with safetensors weights, or a .gguf file."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _refuse_pickled(folder: Path) -> None:
+    if not folder.is_dir() or any(folder.glob("*.safetensors")):
+        return
+    pickled = sorted(file.name for pattern in _PICKLED for file in folder.glob(pattern))
+    if pickled:
+        raise ModelLoadError(
+            f"{str(folder)!r} holds pickled weights ({pickled[0]}), which can run code when they are read; "
+            "save the model as safetensors"
+        )
+
+
+def _merge_adapter(model: PreTrainedModel, adapter: str | Path) -> PreTrainedModel:
+    from peft import PeftModel  # takes seconds to import
+
+    folder = Path(adapter)
+    if not folder.is_dir():
+        folder = _download_adapter(str(adapter))
+    _refuse_pickled(folder)
+    _require_base(model, folder)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft asks for what transformers is about to rename
+            merged: PreTrainedModel = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelLoadError(f"adapter {str(adapter)!r} does not fit the draft: {_first_line(error)}") from error
+    return merged
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """A mark of a model's weights, which is the same in whatever type they were loaded: of its first embeddings."""
+    return _mark(model.get_input_embeddings().weight[:_MARKED])
+
+
+def stored_fingerprint(folder: str | Path) -> str | None:
+    """The `fingerprint` of a model in a folder, from its file; None where its embeddings are not found there."""
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            name = next((name for name in file.keys() if name.endswith(_EMBEDDINGS)), None)  # noqa: SIM118
+            if name is not None:
+                return _mark(file.get_slice(name)[:_MARKED])
+    return None
+
+
+def _mark(embeddings: Tensor) -> str:
+    rows = embeddings.detach().to("cpu", torch.bfloat16)
+    return hashlib.sha256(rows.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
+
+
+def require_signals(model: PreTrainedModel, signals: DraftSignals, vocabulary_size: int) -> None:
+    """Raise `ModelLoadError` where `signals` were not made for a draft, which shares so many tokens with its target."""
+    config = model.config.get_text_config()
+    signals.require_fit(
+        hidden_size=config.hidden_size,
+        num_layers=config.num_hidden_layers,
+        vocabulary_size=vocabulary_size,
+        fingerprint=fingerprint(model),
+    )
+
+
+def load_signals(draft: str | Path, adapter: str | Path | None) -> DraftSignals:
+    """What lies beside an adapter, or in the folder of a draft that has one merged into it, to read signals with.
+
+    Nothing where there is no such file. Raises `ModelLoadError` where there is one that cannot be used.
+    """
+    source = draft if adapter in (None, NO_ADAPTER) else adapter
+    folder = Path(source)
+    if not folder.is_dir() and source is adapter:
+        folder = _download_adapter(str(adapter))
+    return DraftSignals.load(folder) if (folder / SIGNALS_FILE).is_file() else DraftSignals()
+
+
+def _require_base(model: PreTrainedModel, adapter: Path) -> None:
+    """Raise where the adapter says that it was made for other weights; one of other makers says nothing."""
+    record = adapter / BASE_RECORD
+    if record.is_file():
+        base = json.loads(record.read_text(encoding="utf-8"))
+        if base["fingerprint"] != fingerprint(model):
+            raise ModelLoadError(
+                f"adapter {str(adapter)!r} was made for {base['name']}, and this draft has other weights; use that "
+                "draft, or make an adapter for this one with ssd align"
+            )
+
+
+def _download_adapter(repo_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(
+                repo_id, allow_patterns=["adapter_config.json", "adapter_model.safetensors", BASE_RECORD, SIGNALS_FILE]
+            )
+        )
+    except (OSError, ValueError) as error:
+        raise ModelLoadError(f"adapter {repo_id!r} could not be fetched: {_first_line(error)}") from error
+
+
+def _prepare_linears(model: PreTrainedModel, options: LoadOptions) -> None:
+    devices = {parameter.device.type for parameter in model.parameters()}
+    if options.quantization == "int8":
+        if devices != {"cpu"}:
+            raise ModelLoadError(
+                f"int8 runs on the CPU, but the model is on {', '.join(sorted(devices))}; use device='cpu'"
+            )
+        replace_linears(model, Int8Linear)
+        compute_in_float32(model)
+    elif devices == {"cpu"} and model.dtype == torch.bfloat16 and PackedLinear.is_available():
+        replace_linears(model, PackedLinear)
+    elif devices == {"cpu"} and model.dtype in (torch.bfloat16, torch.float16) and _fits_half(model):
+        replace_linears(model, HalfLinear)
+        compute_in_float32(model)
+
+
+def _fits_half(model: PreTrainedModel) -> bool:
+    """Whether this processor and this model's weights suit `HalfLinear`."""
+    return (
+        HalfLinear.is_available()
+        and holds_matrices_in_linears(model)
+        and all(float(parameter.abs().max()) <= torch.finfo(torch.float16).max for parameter in model.parameters())
+    )
+
+
+def _as_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+    if isinstance(dtype, torch.dtype) or dtype == "auto":
+        return dtype
+    resolved = getattr(torch, dtype, None)
+    if not isinstance(resolved, torch.dtype):
+        raise ModelLoadError(f'dtype={dtype!r} is unknown; use "auto", "float32", "bfloat16" or "float16"')
+    return resolved

@@ -1,0 +1,1 @@
+"""A conversation becomes token ids, and text never becomes control tokens."""

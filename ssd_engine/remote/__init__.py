@@ -1,0 +1,1 @@
+"""A client of `ssd serve`. It needs no torch."""

@@ -1,0 +1,134 @@
+"""An engine on another machine: `ssd serve`'s answers behind the same methods as `SSDEngine`'s."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from typing import Any
+
+from ssd_engine.answers.answer import Answer, AnswerSettings
+from ssd_engine.config import API_KEY_VARIABLE, GenerationParams, SSDConfig
+from ssd_engine.engine import SSDEngine
+from ssd_engine.errors import InvalidRequestError, ModelLoadError
+from ssd_engine.prompts.prompt import Prompt, Tools
+from ssd_engine.registry import Registry
+from ssd_engine.serving.delivery import Deliver
+from ssd_engine.serving.request import Request
+
+
+class RemoteEngine(SSDEngine):
+    """Answers prompts through a server that `ssd serve` started; needs the extra `remote`.
+
+    Prompts are messages: the server alone knows the tokens. `draft_prompt` and `decoding="target"` are refused. A
+    request that the server has no place for is sent again, for at most ten minutes or the request's own timeout. A
+    batch has at most 64 requests under way. Without a timeout, ten minutes of silence end a request.
+    """
+
+    def __init__(self, base_url: str, api_key: str | None = None, model: str | None = None) -> None:
+        """Reach a server.
+
+        Args:
+            base_url: where it is, such as "http://127.0.0.1:8000/v1".
+            api_key: its key; None: that in the environment variable SSD_API_KEY.
+            model: which of its models; None: the one it has.
+
+        Raises:
+            ModelLoadError: the extra is not installed, or there is no server, or none that takes the key.
+        """
+        try:
+            from ssd_engine.remote.line import RemoteLine
+        except ImportError as error:
+            raise ModelLoadError('a server needs the extra "remote": pip install "ssd-integrations[remote]"') from error
+        self._line = RemoteLine(base_url, api_key or os.environ.get(API_KEY_VARIABLE) or "none")
+        self._scheduler = self._line
+        self._close = weakref.finalize(self, self._line.close)
+        try:
+            served = self._served(base_url, model)
+        except BaseException:
+            self.close()
+            raise
+        self.name = served.id
+        self.config = SSDConfig()
+        self._context_length: int | None = getattr(served, "max_model_len", None)
+
+    def count_tokens(self, prompt: Prompt, *, tools: Tools | None = None) -> int:
+        """Tokens of `prompt` as the target reads it, template included; the server counts them."""
+        from ssd_engine.remote.request import chat_arguments
+
+        arguments = chat_arguments(self.name, prompt, GenerationParams(), tools)
+        return int(
+            self._tokenized({name: arguments[name] for name in ("messages", "tools") if name in arguments})["count"]
+        )
+
+    def encode(self, text: str) -> list[int]:
+        """The target's ids of a text, without what stands at the beginning of a prompt; the server knows them."""
+        return list(self._tokenized({"prompt": text})["tokens"])
+
+    @property
+    def context_length(self) -> int | None:
+        return self._context_length
+
+    def _served(self, base_url: str, model: str | None) -> Any:
+        """What the server says of the model."""
+        models = self._line.ask(lambda client: client.models.list()).data
+        served = next((each for each in models if model in (None, each.id)), None)
+        if served is None:
+            known = ", ".join(each.id for each in models)
+            raise ModelLoadError(f"model={model!r} is not served at {base_url}; there is: {known}")
+        return served
+
+    def _tokenized(self, body: dict[str, Any]) -> dict[str, Any]:
+        body = {"model": self.name, **body}
+        answer: Any = self._line.ask(lambda client: client.post("/tokenize", cast_to=object, body=body))
+        return dict(answer)
+
+    def _request(
+        self,
+        prompt: Prompt,
+        params: GenerationParams | None,
+        draft_prompt: Prompt | None,
+        tools: Tools | None,
+        deliver: Deliver,
+    ) -> Request:
+        """Check a request; what is wrong with it beyond that, the server says."""
+        from ssd_engine.remote.answer import RemoteRequest
+        from ssd_engine.remote.request import chat_arguments
+        from ssd_engine.trace.records import TokenReader
+
+        if (error := self._line.closed_error) is not None:
+            raise error
+        if draft_prompt is not None:
+            raise InvalidRequestError("draft_prompt: a server gives both models one prompt; leave it out")
+        params = params or GenerationParams()
+        arguments = chat_arguments(self.name, prompt, params, tools)
+        tokens = TokenReader(None)
+        unbegun = AnswerSettings(
+            params=params,
+            config=self.config,
+            eos_ids=frozenset(),
+            detokenizer=tokens,
+            tool_parser=None,
+            decode_token=tokens.decode,
+        )
+        return RemoteRequest(
+            target_ids=(),
+            draft_ids=(),
+            params=params,
+            config=params.ssd or self.config,
+            guide=None,
+            answer=Answer(unbegun),
+            deliver=deliver,
+            arguments=arguments,
+            tool_names=tuple(tool["function"]["name"] for tool in arguments.get("tools", ())),
+        )
+
+
+_servers: Registry[RemoteEngine] = Registry()
+
+
+def shared_remote_engine(base_url: str, api_key: str | None = None, model: str | None = None) -> RemoteEngine:
+    """The process's one engine for a model of a server: made at the first call, and again once it was closed.
+
+    Arguments and errors are `RemoteEngine`'s.
+    """
+    return _servers.get((base_url, api_key, model), lambda: RemoteEngine(base_url, api_key, model))

@@ -1,0 +1,1 @@
+"""Requests on their way: checked, put in line, decoded together, delivered."""

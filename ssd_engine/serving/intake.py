@@ -1,0 +1,195 @@
+"""Intake: what a caller asks becomes a request that the scheduler can run, or an error that says why it cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ssd_engine.answers.answer import Answer, AnswerSettings
+from ssd_engine.answers.detokenizer import Detokenizer
+from ssd_engine.answers.tool_calls import MARKERS, ToolCallParser, detect_format
+from ssd_engine.config import GenerationParams, SSDConfig
+from ssd_engine.errors import ContextLengthError, InvalidRequestError
+from ssd_engine.grammars.answer_grammar import AnswerGrammar
+from ssd_engine.grammars.guide import GrammarCompiler, Guide
+from ssd_engine.prompts.conversation import ChatRenderer
+from ssd_engine.prompts.prompt import (
+    Prompt,
+    PromptEncoder,
+    Tools,
+    offered_tools,
+    parse_prompt,
+    with_draft_system_prompt,
+)
+from ssd_engine.rule.draft_signals import DraftSignals
+from ssd_engine.serving.request import Event, Request
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What is to be known of one model of a pair before anything is asked of it."""
+
+    tokenizer: PreTrainedTokenizerBase
+    vocabulary_size: int
+    context_length: int | None
+    """Most positions it can see; None: without limit."""
+
+    @classmethod
+    def of(cls, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> ModelFacts:
+        """From a model's configuration."""
+        text = config.get_text_config()
+        return cls(tokenizer, text.vocab_size, getattr(text, "max_position_embeddings", None))
+
+    def encoder(self, name: str) -> PromptEncoder:
+        """How the model reads prompts."""
+        return PromptEncoder(name, ChatRenderer(self.tokenizer), self.vocabulary_size, self.context_length)
+
+
+def end_of_sequence_ids(
+    generation_config: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase
+) -> frozenset[int]:
+    """The tokens that end an answer: those that the model's generation settings name, or the tokenizer's."""
+    configured = generation_config.eos_token_id if generation_config else None
+    ids = tokenizer.eos_token_id if configured is None else configured
+    return frozenset(() if ids is None else (ids,) if isinstance(ids, int) else ids)
+
+
+@contextmanager
+def _of_bounded_depth() -> Iterator[None]:
+    """Tells whoever sends values inside values without end."""
+    try:
+        yield
+    except RecursionError as error:
+        raise InvalidRequestError(
+            "the messages, the tools or a schema are nested too deeply to be read; give them fewer levels"
+        ) from error
+
+
+class Intake:
+    """Checks and encodes requests to one pair; no request changes it."""
+
+    def __init__(self, target: ModelFacts, draft: ModelFacts, eos_ids: frozenset[int], signals: DraftSignals) -> None:
+        """`signals`: what signals can be read from the draft with."""
+        tokenizer = target.tokenizer
+        self._signals = signals
+        self._tokenizer = tokenizer
+        self.eos_ids = eos_ids
+        self._target, self._draft = target.encoder("target"), draft.encoder("draft")
+        self.tool_format = detect_format(tokenizer.chat_template)
+        """How the target writes calls."""
+        self._grammar = AnswerGrammar(self.tool_format, tokenizer.added_tokens_encoder, _hidden_ids(tokenizer, ()))
+        # The embedding matrices may be padded to different sizes.
+        self._compiler = GrammarCompiler(tokenizer, min(target.vocabulary_size, draft.vocabulary_size), eos_ids)
+
+    @property
+    def context_length(self) -> int | None:
+        """Most tokens, prompt and answer together, that both models can see; None where neither names a limit."""
+        lengths = (self._target.context_length, self._draft.context_length)
+        return min((length for length in lengths if length), default=None)
+
+    def require_signals(self, config: SSDConfig) -> None:
+        """Raise `InvalidRequestError` where `config` uses signals that cannot be read from this draft."""
+        if config.signals is not None:
+            self._signals.require(config.signals.thresholds)
+
+    @_of_bounded_depth()
+    def prompt_ids(self, prompt: Prompt, tools: Tools | None, params: GenerationParams) -> list[int]:
+        """The ids of `prompt` as the target reads it, template included, however many; errors as for `request`."""
+        return self._target.token_ids(parse_prompt(prompt, tools), params)
+
+    @_of_bounded_depth()
+    def request(
+        self,
+        prompt: Prompt,
+        draft_prompt: Prompt | None,
+        params: GenerationParams,
+        config: SSDConfig,
+        tools: Tools | None,
+        positions: int,
+        deliver: Callable[[Event], None],
+    ) -> Request:
+        """A request whose pieces go to `deliver`; `positions` is what the key-value cache has for it.
+
+        Raises:
+            InvalidRequestError: the prompt, the grammar, the choice of tools or a signal cannot be used;
+                `ContextLengthError` where the prompt is too long.
+        """
+        if params.decoding == "ssd":
+            self.require_signals(config)
+        tools = offered_tools(tools or (), params.tool_choice)
+        parsed = parse_prompt(prompt, tools)
+        if draft_prompt is not None:
+            for_draft = parse_prompt(draft_prompt, tools)
+        else:
+            for_draft = with_draft_system_prompt(parsed, config.draft_system_prompt)
+        target_ids, draft_ids = self._target.encode(parsed, params), self._draft.encode(for_draft, params)
+        needed = max(len(target_ids), len(draft_ids)) + params.max_new_tokens
+        if needed > positions:  # it could only wait forever
+            raise ContextLengthError(
+                f"a prompt of {needed - params.max_new_tokens} tokens and max_new_tokens={params.max_new_tokens} need "
+                f"{needed} positions; the key-value cache has {positions}: "
+                "raise kv_cache_bytes, shorten the prompt or lower max_new_tokens"
+            )
+        num_given = self._draft.num_given(for_draft, draft_ids, params) if config.signals is not None else 0
+        guide = self._guide(params, tools)
+        answer = self._answer(params, config, tools)
+        return Request(target_ids, draft_ids, params, config, guide, answer, deliver, num_given)
+
+    def _guide(self, params: GenerationParams, tools: Tools) -> Guide | None:
+        try:
+            source = self._grammar.source(params, tools)
+            return None if source is None else self._compiler.compile(source)
+        except InvalidRequestError:
+            if params.strict or not tools:
+                raise
+        # One tool with a schema that cannot be followed must not keep the others from being called.
+        source = self._grammar.source(params, [self._enforceable(tool) for tool in tools])
+        assert source is not None
+        return self._compiler.compile(source)
+
+    def _enforceable(self, tool: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The tool; with any object for its arguments where their schema cannot be compiled."""
+        try:
+            self._compiler.compile(self._grammar.arguments_source(tool))
+        except InvalidRequestError:
+            return {**tool, "function": {**tool["function"], "parameters": {"type": "object"}}}
+        return tool
+
+    def detokenizer(self, tools: Tools) -> Detokenizer:
+        """What makes text of one answer's ids: control tokens add none, but for the marks of calls where there are
+        `tools` to call."""
+        hidden = _hidden_ids(self._tokenizer, visible=MARKERS[self.tool_format] if tools else ()) | self.eos_ids
+        return Detokenizer(self._tokenizer, hidden)
+
+    def encode_plain(self, text: str) -> list[int]:
+        """The target's ids of a text, without what stands at the beginning of a prompt."""
+        return self._target.renderer.encode_text(text, begins_prompt=False)
+
+    def decode(self, token_id: int) -> str:
+        """What a token is by itself."""
+        return str(self._tokenizer.decode([token_id]))
+
+    def _answer(self, params: GenerationParams, config: SSDConfig, tools: Tools) -> Answer:
+        names = [tool["function"]["name"] for tool in tools]
+        return Answer(
+            AnswerSettings(
+                params=params,
+                config=config,
+                eos_ids=self.eos_ids,
+                detokenizer=self.detokenizer(tools),
+                tool_parser=ToolCallParser(self.tool_format, names) if tools else None,
+                decode_token=self.decode,
+            )
+        )
+
+
+def _hidden_ids(tokenizer: PreTrainedTokenizerBase, visible: Collection[str]) -> frozenset[int]:
+    """Ids of control tokens, which add no text; tool-call markers are `visible` to the parser."""
+    special = {i: str(token) for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special.update(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+    return frozenset(i for i, token in special.items() if token not in visible)

@@ -1,0 +1,1 @@
+"""What happened while an answer was decoded, token by token and bin by bin."""
