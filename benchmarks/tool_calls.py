@@ -34,11 +34,11 @@ from tqdm.auto import tqdm
 
 from ssd_engine import GenerationParams, SSDEngine
 from ssd_engine.answers.result import GenerationResult
-from ssd_engine.cli import engine_options
 from ssd_engine.cli.console import stdout
-from ssd_engine.cli.engine_options import EngineOptions
+from ssd_engine.cli.pair_options import load, takes_pair
 from ssd_engine.config import Decoding
 from ssd_engine.evaluation.speed import processor
+from ssd_engine.models.pair import PairSpec
 
 AT_ONCE = 8
 """Requests that decode together."""
@@ -128,15 +128,15 @@ def one_of(known: Sequence[str]) -> Callable[[list[str] | None], list[str] | Non
     return check
 
 
+@takes_pair(without=("max_batch_size",))
 def main(
+    *,
+    pair: PairSpec,
     decoding: Annotated[list[str] | None, typer.Option(help=DECODING_HELP, callback=one_of(DECODINGS))] = None,
     only: Annotated[list[str] | None, typer.Option(help=KIND_HELP, callback=one_of(KINDS))] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="The first tasks alone, five of which are one each.")] = None,
     max_tokens: Annotated[int, typer.Option(min=16, help="Most tokens in an answer.")] = 192,
     output: Annotated[Path | None, typer.Option("--json", help="Write every answer to this file.")] = None,
-    preset: engine_options.PresetOption = None,
-    target: engine_options.TargetOption = None,
-    draft: engine_options.DraftOption = None,
 ) -> None:
     """Ask, and print what was right."""
     tasks = [task for task in TASKS if task.kind in (only or KINDS)][:limit]
@@ -144,19 +144,19 @@ def main(
     first_calls = [(task, 0) for task in tasks if task.steps[0].expected]
     decodings = [name for name in DECODINGS if not decoding or name in decoding]
     answers: list[Answer] = []
-    with EngineOptions(preset=preset, target=target, draft=draft).load() as engine:
-        for name in decodings:
+    with load(pair.replaced(max_batch_size=AT_ONCE)) as engine:
+        for way in decodings:
             for choice, asked in (("auto", steps), ("any", first_calls)):
-                params = GenerationParams(max_new_tokens=max_tokens, decoding=name, tool_choice=choice)
+                params = GenerationParams(max_new_tokens=max_tokens, decoding=way, tool_choice=choice)
                 answers += ask(engine, asked, params)
                 if output is not None:
                     document = json.dumps([answer.to_json() for answer in answers], indent=2, ensure_ascii=False)
                     output.write_text(document + "\n", encoding="utf-8")
-        pair = engine.name
+        name = engine.name
     print_auto([answer for answer in answers if answer.tool_choice == "auto"], decodings)
     print_any([answer for answer in answers if answer.tool_choice == "any"], decodings)
     stdout.print(
-        f"{len(tasks)} tasks, greedy, answers of at most {max_tokens} tokens, {AT_ONCE} at once. {pair}. "
+        f"{len(tasks)} tasks, greedy, answers of at most {max_tokens} tokens, {AT_ONCE} at once. {name}. "
         f"{os.cpu_count()} cores of {processor()} ({torch.backends.cpu.get_cpu_capability()}); "
         f"torch {version('torch')}, transformers {version('transformers')}; {datetime.date.today().isoformat()}."
     )

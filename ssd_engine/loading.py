@@ -1,40 +1,66 @@
-"""One engine a process for each pair, whoever asks for it."""
+"""From a pair's description to the parts of an engine: the one place that knows the backends."""
 
 from __future__ import annotations
 
-from typing import Any
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
-from ssd_engine.engine import SSDEngine
-from ssd_engine.errors import InvalidRequestError
-from ssd_engine.models.presets import default_preset
-from ssd_engine.registry import Registry
+from ssd_engine.config import SSDConfig
+from ssd_engine.errors import InvalidRequestError, ModelLoadError
+from ssd_engine.models.pair import PairSpec
+from ssd_engine.models.resolve import resolve_spec
+from ssd_engine.rule.draft_signals import DraftSignals
 
-_pairs: Registry[SSDEngine] = Registry()
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ssd_engine.serving.parts import EngineParts
 
 
-def shared_engine(
-    *, preset: str | None = None, target: str | None = None, draft: str | None = None, **options: Any
-) -> SSDEngine:
-    """The process's one engine for a pair: loaded at the first call, and again once it was closed.
+def load_parts(spec: PairSpec, signals: DraftSignals | None = None) -> EngineParts:
+    """Load a pair with its backend. Arguments and errors are `SSDEngine.from_spec`'s."""
+    _require_local_packages()
+    resolved = resolve_spec(spec)
+    if spec.backend == "vllm":
+        if signals is not None:
+            raise InvalidRequestError("signals: vLLM reads them from the folder of the draft or its adapter; leave out")
+        from ssd_engine.backends.vllm.parts import vllm_parts
 
-    Args:
-        preset: a named pair; without it and without `target` the default pair.
-        target, draft: hub ids, folders or GGUF files, given together.
-        options: `SSDEngine.from_pretrained`'s.
-    """
-    if (target is None) != (draft is None):
-        raise InvalidRequestError(f"target={target!r} and draft={draft!r}: give both models of the pair, or neither")
-    if preset is not None and target is not None:
-        raise InvalidRequestError(f"preset={preset!r} and target={target!r} both name a pair; give one of them")
-    preset = None if target else preset or default_preset()
-    # What is left to its default must not tell two callers of one pair apart.
-    # (`is not False`: 0 equals False, and is no default.)
-    options = {n: v for n, v in options.items() if v is not None and v is not False and v != "auto"}
-    key = repr((preset, target, draft, sorted(options.items(), key=lambda item: item[0])))
+        return vllm_parts(resolved)
+    from ssd_engine.backends.transformers.parts import transformers_parts
 
-    def make() -> SSDEngine:
-        if target is not None and draft is not None:
-            return SSDEngine.from_pretrained(target, draft, **options)
-        return SSDEngine.from_preset(preset, **options)
+    return transformers_parts(resolved, signals)
 
-    return _pairs.get(key, make)
+
+def parts_of_models(
+    target: PreTrainedModel,
+    draft: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    draft_tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    config: SSDConfig | None,
+    signals: DraftSignals | None,
+    **options: Any,
+) -> EngineParts:
+    """The parts of an engine on models in memory. Arguments and errors are `SSDEngine`'s."""
+    from ssd_engine.backends.transformers import parts
+
+    return parts.parts_of_models(
+        target,
+        draft,
+        tokenizer,
+        draft_tokenizer,
+        config=config or SSDConfig(),
+        signals=signals or DraftSignals(),
+        **options,
+    )
+
+
+def _require_local_packages() -> None:
+    """A client of a server may have been installed without what runs models."""
+    missing = [package for package in ("torch", "transformers") if find_spec(package) is None]
+    if missing:
+        raise ModelLoadError(
+            f"a pair in this process needs {' and '.join(missing)}: pip install {' '.join(missing)}; or give base_url, "
+            "the address of a server (ssd serve)"
+        )

@@ -8,9 +8,11 @@ import weakref
 from collections.abc import Callable, Hashable
 from typing import Any, Generic, TypeVar
 
-from ssd_engine.engine import SSDEngine
+from ssd_engine.engine import Engine, SSDEngine
+from ssd_engine.models.pair import PairSpec
+from ssd_engine.models.presets import default_preset
 
-E = TypeVar("E", bound=SSDEngine)
+E = TypeVar("E", bound=Engine)
 
 
 class Registry(Generic[E]):
@@ -40,6 +42,19 @@ _registries: weakref.WeakSet[Registry[Any]] = weakref.WeakSet()
 def _renew_locks() -> None:
     for registry in list(_registries):
         registry._renew_lock()
+
+
+_pairs: Registry[SSDEngine] = Registry()
+
+
+def shared_engine(spec: PairSpec) -> SSDEngine:
+    """The process's one engine for a pair: loaded at the first call, and again once it was closed."""
+    if spec.target is None and spec.preset is None:
+        spec = spec.replaced(preset=default_preset())
+    # What is left to its default must not tell two callers of one pair apart.
+    # (`is not False`: 0 equals False, and is no default.)
+    fields = [(n, v) for n in type(spec).model_fields if (v := getattr(spec, n)) is not None and v is not False]
+    return _pairs.get(repr(fields), lambda: SSDEngine.from_spec(spec))
 
 
 if hasattr(os, "register_at_fork"):

@@ -160,9 +160,10 @@ def pair_options(
 @pytest.fixture(scope="session")
 def real_engine() -> Iterator[SSDEngine]:
     """The real default pair, fetched on first use."""
-    from ssd_engine.loading import shared_engine
+    from ssd_engine.models.pair import PairSpec
+    from ssd_engine.registry import shared_engine
 
-    with shared_engine() as engine:
+    with shared_engine(PairSpec()) as engine:
         yield engine
 
 

@@ -12,20 +12,20 @@ import pytest
 from ssd_engine import SSDEngine
 from ssd_engine.cli.console import WorkProgress
 from ssd_engine.errors import EngineClosedError, RequestTimeoutError, SSDError
-from ssd_engine.evaluation.answering import PairOptions
 from ssd_engine.evaluation.judges import ChatJudge
 from ssd_engine.evaluation.safety import EvalSources, Evaluation
 from ssd_engine.evaluation.safety import evaluate as evaluate_pair
 from ssd_engine.evaluation.safety_report import _speeds
 from ssd_engine.evaluation.settings import EvalSettings
+from ssd_engine.models.pair import PairSpec
 
 TOO_LONG = "No model reads this to its end. " * 2000
 SETTINGS = EvalSettings(contestants=("target", "ssd"), prefills=(5,), forms=("prefill", "role play"), attack_tokens=12)
 
 
 @pytest.fixture
-def pair(pair_options: list[str]) -> PairOptions:
-    return PairOptions(target=pair_options[1], draft=pair_options[3], name="tiny")
+def pair(pair_options: list[str]) -> PairSpec:
+    return PairSpec(target=pair_options[1], draft=pair_options[3], name="tiny")
 
 
 def sources(folder: Path, **sets: list[dict[str, str]]) -> EvalSources:
@@ -37,7 +37,7 @@ def sources(folder: Path, **sets: list[dict[str, str]]) -> EvalSources:
     return EvalSources(**{name: [str(folder / f"{name}.json")] for name in sets})
 
 
-def evaluate(pair: PairOptions, asked: EvalSources, output: Path, **options: Any) -> Evaluation:
+def evaluate(pair: PairSpec, asked: EvalSources, output: Path, **options: Any) -> Evaluation:
     return evaluate_pair(pair, asked, output, SETTINGS, WorkProgress(), **options)
 
 
@@ -46,7 +46,7 @@ def journal(output: Path, name: str = "answers") -> list[dict[str, Any]]:
 
 
 def test_trials_that_fail_are_told_and_the_others_are_counted(
-    pair: PairOptions, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    pair: PairSpec, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of each kind one prompt that no model can read: with a beginning, timed, and asked of both contestants."""
     asked = sources(
@@ -72,7 +72,7 @@ def test_trials_that_fail_are_told_and_the_others_are_counted(
     assert "5 of 13 answers of ssd failed, the first with ContextLengthError" in capsys.readouterr().err
 
 
-def test_ssd_drafts_as_many_tokens_a_round_as_are_configured(pair: PairOptions, tmp_path: Path) -> None:
+def test_ssd_drafts_as_many_tokens_a_round_as_are_configured(pair: PairSpec, tmp_path: Path) -> None:
     evaluate(pair, sources(tmp_path, ordinary=[{"prompt": "Hello!"}]), tmp_path / "report")
     tokens_per_round = {
         row["contestant"]: len(row["token_ids"]) / row["rounds"] for row in journal(tmp_path / "report")
@@ -82,7 +82,7 @@ def test_ssd_drafts_as_many_tokens_a_round_as_are_configured(pair: PairOptions, 
 
 
 def test_what_failed_is_asked_again_and_nothing_else(
-    pair: PairOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pair: PairSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = sources(tmp_path, ordinary=[{"prompt": "Hello!"}, {"prompt": "Name a colour."}])
     generate = SSDEngine.generate
@@ -105,7 +105,7 @@ def test_what_failed_is_asked_again_and_nothing_else(
 
 
 def test_an_engine_that_is_gone_ends_the_evaluation(
-    pair: PairOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pair: PairSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It says nothing of the trials, and no other could be answered."""
 
@@ -118,12 +118,12 @@ def test_an_engine_that_is_gone_ends_the_evaluation(
     assert not (tmp_path / "report" / "answers.jsonl").exists()
 
 
-def test_when_every_trial_fails_the_first_error_is_told(pair: PairOptions, tmp_path: Path) -> None:
+def test_when_every_trial_fails_the_first_error_is_told(pair: PairSpec, tmp_path: Path) -> None:
     with pytest.raises(SSDError, match=r"no trial was answered, the first failed with ContextLengthError: .*\.jsonl"):
         evaluate(pair, sources(tmp_path, ordinary=[{"prompt": TOO_LONG}]), tmp_path / "report")
 
 
-def test_a_sweep_goes_on_without_the_trials_that_fail(pair: PairOptions, tmp_path: Path) -> None:
+def test_a_sweep_goes_on_without_the_trials_that_fail(pair: PairSpec, tmp_path: Path) -> None:
     asked = sources(
         tmp_path,
         harmful=[{"goal": TOO_LONG}, {"goal": "Break a lock."}],
@@ -136,7 +136,7 @@ def test_a_sweep_goes_on_without_the_trials_that_fail(pair: PairOptions, tmp_pat
     assert swept.count == 3 * len(done.sweep.points)
 
 
-def test_judgements_that_fail_are_told_and_asked_for_again(pair: PairOptions, tmp_path: Path) -> None:
+def test_judgements_that_fail_are_told_and_asked_for_again(pair: PairSpec, tmp_path: Path) -> None:
     is_away = True
     times_asked: list[str] = []
 
@@ -161,7 +161,7 @@ def test_judgements_that_fail_are_told_and_asked_for_again(pair: PairOptions, tm
     assert not second.report.failures
 
 
-def test_a_judge_that_is_out_of_reach_is_not_asked_for_ever(pair: PairOptions, tmp_path: Path) -> None:
+def test_a_judge_that_is_out_of_reach_is_not_asked_for_ever(pair: PairSpec, tmp_path: Path) -> None:
     times_asked: list[str] = []
 
     def invoke(prompt: str) -> SimpleNamespace:

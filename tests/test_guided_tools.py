@@ -17,8 +17,8 @@ from ssd_engine.answers.tool_calls import ToolCallParser, ToolFormat
 from ssd_engine.errors import InvalidRequestError
 from ssd_engine.grammars.answer_grammar import AnswerGrammar
 from ssd_engine.grammars.guide import GrammarCompiler
+from ssd_engine.rule.choice import Choice
 from ssd_engine.rule.scheme import Scheme
-from ssd_engine.rule.verify import Choice
 
 
 def tool(name: str, **properties: Any) -> dict[str, Any]:

@@ -17,14 +17,14 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from ssd_engine import DraftSignals, GenerationParams, SSDConfig, SSDEngine
-from ssd_engine.backends.transformers import memory
 from ssd_engine.config import SignalConfig
 from ssd_engine.errors import InvalidRequestError, ModelLoadError, VocabularyMismatchError
-from ssd_engine.loading import shared_engine
-from ssd_engine.models import presets
+from ssd_engine.models import memory, presets
 from ssd_engine.models.linear import HalfLinear, Int8Linear, PackedLinear
+from ssd_engine.models.pair import PairSpec
 from ssd_engine.models.presets import Preset, get_preset
 from ssd_engine.models.resolve import resolve
+from ssd_engine.registry import shared_engine
 
 PARAMS = GenerationParams(max_new_tokens=20)
 PROMPT = "The quick brown fox"
@@ -170,9 +170,9 @@ def test_a_presets_adapter_is_merged_unless_it_is_declined(
     adapted = matches(SSDEngine.from_pretrained(target, draft, draft_adapter=tmp_path / "tiny"))
     assert adapted != plain
     assert matches(SSDEngine.from_preset("tiny")) == adapted
-    assert matches(shared_engine(preset="tiny")) == adapted
+    assert matches(shared_engine(PairSpec(preset="tiny"))) == adapted
     assert matches(SSDEngine.from_preset("tiny", draft_adapter="none")) == plain
-    assert matches(shared_engine(preset="tiny", draft_adapter="none")) == plain
+    assert matches(shared_engine(PairSpec(preset="tiny", draft_adapter="none"))) == plain
     for adapter, config in ((None, preset.adapter_config), ("none", preset.config)):
         with SSDEngine.from_preset("tiny", draft_adapter=adapter) as engine:
             assert engine.config == config
@@ -235,16 +235,18 @@ def test_unknown_options_are_named(folders: tuple[Path, Path]) -> None:
 
 def test_one_engine_a_pair_in_a_process(folders: tuple[Path, Path]) -> None:
     target, draft = map(str, folders)
-    engine = shared_engine(target=target, draft=draft)
-    assert shared_engine(target=target, draft=draft, dtype="auto", draft_adapter=None, compile=False) is engine
+    engine = shared_engine(PairSpec(target=target, draft=draft))
+    assert (
+        shared_engine(PairSpec(target=target, draft=draft, dtype="auto", draft_adapter=None, compile=False)) is engine
+    )
     engine.close()
-    again = shared_engine(target=target, draft=draft)
+    again = shared_engine(PairSpec(target=target, draft=draft))
     assert again is not engine
     again.close()
     with pytest.raises(InvalidRequestError, match="give both models"):
-        shared_engine(target=target)
+        shared_engine(PairSpec(target=target))
     with pytest.raises(InvalidRequestError, match="both name a pair"):
-        shared_engine(target=target, draft=draft, preset="qwen2.5-coder-1.5b")
+        shared_engine(PairSpec(target=target, draft=draft, preset="qwen2.5-coder-1.5b"))
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 
 from ssd_engine.answers.result import Piece, Timings
 from ssd_engine.config import GenerationParams, SSDConfig
-from ssd_engine.rule.verify import Choice
+from ssd_engine.rule.choice import Choice
 from ssd_engine.serving.request import Request
 from ssd_engine.serving.scheduler import Scheduler
 

@@ -9,11 +9,10 @@ import pytest
 
 from ssd_engine import GenerationParams, SSDConfig
 from ssd_engine.alignment.settings import AlignSettings
-from ssd_engine.backends.vllm.options import VllmOptions
-from ssd_engine.cli.engine_options import EngineOptions
 from ssd_engine.config import Grammar, Settings
 from ssd_engine.errors import InvalidRequestError
 from ssd_engine.evaluation.settings import EvalSettings
+from ssd_engine.models.pair import PairSpec
 
 Copier = Callable[..., Settings]
 COPIERS: list[Copier] = [
@@ -36,7 +35,7 @@ COPIERS: list[Copier] = [
         (Grammar(regex="a"), {"lark": "start: /b/"}, "give one of json_schema, regex and lark"),
         (EvalSettings(), {"limit": 0}, "limit=0"),
         (AlignSettings(), {"epochs": 0}, "epochs=0"),
-        (VllmOptions(), {"max_batch_size": 0}, "max_batch_size=0"),
+        (PairSpec(), {"max_batch_size": 0}, "max_batch_size=0"),
     ],
 )
 def test_a_copy_with_an_unusable_value_is_refused(
@@ -68,4 +67,4 @@ def test_a_truth_value_is_no_number(kind: type[Settings], name: str) -> None:
 
 def test_options_of_one_type_cannot_change_places() -> None:
     with pytest.raises(TypeError, match="positional"):
-        EngineOptions("qwen2.5-coder-1.5b")  # type: ignore[misc]
+        PairSpec("qwen2.5-coder-1.5b")  # type: ignore[misc]

@@ -250,9 +250,7 @@ def test_an_answer_without_bins_can_be_plotted(trace: SafetyTrace) -> None:
 
 
 def test_plotting_leaves_pyplot_alone() -> None:
-    code = (
-        "import sys; from ssd_engine import SafetyTrace; SafetyTrace().plot(); print(*sys.modules)"
-    )
+    code = "import sys; from ssd_engine import SafetyTrace; SafetyTrace().plot(); print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "matplotlib.figure" in loaded
     assert "matplotlib.pyplot" not in loaded

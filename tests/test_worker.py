@@ -14,9 +14,10 @@ from conftest import make_model, wait_for
 from outcomes import CALLERS, SECONDS, Outcome, agenerate, generate, stream
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from ssd_engine import GenerationParams, GenerationResult, Grammar, SSDConfig, SSDEngine, loading
+from ssd_engine import GenerationParams, GenerationResult, Grammar, SSDConfig, SSDEngine, registry
 from ssd_engine.answers.result import Piece
 from ssd_engine.errors import EngineBusyError, EngineClosedError, InvalidRequestError, RequestTimeoutError, SSDError
+from ssd_engine.models.pair import PairSpec
 from ssd_engine.serving.decoder import DecoderError
 from ssd_engine.serving.delivery import apieces_of
 from ssd_engine.serving.request import Request
@@ -408,7 +409,7 @@ def test_a_process_that_is_forked_while_a_pair_is_loaded_loads_its_own(saved_pai
     released, is_held = threading.Event(), threading.Event()
 
     def load() -> None:
-        with loading._pairs._lock:  # as while models are loaded
+        with registry._pairs._lock:  # as while models are loaded
             is_held.set()
             released.wait()
 
@@ -416,7 +417,7 @@ def test_a_process_that_is_forked_while_a_pair_is_loaded_loads_its_own(saved_pai
     assert is_held.wait(SECONDS)
 
     def child(results: Any) -> None:
-        engine = loading.shared_engine(target=saved_pair["model"], draft=saved_pair["draft"])
+        engine = registry.shared_engine(PairSpec(target=saved_pair["model"], draft=saved_pair["draft"]))
         results.put(len(engine.generate([1, 2], SHORT).token_ids))
 
     context = multiprocessing.get_context("fork")

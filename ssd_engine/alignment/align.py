@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,8 @@ from ssd_engine.campaigns.made_of import claim, digest
 from ssd_engine.campaigns.prompt_sets import GOAL, PROMPT, read_prompt_set
 from ssd_engine.campaigns.work import AT_ONCE, Reporter
 from ssd_engine.errors import InvalidDataError, InvalidRequestError, ModelLoadError
+from ssd_engine.models.pair import PairSpec, Sides
+from ssd_engine.models.resolve import resolve_spec
 
 if TYPE_CHECKING:
     from ssd_engine.alignment.training import Validation
@@ -42,22 +44,6 @@ class Sources:
     ordinary: Sequence[str]
     look_alikes: Sequence[str] = ()
     """None given: the package's own."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairSource:
-    """What is aligned: hub ids or folders."""
-
-    target: str
-    draft: str
-    target_name: str
-    draft_name: str
-    """What the card calls them."""
-    quantization: str | None = None
-    """Of both models while answers are made, and of the draft while its probe is; the training uses the draft as it
-    is."""
-    draft_adapter: str | None = None
-    """Folder of an adapter to go on from."""
 
 
 class Prompts:
@@ -130,18 +116,23 @@ def _question(source: str, number: int, row: Mapping[str, Any]) -> Question:
 
 
 def align(
-    pair: PairSource,
+    pair: PairSpec,
     sources: Sources,
     output: Path,
     settings: AlignSettings,
     report: Reporter,
     *,
+    start: str | None = None,
     resume: bool = False,
     merged: Path | None = None,
 ) -> Validation:
     """Make a safety adapter for the pair's draft in the folder `output`.
 
+    Texts are written, and the probe is made, by models that are loaded as `pair` says; the training is in float32.
+
     Args:
+        pair: what is aligned, without the adapter that its draft may come with.
+        start: folder of an adapter to go on from.
         output: gets the adapter and its card; what is needed to go on is in its folder `work`.
         resume: go on from where an earlier call with the same settings was killed.
         merged: folder for the draft with the adapter merged into it, for engines that take no adapter.
@@ -165,33 +156,35 @@ def align(
     )
 
     prompts = Prompts(sources, with_agents=settings.agents, with_own_requests=settings.own_requests)
-    tokenizer = load_tokenizer(pair.draft)
+    names, pair = pair.names, resolve_spec(pair).replaced(draft_adapter=None)
+    draft_source, how = str(pair.draft), LoadOptions.of(pair)[1]
+    tokenizer = load_tokenizer(draft_source, pair.draft_revision)
     if tokenizer.chat_template is None:
-        raise ModelLoadError(f"{pair.draft} has no chat template, so it is no instruct model; align one that is")
+        raise ModelLoadError(f"{draft_source} has no chat template, so it is no instruct model; align one that is")
     work = output / "work"
-    if not claim(work, {**asdict(pair), **settings.model_dump(), "data": prompts.digest}) and not resume:
+    models = {"target": pair.target, "draft": pair.draft, "target_name": names.target, "draft_name": names.draft}
+    made_by = {**models, "quantization": pair.quantization, "draft_adapter": start}
+    if not claim(work, {**made_by, **settings.model_dump(), "data": prompts.digest}) and not resume:
         raise InvalidRequestError(
             f"{output} holds an alignment already: --resume goes on with it, or give another --output"
         )
-    training, validation = _examples(pair, prompts, ExampleMaker(tokenizer, settings), settings, work, report)
+    training, validation = _examples(pair, names, prompts, ExampleMaker(tokenizer, settings), settings, work, report)
     report.note(f"{len(training)} examples to train on, {len(validation)} to validate with.")
     # In float32: in 16 bit, steps as small as these are lost in rounding.
-    model = load_unprepared(pair.draft, LoadOptions(dtype="float32"))
-    base = {"name": pair.draft_name, "fingerprint": fingerprint(model)}
-    adapted, done = train_adapter(
-        model, training, validation, settings, work / "checkpoints", report, start=pair.draft_adapter
-    )
-    _save(adapted, pair, output)
+    model = load_unprepared(draft_source, replace(how, dtype="float32", quantization=None))
+    base = {"name": names.draft, "fingerprint": fingerprint(model)}
+    adapted, done = train_adapter(model, training, validation, settings, work / "checkpoints", report, start=start)
+    _save(adapted, pair, names.draft, output)
     (output / BASE_RECORD).write_text(json.dumps(base) + "\n", encoding="utf-8")
     del adapted, model
-    shipped = load_unprepared(pair.draft, adapter=output)
+    shipped = load_unprepared(draft_source, replace(how, quantization=None), output)
     if merged is not None:
         shipped.save_pretrained(str(merged))
         tokenizer.save_pretrained(str(merged))
     report.note("The adapter as it is stored, merged into the draft as an engine does it:")
     as_shipped = validate(shipped.float(), validation, settings, work / "validation", report)
     del shipped
-    draft = load_model(pair.draft, LoadOptions(quantization=pair.quantization), output)
+    draft = load_model(draft_source, how, output)
     signals = make_signals(draft, training, validation, settings, base["fingerprint"], report)
     for folder in (output, merged) if merged is not None else (output,):
         signals.save(folder)
@@ -202,8 +195,16 @@ def align(
         "agreement": len(_endings(training, "agreement")),
     }
     counts["validation"] = sum(len(example.endings) for example in validation)
-    start = Path(pair.draft_adapter) if pair.draft_adapter else None
-    card = model_card(pair.draft_name, pair.target_name, prompts.described, counts, settings, done, as_shipped, start)
+    card = model_card(
+        names.draft,
+        names.target,
+        prompts.described,
+        counts,
+        settings,
+        done,
+        as_shipped,
+        None if start is None else Path(start),
+    )
     (output / "README.md").write_text(card, encoding="utf-8")
     history = {**asdict(done), "as_shipped": asdict(as_shipped)}
     (output / "training.json").write_text(json.dumps(history, indent=2) + "\n", encoding="utf-8")
@@ -214,19 +215,25 @@ def _endings(examples: Sequence[Example], kind: Kind) -> list[Ending]:
     return [ending for example in examples if example.kind == kind for ending in example.endings]
 
 
-def _save(adapted: Any, pair: PairSource, output: Path) -> None:
+def _save(adapted: Any, pair: PairSpec, draft_name: str, output: Path) -> None:
     """The adapter in the checkpoint's own type, where that has 16 bits, and with no path of this machine in it."""
-    from transformers import AutoConfig
+    from ssd_engine.models.checkpoints import load_config
 
-    dtype = AutoConfig.from_pretrained(pair.draft).dtype
+    dtype = load_config(str(pair.draft), pair.draft_revision).dtype
     if dtype is not None and dtype.itemsize == 2:
         adapted.to(dtype)
-    adapted.peft_config["default"].base_model_name_or_path = pair.draft_name
+    adapted.peft_config["default"].base_model_name_or_path = draft_name
     adapted.save_pretrained(str(output), save_embedding_layers=False)  # nothing else is trained
 
 
 def _examples(
-    pair: PairSource, prompts: Prompts, make: ExampleMaker, settings: AlignSettings, work: Path, report: Reporter
+    pair: PairSpec,
+    names: Sides,
+    prompts: Prompts,
+    make: ExampleMaker,
+    settings: AlignSettings,
+    work: Path,
+    report: Reporter,
 ) -> tuple[list[Example], list[Example]]:
     """Examples to train on and to validate with; no request and no prompt is in both."""
     rng = random.Random(settings.seed)
@@ -249,7 +256,7 @@ def _examples(
         own = [[question for question in side if _writer(question, settings) == writer] for side in questions]
         if writer != settings.writer and not any(own):
             continue
-        with _writing(pair, writer) as engine:
+        with _writing(pair, names, writer) as engine:
             for side_answers, side in zip(answers, own, strict=True):
                 side_answers += harmless_answers(engine, side, settings, journal, report)
             if writer == settings.writer:
@@ -269,16 +276,17 @@ def _writer(question: Question, settings: AlignSettings) -> Writer:
     return "target" if question.system or question.tools else settings.writer
 
 
-def _writing(pair: PairSource, writer: Writer) -> SSDEngine:
+def _writing(pair: PairSpec, names: Sides, writer: Writer) -> SSDEngine:
     """An engine whose target is the model that writes."""
     from ssd_engine.engine import SSDEngine
 
-    is_target = writer == "target"
-    return SSDEngine.from_pretrained(
-        pair.target if is_target else pair.draft,
-        pair.draft,
-        target_quantization=pair.quantization,
-        draft_quantization=pair.quantization,
-        name=pair.target_name if is_target else pair.draft_name,
+    if writer == "target":
+        return SSDEngine.from_spec(pair.replaced(name=names.target, max_batch_size=AT_ONCE))
+    draft_alone = pair.replaced(
+        target=pair.draft,
+        target_revision=pair.draft_revision,
+        target_quantization=pair.quantizations[1],
+        name=names.draft,
         max_batch_size=AT_ONCE,
     )
+    return SSDEngine.from_spec(draft_alone)

@@ -24,8 +24,8 @@ from ssd_engine.errors import JailbreakRiskError
 from ssd_engine.trace.safety_trace import SafetyTrace
 
 if TYPE_CHECKING:
+    from ssd_engine.rule.choice import Choice
     from ssd_engine.rule.signals import Look
-    from ssd_engine.rule.verify import Choice
 
 
 class TextSource(Protocol):

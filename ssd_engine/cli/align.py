@@ -8,12 +8,14 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ssd_engine.alignment.settings import AlignSettings
-from ssd_engine.cli import engine_options
 from ssd_engine.cli.console import WorkProgress, stdout
-from ssd_engine.cli.engine_options import EngineOptions
+from ssd_engine.cli.pair_options import fetched, takes_pair
 from ssd_engine.errors import InvalidRequestError
+from ssd_engine.models.pair import PairSpec
 
 _DATA: Any = {"rich_help_panel": "Data: .json, .jsonl or .csv file, or dataset id of the hub; repeatable"}
+NOT_USED = ("draft_adapter", "draft_system_prompt", "max_batch_size", "max_waiting", "num_draft_tokens", "signals")
+"""Options of answers that SSD gives: here each model writes alone."""
 _TRAINING: Any = {"rich_help_panel": "Training"}
 
 
@@ -26,8 +28,10 @@ def _setting(name: str) -> Any:
     return typer.Option(help=field.description, **_TRAINING)
 
 
+@takes_pair(without=NOT_USED)
 def align(
     *,
+    pair: PairSpec,
     output: Annotated[Path, typer.Option(help="Folder for the adapter.")] = Path("safety-adapter"),
     harmful: Annotated[
         list[str] | None,
@@ -39,19 +43,10 @@ def align(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from where it was killed.")] = False,
     merged: Annotated[Path | None, typer.Option(help="Folder for the draft with the adapter merged into it.")] = None,
-    preset: engine_options.PresetOption = None,
-    target: engine_options.TargetOption = None,
-    draft: engine_options.DraftOption = None,
     start: Annotated[
         str | None,
         typer.Option(
             help='Folder of an adapter to go on from; "preset" is the preset\'s own.', rich_help_panel="Models"
-        ),
-    ] = None,
-    quantization: Annotated[
-        engine_options.Quantization | None,
-        typer.Option(
-            help="Of both models while texts are written; the training is in float32.", rich_help_panel="Models"
         ),
     ] = None,
     seed: Annotated[int, _setting("seed")] = _default("seed"),
@@ -88,11 +83,15 @@ def align(
         raise typer.BadParameter(str(error)) from error
     from ssd_engine.alignment.align import Sources
     from ssd_engine.alignment.align import align as run
+    from ssd_engine.models.resolve import resolve_spec
 
     sources = Sources(harmful=harmful or (), ordinary=ordinary or (), look_alikes=look_alikes or ())
-    pair = EngineOptions(preset=preset, target=target, draft=draft).pair_source(quantization, start)
+    own_adapter = resolve_spec(fetched(pair)).draft_adapter
+    if start == "preset" and own_adapter is None:
+        raise typer.BadParameter("--start preset: the pair comes with no adapter; give a folder, or leave it out")
+    start = own_adapter if start == "preset" else start
     with WorkProgress() as report:
-        done = run(pair, sources, output, settings, report, resume=resume, merged=merged)
+        done = run(pair, sources, output, settings, report, start=start, resume=resume, merged=merged)
     stdout.print(
         f"{output}: validation loss {done.loss:.3f}, match rate {done.match_rate:.1%}, recovery rate "
         f"{done.recovery_rate:.1%}.\nMeasure the pair with: ssd eval --draft-adapter {output} --output report ..."

@@ -7,27 +7,32 @@ from typing import Annotated, Any
 
 import typer
 
-from ssd_engine.cli import engine_options
 from ssd_engine.cli.console import WorkProgress, stdout
-from ssd_engine.cli.engine_options import EngineOptions
+from ssd_engine.cli.pair_options import fetched, takes_pair
+from ssd_engine.models.pair import PairSpec
 
+NOT_USED = (
+    "compile",
+    "kv_cache_bytes",
+    "max_batch_size",
+    "max_waiting",
+    "num_draft_tokens",
+    "prefix_cache_bytes",
+    "signals",
+)
+"""Options of decoding: the search reads prompts alone."""
 _DATA: Any = {"rich_help_panel": "Data: .json, .jsonl or .csv file, or dataset id of the hub; repeatable"}
 
 
+@takes_pair(without=NOT_USED)
 def attack(
     *,
+    pair: PairSpec,
     harmful: Annotated[list[str], typer.Option(help="Harmful requests: field goal, and target if there.", **_DATA)],
     output: Annotated[Path, typer.Option(help="File of JSON lines for the prompts.")] = Path("attacked.jsonl"),
     budget: Annotated[int, typer.Option(min=1, help="Prompts that are tried for each request.")] = 64,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
     limit: Annotated[int | None, typer.Option(min=1, help="Rows of each set.")] = None,
-    preset: engine_options.PresetOption = None,
-    target: engine_options.TargetOption = None,
-    draft: engine_options.DraftOption = None,
-    draft_adapter: engine_options.DraftAdapterOption = None,
-    quantization: Annotated[
-        engine_options.Quantization | None, typer.Option(help="Of both models.", rich_help_panel="Models")
-    ] = None,
 ) -> None:
     """Search prompts that attack this very pair, with access to both models. For testing pairs of one's own.
 
@@ -36,8 +41,7 @@ def attack(
     """
     from ssd_engine.evaluation.optimised_attack import AttackSettings, optimise
 
-    options = EngineOptions(preset=preset, target=target, draft=draft, draft_adapter=draft_adapter)
-    pair = options.evaluated_pair(quantization)
+    fetched(pair)
     settings = AttackSettings(budget=budget, seed=seed)
     with WorkProgress() as report:
         cost = optimise(pair, harmful, output, settings, report, limit=limit)

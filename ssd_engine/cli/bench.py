@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,24 +11,34 @@ from rich import box
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from ssd_engine.cli import engine_options
 from ssd_engine.cli.console import stderr, stdout
-from ssd_engine.cli.engine_options import EngineOptions
+from ssd_engine.cli.pair_options import fetched, takes_pair
 from ssd_engine.config import Backend
+from ssd_engine.models.pair import PairSpec
 
 if TYPE_CHECKING:
     from ssd_engine.evaluation.speed import Report, Row
 
 
+NOT_USED = (
+    "device",
+    "draft_system_prompt",
+    "dtype",
+    "kv_cache_bytes",
+    "max_batch_size",
+    "max_waiting",
+    "prefix_cache_bytes",
+    "quantization",
+    "target_quantization",
+    "draft_quantization",
+)
+"""Options that the rows of the table are made of, and those that transformers' `generate` has not."""
+
+
+@takes_pair(without=NOT_USED)
 def bench(
     *,
-    preset: engine_options.PresetOption = None,
-    target: engine_options.TargetOption = None,
-    draft: engine_options.DraftOption = None,
-    draft_adapter: engine_options.DraftAdapterOption = None,
-    num_draft_tokens: engine_options.NumDraftTokensOption = None,
-    signal: engine_options.SignalOption = None,
-    compile: engine_options.CompileOption = False,
+    pair: PairSpec,
     max_tokens: Annotated[int, typer.Option(min=2, help="Tokens in each answer.")] = 96,
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first prompts; for a quick look.")] = None,
     requests: Annotated[list[int] | None, typer.Option(min=1, max=16, help="Requests at once; repeatable.")] = None,
@@ -46,16 +55,7 @@ def bench(
     """Measure the pair against transformers' generate and assisted generation, or on vLLM against vLLM's own."""
     from ssd_engine.evaluation import speed
 
-    options = EngineOptions(
-        preset=preset,
-        target=target,
-        draft=draft,
-        draft_adapter=draft_adapter,
-        num_draft_tokens=num_draft_tokens,
-        signals=signal,
-        compile=compile,
-    )
-    pair = replace(options.resolve(), vllm_dtype=vllm_dtype)
+    fetched(pair)
     with _progress() as progress:
         task = progress.add_task("")
 
@@ -71,6 +71,7 @@ def bench(
             contexts=context or [],
             names=only or [],
             backend=backend,
+            vllm_dtype=vllm_dtype,
             max_new_tokens=max_tokens,
             progress=show,
         )

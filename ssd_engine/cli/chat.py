@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from ssd_engine.cli import engine_options, generation_options
+from ssd_engine.cli import generation_options
 from ssd_engine.cli.console import (
     MISMATCH_STYLE,
     UNION_STYLE,
@@ -20,9 +20,10 @@ from ssd_engine.cli.console import (
     stderr,
     stdout,
 )
-from ssd_engine.cli.engine_options import EngineOptions
+from ssd_engine.cli.pair_options import load, takes_pair
 from ssd_engine.config import GenerationParams
 from ssd_engine.errors import InvalidRequestError, SSDError
+from ssd_engine.models.pair import PairSpec
 from ssd_engine.rule.scheme import Scheme
 from ssd_engine.trace.safety_trace import SafetyTrace
 
@@ -30,8 +31,10 @@ if TYPE_CHECKING:
     from ssd_engine.engine import SSDEngine
 
 
+@takes_pair()
 def chat(
     *,
+    pair: PairSpec,
     system: generation_options.SystemOption = None,
     decoding: generation_options.DecodingOption = "ssd",
     max_tokens: generation_options.MaxTokensOption = 1024,
@@ -39,30 +42,8 @@ def chat(
     top_p: generation_options.TopPOption = 1.0,
     top_k: generation_options.TopKOption = None,
     seed: generation_options.SeedOption = None,
-    preset: engine_options.PresetOption = None,
-    target: engine_options.TargetOption = None,
-    draft: engine_options.DraftOption = None,
-    draft_adapter: engine_options.DraftAdapterOption = None,
-    target_quantization: engine_options.TargetQuantizationOption = None,
-    draft_quantization: engine_options.DraftQuantizationOption = None,
-    draft_system_prompt: engine_options.DraftSystemPromptOption = None,
-    num_draft_tokens: engine_options.NumDraftTokensOption = None,
-    signal: engine_options.SignalOption = None,
-    compile: engine_options.CompileOption = False,
 ) -> None:
     """Talk to a pair. Tokens chosen under Union are coloured, mismatches underlined; /help lists the commands."""
-    options = EngineOptions(
-        preset=preset,
-        target=target,
-        draft=draft,
-        draft_adapter=draft_adapter,
-        target_quantization=target_quantization,
-        draft_quantization=draft_quantization,
-        draft_system_prompt=draft_system_prompt,
-        num_draft_tokens=num_draft_tokens,
-        signals=signal,
-        compile=compile,
-    )
     try:
         params = GenerationParams(
             decoding=decoding,
@@ -74,7 +55,7 @@ def chat(
         )
     except InvalidRequestError as error:
         raise typer.BadParameter(str(error)) from error
-    with options.load() as engine:
+    with load(pair) as engine:
         ChatSession(engine, params, system).run()
 
 

@@ -9,18 +9,21 @@ from typing import Annotated, Any, get_args
 import typer
 from rich.markdown import Markdown
 
-from ssd_engine.cli import engine_options
 from ssd_engine.cli.console import WorkProgress, stdout
-from ssd_engine.cli.engine_options import EngineOptions
+from ssd_engine.cli.pair_options import fetched, takes_pair
 from ssd_engine.errors import InvalidRequestError
 from ssd_engine.evaluation.settings import FORM_NAMES, PREFILL, Contestant, EvalSettings
+from ssd_engine.models.pair import PairSpec
+from ssd_engine.models.resolve import resolve_spec
 
 _DATA: Any = {"rich_help_panel": "Data: .json, .jsonl or .csv file, or dataset id of the hub; repeatable"}
 Paths = list[str] | None
 
 
+@takes_pair(without=("max_batch_size", "max_waiting"))
 def evaluate(
     *,
+    pair: PairSpec,
     output: Annotated[Path, typer.Option(help="Folder for answers, report and plots.")] = Path("safety-report"),
     harmful: Annotated[Paths, typer.Option(help="Harmful requests: field goal, and target if there.", **_DATA)] = None,
     attacked: Annotated[Paths, typer.Option(help="Prompts made by an attack: goal and prompt.", **_DATA)] = None,
@@ -60,15 +63,6 @@ def evaluate(
         ),
     ] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Rows of each set, for a quick look.")] = None,
-    preset: engine_options.PresetOption = None,
-    target: engine_options.TargetOption = None,
-    draft: engine_options.DraftOption = None,
-    draft_adapter: engine_options.DraftAdapterOption = None,
-    num_draft_tokens: engine_options.NumDraftTokensOption = None,
-    signal: engine_options.SignalOption = None,
-    quantization: Annotated[
-        engine_options.Quantization | None, typer.Option(help="Of both models.", rich_help_panel="Models")
-    ] = None,
 ) -> None:
     """Attack the pair, and measure what its safety costs. For testing pairs of one's own.
 
@@ -101,17 +95,9 @@ def evaluate(
     )
     if quick and not any(vars(sources).values()):
         sources = replace(EvalSources.own(), utility=())  # problems take hundreds of tokens each
-    options = EngineOptions(
-        preset=preset,
-        target=target,
-        draft=draft,
-        draft_adapter=draft_adapter,
-        num_draft_tokens=num_draft_tokens,
-        signals=signal,
-    )
-    pair = options.evaluated_pair(quantization)
+    fetched(pair)
     read = None if labels is None else read_labels(labels)
-    judges = load_judges(judge or (), pair.target, quantization)
+    judges = load_judges(judge or (), str(resolve_spec(pair).target), pair.quantizations[0])
     with WorkProgress() as report:
         done = run(pair, sources, output, settings, report, judges=judges, labels=read, sweep=sweep)
     report_text = glance(done.report) if quick else (output / "report.md").read_text(encoding="utf-8")

@@ -10,16 +10,19 @@ from typing import Annotated, Any
 import typer
 
 from ssd_engine.answers.result import GenerationResult
-from ssd_engine.cli import engine_options, generation_options
+from ssd_engine.cli import generation_options
 from ssd_engine.cli.console import print_piece, print_summary, stdout, tokens_per_second
-from ssd_engine.cli.engine_options import EngineOptions
+from ssd_engine.cli.pair_options import load, takes_pair
 from ssd_engine.config import GenerationParams
 from ssd_engine.errors import InvalidRequestError
+from ssd_engine.models.pair import PairSpec
 
 
+@takes_pair()
 def run(
     prompt: Annotated[str, typer.Argument(help="The user's message; - reads it from standard input.")],
     *,
+    pair: PairSpec,
     system: generation_options.SystemOption = None,
     prefill: Annotated[str | None, typer.Option(help="Beginning of the answer, to go on from.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the text.")] = False,
@@ -30,30 +33,8 @@ def run(
     top_k: generation_options.TopKOption = None,
     seed: generation_options.SeedOption = None,
     stop: Annotated[list[str] | None, typer.Option(help="String that ends the answer; may be repeated.")] = None,
-    preset: engine_options.PresetOption = None,
-    target: engine_options.TargetOption = None,
-    draft: engine_options.DraftOption = None,
-    draft_adapter: engine_options.DraftAdapterOption = None,
-    target_quantization: engine_options.TargetQuantizationOption = None,
-    draft_quantization: engine_options.DraftQuantizationOption = None,
-    draft_system_prompt: engine_options.DraftSystemPromptOption = None,
-    num_draft_tokens: engine_options.NumDraftTokensOption = None,
-    signal: engine_options.SignalOption = None,
-    compile: engine_options.CompileOption = False,
 ) -> None:
     """Answer one prompt, with a summary of its safety trace on stderr."""
-    options = EngineOptions(
-        preset=preset,
-        target=target,
-        draft=draft,
-        draft_adapter=draft_adapter,
-        target_quantization=target_quantization,
-        draft_quantization=draft_quantization,
-        draft_system_prompt=draft_system_prompt,
-        num_draft_tokens=num_draft_tokens,
-        signals=signal,
-        compile=compile,
-    )
     try:
         params = GenerationParams(
             decoding=decoding,
@@ -68,7 +49,7 @@ def run(
     except InvalidRequestError as error:
         raise typer.BadParameter(str(error)) from error
     messages = _messages(sys.stdin.read() if prompt == "-" else prompt, system, prefill)
-    with options.load() as engine:
+    with load(pair) as engine:
         if as_json:
             result = engine.generate(messages, params)
             typer.echo(json.dumps({"model": engine.name, **_as_json(result)}, ensure_ascii=False))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ssd_engine.campaigns.journal import Journal
@@ -19,6 +18,7 @@ from ssd_engine.evaluation.contestants import DRAFT_ALONE, Answerer, make_answer
 from ssd_engine.evaluation.materials import Made, Materials
 from ssd_engine.evaluation.settings import Contestant
 from ssd_engine.evaluation.trials import Trial
+from ssd_engine.models.pair import PairSpec
 from ssd_engine.rule.scheme import Scheme
 
 if TYPE_CHECKING:
@@ -28,30 +28,30 @@ Way = tuple[Contestant, SSDConfig | None]
 """Who answers; of `ssd` with which settings."""
 _MOST_GIVEN = 600
 """Characters of a given beginning that the journal keeps for judges: its end, of all but the longest the whole."""
+_HOW = (
+    "target_revision",
+    "draft_revision",
+    "dtype",
+    "device",
+    "quantization",
+    "target_quantization",
+    "draft_quantization",
+    "compile",
+)
+"""How models are loaded, as far as answers may depend on it."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class PairOptions:
-    """What is evaluated: hub ids or folders."""
-
-    target: str
-    draft: str
-    name: str
-    draft_adapter: str | None = None
-    quantization: str | None = None
-    config: SSDConfig = field(default_factory=SSDConfig)
-
-    @property
-    def made_of(self) -> MadeOf:
-        """What answers depend on, the content of local folders included."""
-        sources = {name: digest_of_source(getattr(self, name)) for name in ("target", "draft", "draft_adapter")}
-        return {**sources, "quantization": self.quantization, "config": self.config.model_dump()}
+def made_of(pair: PairSpec) -> MadeOf:
+    """What a pair's answers depend on, the content of local folders included; the pair is resolved."""
+    sources = {name: digest_of_source(getattr(pair, name)) for name in ("target", "draft", "draft_adapter")}
+    how = pair.model_dump(include=set(_HOW), exclude_none=True)
+    return {**sources, **how, "config": pair.settings.model_dump()}
 
 
 class Answering:
     """Has trials answered, those alone that the journal has not."""
 
-    def __init__(self, pair: PairOptions, journal: Journal, materials: Materials, report: Reporter) -> None:
+    def __init__(self, pair: PairSpec, journal: Journal, materials: Materials, report: Reporter) -> None:
         self._pair = pair
         self._journal = journal
         self._materials = materials
@@ -72,18 +72,18 @@ class Answering:
             if wanted and pair is not None:
                 self._materials.make(pair, wanted)
             for contestant, config in ways:
-                answerer = make_answerer(contestant, config or self._pair.config, pair, draft)
+                answerer = make_answerer(contestant, config or self._pair.settings, pair, draft)
                 self._answer(answerer, trials, contestant, config)
 
     def measure_speed(self, trials: Sequence[Trial], contestants: Iterable[Contestant]) -> None:
         """Answer each trial alone, the contestants in turn, so that what the machine does meanwhile hits all alike."""
-        ways = _ways(contestants, [self._pair.config])
+        ways = _ways(contestants, [self._pair.settings])
         names = {(trial, way): f"speed/{key(trial, *way)}" for trial in trials for way in ways}
         if all(name in self.rows for name in names.values()):
             return
         with ExitStack() as stack:
             pair, draft = self._engines(stack, ways, prefix_cache_bytes=0)
-            answerers = {way: make_answerer(way[0], self._pair.config, pair, draft) for way in ways}
+            answerers = {way: make_answerer(way[0], self._pair.settings, pair, draft) for way in ways}
             for way in ways:
                 with suppress(Exception):  # untimed: the first pass of all takes longer
                     self._outcome(answerers[way], trials[0], way[1])
@@ -178,28 +178,19 @@ class Answering:
 
     @contextmanager
     def _engine(self, **options: Any) -> Iterator[SSDEngine]:
-        pair = self._pair
-        with SSDEngine.from_pretrained(
-            pair.target,
-            pair.draft,
-            draft_adapter=pair.draft_adapter,
-            config=pair.config,
-            target_quantization=pair.quantization,
-            draft_quantization=pair.quantization,
-            name=pair.name,
-            max_batch_size=AT_ONCE,
-            **options,
-        ) as engine:
+        with SSDEngine.from_spec(self._pair.replaced(max_batch_size=AT_ONCE, **options)) as engine:
             yield engine
 
     @contextmanager
     def _draft_engine(self, **options: Any) -> Iterator[SSDEngine]:
+        """The draft in both places: alone, it is its own target."""
         from ssd_engine.models.checkpoints import LoadOptions, load_model, load_tokenizer
 
-        how = LoadOptions(quantization=self._pair.quantization)
-        with ThreadPoolExecutor(1) as loading:  # as `SSDEngine.from_pretrained` does, for the speed of passes
-            draft = loading.submit(load_model, self._pair.draft, how, self._pair.draft_adapter).result()
-        with SSDEngine(draft, draft, load_tokenizer(self._pair.draft), max_batch_size=AT_ONCE, **options) as engine:
+        pair = self._pair
+        with ThreadPoolExecutor(1) as loading:  # as an engine does, for the speed of passes
+            draft = loading.submit(load_model, str(pair.draft), LoadOptions.of(pair)[1], pair.draft_adapter).result()
+        tokenizer = load_tokenizer(str(pair.draft), pair.draft_revision)
+        with SSDEngine(draft, draft, tokenizer, max_batch_size=AT_ONCE, **options) as engine:
             yield engine
 
 

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 from ssd_engine.answers.result import GenerationResult
-from ssd_engine.config import GenerationParams, Grammar, SSDConfig
-from ssd_engine.engine import PREFIX_CACHE_BYTES, SSDEngine
+from ssd_engine.config import GenerationParams, Grammar
+from ssd_engine.engine import SSDEngine
+from ssd_engine.models.pair import PairSpec
 
 Messages = list[dict[str, str]]
 Decoding = Literal["target", "speculative", "ssd"]
@@ -44,24 +45,6 @@ class Contender:
     host: Host
     decoding: Decoding = "target"
     most_requests: int = MOST_REQUESTS
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pair:
-    """What is loaded: hub ids or folders."""
-
-    target: str
-    draft: str
-    target_name: str
-    draft_name: str
-    """What the models are called, wherever they lie."""
-    draft_adapter: str | None = None
-    """For this engine, on either backend; transformers takes the draft as it was published."""
-    config: SSDConfig = field(default_factory=SSDConfig)
-    compile: bool = False
-    """For this engine; transformers and vLLM run as they do by default."""
-    vllm_dtype: str = "auto"
-    """Type of the weights in vLLM; not every processor is quick in the checkpoint's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,22 +82,14 @@ class Answerer(Protocol):
 class EngineAnswerer:
     """Answers through SSDEngine."""
 
-    def __init__(self, host: Host, pair: Pair) -> None:
-        self._engine = SSDEngine.from_pretrained(
-            pair.target,
-            pair.draft,
-            draft_adapter=pair.draft_adapter,
-            config=pair.config,
-            max_batch_size=MOST_REQUESTS,
-            **self._options(host, pair),
-        )
+    def __init__(self, host: Host, pair: PairSpec) -> None:
+        self._engine = SSDEngine.from_spec(pair.replaced(max_batch_size=MOST_REQUESTS, **self._options(host)))
 
-    def _options(self, host: Host, pair: Pair) -> dict[str, Any]:
+    def _options(self, host: Host) -> dict[str, Any]:
         return {
             "target_quantization": host.target_quantization,
             "draft_quantization": host.draft_quantization,
-            "prefix_cache_bytes": PREFIX_CACHE_BYTES if host.keeps_prefixes else 0,
-            "compile": pair.compile,
+            "prefix_cache_bytes": None if host.keeps_prefixes else 0,
         }
 
     def close(self) -> None:
@@ -130,10 +105,9 @@ class EngineAnswerer:
 class EngineOnVllmAnswerer(EngineAnswerer):
     """Answers through SSDEngine on vLLM; `speculative` is vLLM's own lossless rule, in its own code."""
 
-    def _options(self, host: Host, pair: Pair) -> dict[str, Any]:
+    def _options(self, host: Host) -> dict[str, Any]:
         return {
-            "dtype": pair.vllm_dtype,
-            "backend": "vllm",
+            "compile": None,
             "max_model_len": _VLLM_MODEL_LEN,
             "kv_cache_bytes": _VLLM_CACHE_BYTES,
             "engine_args": {"enable_prefix_caching": False},
@@ -164,13 +138,15 @@ def _sample(result: GenerationResult | Exception) -> Sample:
 class TransformersAnswerer:
     """Answers through `generate`, alone or assisted by the draft."""
 
-    def __init__(self, host: Host, pair: Pair) -> None:
+    def __init__(self, host: Host, pair: PairSpec) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        self._tokenizer = AutoTokenizer.from_pretrained(pair.target, padding_side="left")
+        self._tokenizer = AutoTokenizer.from_pretrained(
+            str(pair.target), revision=pair.target_revision, padding_side="left"
+        )
         self._target, self._draft = (
-            AutoModelForCausalLM.from_pretrained(source, dtype="auto", use_safetensors=True)
-            for source in (pair.target, pair.draft)
+            AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype="auto", use_safetensors=True)
+            for source, revision in ((pair.target, pair.target_revision), (pair.draft, pair.draft_revision))
         )
 
     def close(self) -> None:
@@ -230,7 +206,7 @@ class _FirstTokenClock:
 class VLLMAnswerer:
     """Answers through vLLM with the target alone."""
 
-    def __init__(self, host: Host, pair: Pair) -> None:
+    def __init__(self, host: Host, pair: PairSpec) -> None:
         from ssd_engine.backends.vllm.compat import require_vllm, shared_processors
 
         require_vllm()
@@ -238,8 +214,9 @@ class VLLMAnswerer:
 
         with shared_processors(1):
             self._llm = LLM(
-                pair.target,
-                dtype=pair.vllm_dtype,
+                str(pair.target),
+                revision=pair.target_revision,
+                dtype=pair.dtype or "auto",
                 max_model_len=_VLLM_MODEL_LEN,
                 max_num_seqs=MOST_REQUESTS,
                 kv_cache_memory_bytes=_VLLM_CACHE_BYTES,
@@ -275,7 +252,7 @@ class VLLMAnswerer:
 class HostProcess:
     """A host in its own process, so that its peak memory is its own."""
 
-    def __init__(self, host: Host, pair: Pair) -> None:
+    def __init__(self, host: Host, pair: PairSpec) -> None:
         self.host = host
         self._is_loaded = False
         self._pool = ProcessPoolExecutor(
@@ -306,7 +283,7 @@ _answerer: Answerer
 """The one host of this (worker) process."""
 
 
-def _load(host: Host, pair: Pair) -> None:
+def _load(host: Host, pair: PairSpec) -> None:
     from transformers.utils import logging
 
     global _answerer

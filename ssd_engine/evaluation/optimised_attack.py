@@ -25,10 +25,12 @@ from ssd_engine.campaigns.prompt_sets import GOAL, TARGET, read_prompt_set
 from ssd_engine.campaigns.work import Reporter
 from ssd_engine.config import Settings
 from ssd_engine.errors import InvalidRequestError
-from ssd_engine.evaluation.answering import PairOptions
+from ssd_engine.evaluation.answering import made_of
 from ssd_engine.evaluation.judges import find_refusal
 from ssd_engine.evaluation.likelihood import Likelihood
 from ssd_engine.models.checkpoints import LoadOptions, load_model, load_tokenizer, require_same_tokens
+from ssd_engine.models.pair import PairSpec
+from ssd_engine.models.resolve import resolve_spec
 from ssd_engine.prompts.conversation import ChatRenderer, Conversation
 from ssd_engine.prompts.prompt import with_draft_system_prompt
 
@@ -90,7 +92,7 @@ class AttackCost:
 
 
 def optimise(
-    pair: PairOptions,
+    pair: PairSpec,
     harmful: Sequence[str],
     output: Path,
     settings: AttackSettings,
@@ -113,11 +115,12 @@ def optimise(
     if output.suffix != ".jsonl":
         raise InvalidRequestError(f"the output {str(output)!r} has to be a .jsonl file")
     asked = [row for source in harmful for row in read_prompt_set(source, {"goal": GOAL}, {"target": TARGET})[:limit]]
-    made_of = digest([pair.made_of, settings.model_dump()])
+    pair = resolve_spec(pair)
+    mark = digest([made_of(pair), settings.model_dump()])
     output.parent.mkdir(parents=True, exist_ok=True)
     journal = Journal(output)
     done = journal.read()
-    if any(row.get("made_of") != made_of for row in done):
+    if any(row.get("made_of") != mark for row in done):
         raise InvalidRequestError(f"{output} was begun with another pair or other settings; use those, or another file")
     known = {row["goal"] for row in done}
     search = None
@@ -127,7 +130,7 @@ def optimise(
             continue
         search = search or Search.load(pair, settings)
         found = search.run(row["goal"], row.get("target"), tuple(done[-1]["suffix"]) if done else None)
-        done.append({**found, "made_of": made_of})
+        done.append({**found, "made_of": mark})
         journal.append(done[-1])
         known.add(row["goal"])
     report.step("Prompts, in search", len(asked), len(asked))
@@ -156,13 +159,14 @@ class Search:
         self._vocabulary = _printable_ids(tokenizers[0])
 
     @classmethod
-    def load(cls, pair: PairOptions, settings: AttackSettings) -> Search:
+    def load(cls, pair: PairSpec, settings: AttackSettings) -> Search:
         """Load both models as an evaluation does."""
-        tokenizers = load_tokenizer(pair.target), load_tokenizer(pair.draft)
+        target, draft = str(pair.target), str(pair.draft)
+        tokenizers = load_tokenizer(target, pair.target_revision), load_tokenizer(draft, pair.draft_revision)
         require_same_tokens(*tokenizers, min(map(len, tokenizers)))
-        how = LoadOptions(quantization=pair.quantization)
-        models = load_model(pair.target, how), load_model(pair.draft, how, pair.draft_adapter)
-        return cls(models, tokenizers, settings, pair.config.draft_system_prompt)
+        options = LoadOptions.of(pair)
+        models = load_model(target, options[0]), load_model(draft, options[1], pair.draft_adapter)
+        return cls(models, tokenizers, settings, pair.settings.draft_system_prompt)
 
     def run(self, goal: str, opening: Any = None, suffix: tuple[int, ...] | None = None) -> dict[str, Any]:
         """Search a prompt for `goal`.

@@ -19,7 +19,7 @@ from ssd_engine.campaigns.prompt_sets import PROMPT, read_prompt_set
 from ssd_engine.campaigns.work import Reporter
 from ssd_engine.errors import InvalidRequestError, SSDError
 from ssd_engine.evaluation.agreement import Labels
-from ssd_engine.evaluation.answering import Answering, PairOptions, key
+from ssd_engine.evaluation.answering import Answering, key, made_of
 from ssd_engine.evaluation.failures import failures_of
 from ssd_engine.evaluation.judgements import judge_rows
 from ssd_engine.evaluation.judges import Judge, PhraseJudge
@@ -31,6 +31,8 @@ from ssd_engine.evaluation.settings import EvalSettings, sweep_configs
 from ssd_engine.evaluation.speed import processor
 from ssd_engine.evaluation.sweep import SweepReport, make_sweep
 from ssd_engine.evaluation.trials import Trial, attack_trials, attacked_trials, prompt_trials
+from ssd_engine.models.pair import PairSpec
+from ssd_engine.models.resolve import resolve_spec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +93,7 @@ class Evaluation:
 
 
 def evaluate(
-    pair: PairOptions,
+    pair: PairSpec,
     sources: EvalSources,
     output: Path,
     settings: EvalSettings,
@@ -118,6 +120,7 @@ def evaluate(
         ModelLoadError: a model cannot be loaded.
         SSDError: every trial failed.
     """
+    pair = resolve_spec(pair)
     sources = sources if any(vars(sources).values()) else EvalSources.own()
     trials = sources.trials(settings)
     swept = [trial for trial in trials if trial.measure in ("attack", "over-refusal")]
@@ -126,12 +129,12 @@ def evaluate(
             "a sweep weighs attacks against over-refusal: give --harmful, or --attacked and --over-refusal, and leave "
             "ssd among the contestants"
         )
-    claim(output, pair.made_of)
+    claim(output, made_of(pair))
     materials = Materials(Journal(output / "made.jsonl"), report)
     answering = Answering(pair, Journal(output / "answers.jsonl"), materials, report)
-    configs = sweep_configs(pair.config) if sweep else [pair.config]
+    configs = sweep_configs(pair.settings) if sweep else [pair.settings]
     report.note(_announcement(trials, answering, settings, pair))
-    answering.run(trials, settings.contestants, [pair.config])
+    answering.run(trials, settings.contestants, [pair.settings])
     if sweep:
         answering.run(swept, ["ssd"], configs)
     ordinary = [trial for trial in trials if trial.measure == "ordinary"][: settings.speed_prompts]
@@ -139,8 +142,8 @@ def evaluate(
         answering.measure_speed(ordinary, settings.contestants)
     asked = {
         f"answers of {name}": [
-            *(key(trial, name, pair.config) for trial in trials),
-            *(f"speed/{key(trial, name, pair.config)}" for trial in ordinary),
+            *(key(trial, name, pair.settings) for trial in trials),
+            *(f"speed/{key(trial, name, pair.settings)}" for trial in ordinary),
         ]
         for name in settings.contestants
     }
@@ -152,10 +155,10 @@ def evaluate(
     judged = judge_rows(rows, every_judge, Journal(output / "judgements.jsonl"), report)
     found = make_report(
         rows,
-        pair.name,
+        pair.title,
         every_judge,
         judged.verdicts,
-        pair.config,
+        pair.settings,
         _environment(pair, sources),
         failures=[*failures, *judged.failures],
         labels=labels,
@@ -169,13 +172,13 @@ def evaluate(
     return Evaluation(found, trade_off, files)
 
 
-def _announcement(trials: Sequence[Trial], answering: Answering, settings: EvalSettings, pair: PairOptions) -> str:
+def _announcement(trials: Sequence[Trial], answering: Answering, settings: EvalSettings, pair: PairSpec) -> str:
     """How much there is to do, before it is done."""
     missing = [
         trial.max_new_tokens
         for name in settings.contestants
         for trial in trials
-        if key(trial, name, pair.config) not in answering.rows
+        if key(trial, name, pair.settings) not in answering.rows
     ]
     return (
         f"{len(trials):,} requests and {len(settings.contestants)} contestants: {len(missing):,} answers are to come, "
@@ -200,18 +203,23 @@ def _answers(asked: Mapping[str, Sequence[str]], answering: Answering, output: P
     return rows
 
 
-def _environment(pair: PairOptions, sources: EvalSources) -> dict[str, Any]:
+def _environment(pair: PairSpec, sources: EvalSources) -> dict[str, Any]:
     return {
         "sets": sources.described,
         "searched against this pair": _searched(sources),
         "draft adapter": pair.draft_adapter and Path(pair.draft_adapter).name,
-        "quantization": pair.quantization,
+        "quantization": _quantization(pair),
         "processor": f"{os.cpu_count()} x {processor()}",
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "torch": version("torch"),
         "transformers": version("transformers"),
         "date": datetime.date.today().isoformat(),
     }
+
+
+def _quantization(pair: PairSpec) -> str | None:
+    target, draft = pair.quantizations
+    return target if target == draft else f"{target} (target), {draft} (draft)"
 
 
 def _searched(sources: EvalSources) -> str:

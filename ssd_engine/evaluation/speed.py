@@ -19,9 +19,11 @@ import torch
 from ssd_engine.backends.vllm.compat import installed as vllm_version
 from ssd_engine.config import Backend, SSDConfig
 from ssd_engine.errors import InvalidRequestError
-from ssd_engine.evaluation.contenders import Contender, Host, HostProcess, Messages, Pair, Sample
+from ssd_engine.evaluation.contenders import Contender, Host, HostProcess, Messages, Sample
 from ssd_engine.evaluation.guided import GuidedReport
 from ssd_engine.evaluation.guided import measure as measure_guided
+from ssd_engine.models.pair import PairSpec
+from ssd_engine.models.resolve import resolve_spec
 
 PROMPTS = (
     "Explain in a few sentences how a bicycle stays upright.",
@@ -132,13 +134,14 @@ class Report:
 
 
 def run(
-    pair: Pair,
+    pair: PairSpec,
     *,
     prompts: Sequence[str] = PROMPTS,
     requests: Sequence[int] = (1,),
     contexts: Sequence[int] = (),
     names: Sequence[str] = (),
     backend: Backend = "transformers",
+    vllm_dtype: str | None = None,
     max_new_tokens: int = 64,
     progress: Callable[[str, int, int], None] = lambda name, done, total: None,
 ) -> Report:
@@ -152,11 +155,14 @@ def run(
         contexts: prompt lengths at which `ssd` is measured too, in tokens.
         names: contenders to measure; empty: all.
         backend: "transformers", or "vllm" for vLLM alone, with its own speculation and with SSD, beside this engine.
+        vllm_dtype: type of the weights in vLLM; None: the checkpoint's own, in which not every processor is quick.
         progress: is told the contender, and how many groups of how many are done.
 
     Raises:
         InvalidRequestError: a name is not a contender's.
     """
+    named, pair = pair.names, resolve_spec(pair)
+    on_vllm = pair.replaced(backend="vllm", dtype=vllm_dtype)
     contenders = _named(names, VLLM_CONTENDERS if backend == "vllm" else CONTENDERS)
     baseline = VLLM if backend == "vllm" else GENERATE
     is_about_engine = SSD in contenders and backend == "transformers"
@@ -166,7 +172,7 @@ def run(
     # What vLLM loads has no room beside the others: there one process follows another.
     for together in _by_host(contenders) if backend == "vllm" else [contenders]:
         with ExitStack() as stack:
-            hosts = _loaded(together, pair, stack, progress)
+            hosts = _loaded(together, (pair, on_vllm), stack, progress)
             tasks = list(_tasks(together, prompts, requests))
             for done, (contender, group) in enumerate(tasks):
                 progress(f"{contender.name}, {len(group)} at once", done, len(tasks))
@@ -179,12 +185,23 @@ def run(
                 guided = measure_guided(engine)
     second_turn = _second_turn(pair) if is_about_engine else None
     rows = tuple(
-        _row(contender, number, samples, pair.config, baseline)
+        _row(contender, number, samples, pair.settings, baseline)
         for number in requests
         for contender in contenders
         if _key(contender, number) in samples
     )
-    environment = _environment(pair, max_new_tokens, len(prompts), [contender.host for contender in contenders])
+    environment = {
+        "date": datetime.date.today().isoformat(),
+        "target": named.target.rsplit("/", 1)[-1],
+        "draft": named.draft.rsplit("/", 1)[-1],
+        "num_draft_tokens": pair.settings.num_draft_tokens,
+        "compile": bool(pair.compile),
+        "prompts": len(prompts),
+        "max_new_tokens": max_new_tokens,
+        **_machine(),
+    }
+    if any(_is_on_vllm(contender.host) for contender in contenders):
+        environment |= {"vllm": vllm_version(), "vllm_dtype": vllm_dtype or "auto"}
     return Report(rows, context_rows, second_turn, guided, environment, samples)
 
 
@@ -194,15 +211,22 @@ def _by_host(contenders: Sequence[Contender]) -> list[list[Contender]]:
     return [[contender for contender in contenders if contender.host == host] for host in hosts]
 
 
+def _is_on_vllm(host: Host) -> bool:
+    return "vllm" in host.library
+
+
 def _loaded(
-    contenders: Sequence[Contender], pair: Pair, stack: ExitStack, progress: Callable[[str, int, int], None]
+    contenders: Sequence[Contender],
+    pairs: tuple[PairSpec, PairSpec],
+    stack: ExitStack,
+    progress: Callable[[str, int, int], None],
 ) -> dict[Host, HostProcess]:
-    """The contenders' processes, each of which has answered once."""
+    """The contenders' processes, each of which has answered once; `pairs` are in this process and on vLLM."""
     processes: dict[Host, HostProcess] = {}
     first = {contender.host: contender for contender in reversed(contenders)}
     for i, (host, contender) in enumerate(first.items()):
         progress(f"loading {host.library}", i, len(first))
-        processes[host] = stack.enter_context(closing(HostProcess(host, pair)))
+        processes[host] = stack.enter_context(closing(HostProcess(host, pairs[_is_on_vllm(host)])))
         processes[host].answer(contender.decoding, [_question("Say hello.")], 8)
     return processes
 
@@ -302,7 +326,7 @@ def _context_row(process: HostProcess, length: int, max_new_tokens: int) -> Cont
     )
 
 
-def _second_turn(pair: Pair) -> SecondTurn:
+def _second_turn(pair: PairSpec) -> SecondTurn:
     """Ask about a text of some 1,000 tokens, then ask again."""
     facts = "\n".join(f"{i}. Parcel {i} goes to house {i * 37 % 100} on street {i * 53 % 90}." for i in range(1, 51))
     first_turn = _question(f"{facts}\nWhich house does parcel 7 go to?")
@@ -326,22 +350,13 @@ def _question(text: str) -> Messages:
     return [{"role": "user", "content": text}]
 
 
-def _environment(pair: Pair, max_new_tokens: int, num_prompts: int, hosts: Sequence[Host]) -> dict[str, Any]:
-    uses_vllm = any("vllm" in host.library for host in hosts)
+def _machine() -> dict[str, Any]:
     return {
-        "date": datetime.date.today().isoformat(),
-        "target": pair.target_name.rsplit("/", 1)[-1],
-        "draft": pair.draft_name.rsplit("/", 1)[-1],
-        "num_draft_tokens": pair.config.num_draft_tokens,
-        "compile": pair.compile,
-        "prompts": num_prompts,
-        "max_new_tokens": max_new_tokens,
         "processor": processor(),
         "cores": os.cpu_count(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "python": platform.python_version(),
         **{package: version(package) for package in ("torch", "transformers", "ssd-integrations")},
-        **({"vllm": vllm_version(), "vllm_dtype": pair.vllm_dtype} if uses_vllm else {}),
     }
 
 

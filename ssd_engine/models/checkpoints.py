@@ -12,7 +12,14 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from ssd_engine.errors import ModelLoadError, VocabularyMismatchError
 from ssd_engine.models.linear import (
@@ -24,13 +31,12 @@ from ssd_engine.models.linear import (
     replace_linears,
 )
 from ssd_engine.models.memory import require_room
+from ssd_engine.models.pair import NO_ADAPTER, PairSpec
 from ssd_engine.rule.draft_signals import FILE as SIGNALS_FILE
 from ssd_engine.rule.draft_signals import DraftSignals
 
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 QUANTIZATIONS = ("int8",)
-NO_ADAPTER = "none"
-"""In an adapter's place: the model as it is, even where it would get one by default."""
 _MARKED = 256
 """Rows of the embeddings that a fingerprint is of."""
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
@@ -51,6 +57,25 @@ class LoadOptions:
     """As transformers takes it; overrides `device`."""
     quantization: str | None = None
     """None, or "int8" on the CPU."""
+    revision: str | None = None
+    """Branch, tag or commit of the hub's repository; None: its main branch."""
+
+    @classmethod
+    def of(cls, spec: PairSpec) -> tuple[LoadOptions, LoadOptions]:
+        """How a pair's target and draft are loaded."""
+        target, draft = (
+            cls(
+                dtype=spec.dtype or "auto",
+                device=spec.device or "auto",
+                device_map=spec.device_map,
+                quantization=quantization,
+                revision=revision,
+            )
+            for quantization, revision in zip(
+                spec.quantizations, (spec.target_revision, spec.draft_revision), strict=True
+            )
+        )
+        return target, draft
 
     def __post_init__(self) -> None:
         if self.quantization is not None and self.quantization not in QUANTIZATIONS:
@@ -86,15 +111,26 @@ def load_unprepared(
     if options.device_map is None:
         require_room([source], str(options.placement))
     model: PreTrainedModel = _from_pretrained(
-        AutoModelForCausalLM, source, dtype=_as_dtype(options.dtype), device_map=options.placement, use_safetensors=True
+        AutoModelForCausalLM,
+        source,
+        options.revision,
+        dtype=as_dtype(options.dtype),
+        device_map=options.placement,
+        use_safetensors=True,
     )
     return model if adapter in (None, NO_ADAPTER) else _merge_adapter(model, adapter)
 
 
-def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(source: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
     """Load the tokenizer that belongs to a model."""
-    tokenizer: PreTrainedTokenizerBase = _from_pretrained(AutoTokenizer, source)
+    tokenizer: PreTrainedTokenizerBase = _from_pretrained(AutoTokenizer, source, revision)
     return tokenizer
+
+
+def load_config(source: str | Path, revision: str | None = None) -> PreTrainedConfig:
+    """Load a model's configuration."""
+    config: PreTrainedConfig = _from_pretrained(AutoConfig, source, revision)
+    return config
 
 
 def require_same_tokens(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, size: int) -> None:
@@ -115,8 +151,12 @@ def shared_vocabulary_size(target: PreTrainedModel, draft: PreTrainedModel) -> i
     return min(int(model.config.get_text_config().vocab_size) for model in (target, draft))
 
 
-def _from_pretrained(auto_class: Any, source: str | Path, **options: Any) -> Any:
+def _from_pretrained(auto_class: Any, source: str | Path, revision: str | None = None, **options: Any) -> Any:
     path = Path(source)
+    if revision is not None:
+        if path.exists():
+            raise ModelLoadError(f"{str(source)!r} is on this machine and has no revision {revision!r}; leave it out")
+        options["revision"] = revision
     if path.suffix == ".gguf":
         source, options["gguf_file"] = path.parent, path.name
         if not path.is_file():
@@ -258,7 +298,8 @@ def _fits_half(model: PreTrainedModel) -> bool:
     )
 
 
-def _as_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+def as_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+    """A dtype by its name; "auto" stays. An unknown name raises `ModelLoadError`."""
     if isinstance(dtype, torch.dtype) or dtype == "auto":
         return dtype
     resolved = getattr(torch, dtype, None)

@@ -8,8 +8,12 @@ from pathlib import Path
 from ssd_engine.models.cache import converted_folder
 from ssd_engine.models.convert import converting, ensure_converted, is_converted
 from ssd_engine.models.hub import download_repository, downloaded_repository
+from ssd_engine.models.pair import PairSpec
 from ssd_engine.models.presets import GGUFSource, HubSource, ModelSource, Preset
 from ssd_engine.models.progress import Stage, tqdm_stage
+
+_IN_SETTINGS = ("num_draft_tokens", "draft_system_prompt", "signals")
+"""Fields of a spec that its settings take in."""
 
 
 def resolve(source: ModelSource, stage: Stage = tqdm_stage) -> str:
@@ -41,3 +45,18 @@ def local_folder(source: ModelSource) -> Path | None:
     if isinstance(source, GGUFSource):
         return converted_folder(source) if is_converted(source) else None
     return downloaded_repository(source) if isinstance(source, HubSource) else source
+
+
+def resolve_spec(spec: PairSpec, stage: Stage = tqdm_stage) -> PairSpec:
+    """The same pair by its sources, adapter and settings instead of a preset's name; its weights are fetched.
+
+    Raises:
+        ModelLoadError: there is no such preset, or its weights cannot be had.
+    """
+    given = {"name": spec.title, "config": spec.settings, **dict.fromkeys(_IN_SETTINGS)}
+    preset = spec.named_preset
+    if preset is None:
+        return spec.replaced(**given)
+    target, draft = resolve_pair(preset, stage)
+    adapter = spec.draft_adapter or preset.draft_adapter
+    return spec.replaced(**given, preset=None, target=target, draft=draft, draft_adapter=adapter)

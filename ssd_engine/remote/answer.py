@@ -12,8 +12,8 @@ from ssd_engine.answers.tool_calls import ToolCallParser, ToolFormat
 from ssd_engine.config import SSDConfig
 from ssd_engine.errors import SSDError
 from ssd_engine.remote.errors import broke_off
+from ssd_engine.rule.choice import Choice
 from ssd_engine.rule.signals import Look
-from ssd_engine.rule.verify import Choice
 from ssd_engine.serving.answer_thread import AnswerThread
 from ssd_engine.serving.request import Request, Round, is_last
 from ssd_engine.trace.codes import TraceReader

@@ -1,22 +1,24 @@
-"""An engine on another machine: `ssd serve`'s answers behind the same methods as `SSDEngine`'s."""
+"""RemoteEngine: `ssd serve`'s answers behind the methods that all engines have."""
 
 from __future__ import annotations
 
 import os
-import weakref
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ssd_engine.answers.answer import Answer, AnswerSettings
 from ssd_engine.config import API_KEY_VARIABLE, GenerationParams, SSDConfig
-from ssd_engine.engine import SSDEngine
+from ssd_engine.engine import Engine
 from ssd_engine.errors import InvalidRequestError, ModelLoadError
 from ssd_engine.prompts.prompt import Prompt, Tools
 from ssd_engine.registry import Registry
 from ssd_engine.serving.delivery import Deliver
 from ssd_engine.serving.request import Request
 
+if TYPE_CHECKING:
+    from ssd_engine.remote.line import RemoteLine
 
-class RemoteEngine(SSDEngine):
+
+class RemoteEngine(Engine):
     """Answers prompts through a server that `ssd serve` started; needs the extra `remote`.
 
     Prompts are messages: the server alone knows the tokens. `draft_prompt` and `decoding="target"` are refused. A
@@ -39,16 +41,14 @@ class RemoteEngine(SSDEngine):
             from ssd_engine.remote.line import RemoteLine
         except ImportError as error:
             raise ModelLoadError('a server needs the extra "remote": pip install "ssd-integrations[remote]"') from error
-        self._line = RemoteLine(base_url, api_key or os.environ.get(API_KEY_VARIABLE) or "none")
-        self._scheduler = self._line
-        self._close = weakref.finalize(self, self._line.close)
+        line = RemoteLine(base_url, api_key or os.environ.get(API_KEY_VARIABLE) or "none")
         try:
-            served = self._served(base_url, model)
+            served = _served(line, base_url, model)
         except BaseException:
-            self.close()
+            line.close()
             raise
-        self.name = served.id
-        self.config = SSDConfig()
+        super().__init__(line, name=served.id, config=SSDConfig())
+        self._server = line
         self._context_length: int | None = getattr(served, "max_model_len", None)
 
     def count_tokens(self, prompt: Prompt, *, tools: Tools | None = None) -> int:
@@ -68,18 +68,9 @@ class RemoteEngine(SSDEngine):
     def context_length(self) -> int | None:
         return self._context_length
 
-    def _served(self, base_url: str, model: str | None) -> Any:
-        """What the server says of the model."""
-        models = self._line.ask(lambda client: client.models.list()).data
-        served = next((each for each in models if model in (None, each.id)), None)
-        if served is None:
-            known = ", ".join(each.id for each in models)
-            raise ModelLoadError(f"model={model!r} is not served at {base_url}; there is: {known}")
-        return served
-
     def _tokenized(self, body: dict[str, Any]) -> dict[str, Any]:
         body = {"model": self.name, **body}
-        answer: Any = self._line.ask(lambda client: client.post("/tokenize", cast_to=object, body=body))
+        answer: Any = self._server.ask(lambda client: client.post("/tokenize", cast_to=object, body=body))
         return dict(answer)
 
     def _request(
@@ -121,6 +112,16 @@ class RemoteEngine(SSDEngine):
             arguments=arguments,
             tool_names=tuple(tool["function"]["name"] for tool in arguments.get("tools", ())),
         )
+
+
+def _served(line: RemoteLine, base_url: str, model: str | None) -> Any:
+    """What the server says of the model."""
+    models = line.ask(lambda client: client.models.list()).data
+    served = next((each for each in models if model in (None, each.id)), None)
+    if served is None:
+        known = ", ".join(each.id for each in models)
+        raise ModelLoadError(f"model={model!r} is not served at {base_url}; there is: {known}")
+    return served
 
 
 _servers: Registry[RemoteEngine] = Registry()

@@ -19,45 +19,19 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ssd_engine.config import GenerationParams, Signal, SSDConfig
 from ssd_engine.errors import SSDError
+from ssd_engine.rule.choice import NOT_NUMBERS, Choice
 from ssd_engine.rule.draws import Draws, choose, truncation_of
 from ssd_engine.rule.predictions import Predictions, masked, tempered
 from ssd_engine.rule.sample_space import SampleSpaces, sample_spaces
 from ssd_engine.rule.sampling import draw
-from ssd_engine.rule.scheme import Bin, Scheme, SchemeController
+from ssd_engine.rule.scheme import Scheme, SchemeController
 from ssd_engine.rule.signals import Look, Scores, SignalControl
-
-NOT_NUMBERS = (
-    "the models' probabilities are not numbers (NaN) here: this prompt is too much for their weights or dtype; "
-    "try dtype='float32'"
-)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One token that stands."""
-
-    token_id: int
-    matched: bool
-    scheme: Scheme
-    bin: Bin | None
-    """The match-ratio bin that this token completed."""
-    is_forced: bool = False
-    """Whether a grammar left no other token; such a token is no match, no mismatch, and in no bin."""
-    logprob: float | None = None
-    top_logprobs: tuple[tuple[int, float], ...] = ()
-    ends: Literal["stop", "length"] | None = None
-    """Why the backend ends the answer with this token, where it does."""
-    next_scheme: Scheme = Scheme.NONE
-    """The scheme in force after this token, for what a grammar forces there; another backend does not tell it."""
-    look: Look | None = None
-    """What the signals said before the token was chosen; None: no signals are used, or the token is forced."""
 
 
 class Verifier:

@@ -10,8 +10,8 @@ from ssd_engine.config import GenerationParams, SSDConfig
 
 if TYPE_CHECKING:
     from ssd_engine.grammars.guide import Guide
+    from ssd_engine.rule.choice import Choice
     from ssd_engine.rule.signals import Look
-    from ssd_engine.rule.verify import Choice
 
 
 class DecoderError(Exception):

@@ -61,6 +61,9 @@ class Line(Protocol):
     def num_waiting(self) -> int:
         """Requests that wait for their turn."""
 
+    def close(self) -> None:
+        """End every request with `EngineClosedError`, and take no more."""
+
 
 def pieces_of(line: Line, request: Request, events: queue.SimpleQueue[Event]) -> Generator[Piece, None, None]:
     """Submit a request and give its pieces, which come in `events`; leaving early cancels it."""

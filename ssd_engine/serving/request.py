@@ -14,8 +14,8 @@ from ssd_engine.errors import RequestTimeoutError, SSDError
 
 if TYPE_CHECKING:
     from ssd_engine.grammars.guide import Guide
+    from ssd_engine.rule.choice import Choice
     from ssd_engine.rule.signals import Look
-    from ssd_engine.rule.verify import Choice
 
 Event = Piece | BaseException
 """What a caller is told: a piece, of which the last has the result, or the exception that ended the request."""

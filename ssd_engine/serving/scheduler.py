@@ -19,7 +19,7 @@ from ssd_engine.serving.reading import PromptReading
 from ssd_engine.serving.request import Event, Request, Round, is_last
 
 if TYPE_CHECKING:
-    from ssd_engine.rule.verify import Choice
+    from ssd_engine.rule.choice import Choice
 
 _logger = logging.getLogger(__name__)
 

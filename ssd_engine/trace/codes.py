@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from ssd_engine.config import SIGNALS
 from ssd_engine.errors import SSDError
+from ssd_engine.rule.choice import NOT_NUMBERS, Choice
 from ssd_engine.rule.scheme import Scheme, SchemeController
 from ssd_engine.rule.signals import Look
-from ssd_engine.rule.verify import NOT_NUMBERS, Choice
 from ssd_engine.trace.safety_trace import SafetyTrace
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from ssd_engine.rule.choice import Choice
 from ssd_engine.rule.scheme import Scheme
 from ssd_engine.rule.signals import Look
-from ssd_engine.rule.verify import Choice
 from ssd_engine.trace.codes import TraceReader, begins_round
 
 

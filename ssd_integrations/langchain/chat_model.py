@@ -19,7 +19,7 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from ssd_engine.answers.result import Piece
 from ssd_engine.config import GenerationParams
-from ssd_engine.engine import SSDEngine
+from ssd_engine.engine import Engine
 from ssd_engine.errors import InvalidRequestError
 from ssd_engine.prompts.prompt import offered_tools
 from ssd_integrations.langchain.events import (
@@ -124,7 +124,9 @@ class ChatSSD(PairModel):
         if response_format is not None:
             kwargs["grammar"] = to_grammar(response_format)
             messages = with_schema(messages, response_format)
-        return {"prompt": to_engine_messages(messages), "params": self._params(stop, kwargs), "tools": tools}
+        if stop is not None:
+            kwargs.setdefault("stop", stop)
+        return {"prompt": to_engine_messages(messages), "params": self._params(kwargs), "tools": tools}
 
     def _generate(
         self,
@@ -237,7 +239,7 @@ class ChatSSD(PairModel):
     def _chunk(self, piece: Piece, first_call: int) -> ChatGenerationChunk:
         return ChunkOfPiece.of(piece, message=to_message_chunk(piece, self.model_name, first_call))
 
-    async def _aload(self) -> SSDEngine:
+    async def _aload(self) -> Engine:
         # Loading takes seconds to minutes; the event loop goes on meanwhile.
         return await asyncio.to_thread(self.load)
 

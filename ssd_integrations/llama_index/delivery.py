@@ -9,14 +9,14 @@ from typing import TypeVar
 from llama_index.core.base.llms.types import ChatResponse, CompletionResponse
 
 from ssd_engine.answers.result import GenerationResult, Piece
-from ssd_engine.engine import SSDEngine
+from ssd_engine.engine import Engine
 from ssd_integrations.llama_index.events import report_risk
 from ssd_integrations.llama_index.request import Request
 
 Response = TypeVar("Response", ChatResponse, CompletionResponse)
 
 
-def generate(engine: SSDEngine, request: Request) -> GenerationResult:
+def generate(engine: Engine, request: Request) -> GenerationResult:
     """The whole answer."""
     for piece in _pieces(engine, request):
         last = piece
@@ -24,7 +24,7 @@ def generate(engine: SSDEngine, request: Request) -> GenerationResult:
     return last.result
 
 
-async def agenerate(engine: SSDEngine, request: Request) -> GenerationResult:
+async def agenerate(engine: Engine, request: Request) -> GenerationResult:
     """`generate`, asynchronously."""
     async with aclosing(_apieces(engine, request)) as pieces:
         async for piece in pieces:
@@ -34,7 +34,7 @@ async def agenerate(engine: SSDEngine, request: Request) -> GenerationResult:
 
 
 def stream(
-    engine: SSDEngine, request: Request, add: Callable[[Piece], Response | None]
+    engine: Engine, request: Request, add: Callable[[Piece], Response | None]
 ) -> Generator[Response, None, None]:
     """What `add` makes of the pieces of an answer."""
     for piece in _pieces(engine, request):
@@ -43,7 +43,7 @@ def stream(
 
 
 async def astream(
-    engine: SSDEngine, request: Request, add: Callable[[Piece], Response | None]
+    engine: Engine, request: Request, add: Callable[[Piece], Response | None]
 ) -> AsyncGenerator[Response, None]:
     """`stream`, asynchronously."""
     async with aclosing(_apieces(engine, request)) as pieces:
@@ -52,7 +52,7 @@ async def astream(
                 yield response
 
 
-def _pieces(engine: SSDEngine, request: Request) -> Generator[Piece, None, None]:
+def _pieces(engine: Engine, request: Request) -> Generator[Piece, None, None]:
     """The pieces of an answer, each reported for the scheme switches and alarms that it brought."""
     with closing(engine.stream(**request.arguments)) as pieces:
         for piece in pieces:
@@ -60,7 +60,7 @@ def _pieces(engine: SSDEngine, request: Request) -> Generator[Piece, None, None]
             yield piece
 
 
-async def _apieces(engine: SSDEngine, request: Request) -> AsyncGenerator[Piece, None]:
+async def _apieces(engine: Engine, request: Request) -> AsyncGenerator[Piece, None]:
     async with aclosing(engine.astream(**request.arguments)) as pieces:
         async for piece in pieces:
             report_risk(piece)

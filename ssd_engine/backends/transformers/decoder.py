@@ -18,10 +18,11 @@ from ssd_engine.backends.transformers.sequence import DRAFTED, Proposal, Sequenc
 from ssd_engine.config import GenerationParams, SSDConfig
 from ssd_engine.models.checkpoints import require_signals, shared_vocabulary_size
 from ssd_engine.models.memory import plan_positions
+from ssd_engine.rule.choice import Choice
 from ssd_engine.rule.draft_length import LONGEST, PassTimes, best_length, shared_lengths
 from ssd_engine.rule.draft_signals import DraftSignals
 from ssd_engine.rule.signal_scores import SignalReader
-from ssd_engine.rule.verify import Choice, Verifier, first_positions, propose, verify
+from ssd_engine.rule.verify import Verifier, first_positions, propose, verify
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

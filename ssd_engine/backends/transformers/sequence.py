@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from ssd_engine.answers.result import Timings
 from ssd_engine.config import Signal
 from ssd_engine.errors import SSDError
+from ssd_engine.rule.choice import NOT_NUMBERS, Choice
 from ssd_engine.rule.draft_length import Acceptance
 from ssd_engine.rule.signals import Look
-from ssd_engine.rule.verify import NOT_NUMBERS, Choice, Turn, Verifier
+from ssd_engine.rule.verify import Turn, Verifier
 
 if TYPE_CHECKING:
     import numpy as np

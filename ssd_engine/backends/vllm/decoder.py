@@ -13,9 +13,9 @@ from ssd_engine.backends.vllm.compat import shared_processors
 from ssd_engine.backends.vllm.requests import EXTRA_ARG, GIVEN_ARG, requested_config
 from ssd_engine.config import GenerationParams, SSDConfig
 from ssd_engine.errors import InvalidRequestError, ModelLoadError, SSDError
+from ssd_engine.rule.choice import Choice
 from ssd_engine.rule.scheme import Scheme
 from ssd_engine.rule.signals import Look
-from ssd_engine.rule.verify import Choice
 from ssd_engine.serving.decoder import DecoderError
 from ssd_engine.trace.codes import TraceReader, with_logprobs
 

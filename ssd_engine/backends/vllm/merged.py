@@ -8,12 +8,13 @@ from pathlib import Path
 
 from ssd_engine.errors import ModelLoadError
 from ssd_engine.models.cache import cache_folder, locked
-from ssd_engine.models.checkpoints import NO_ADAPTER, LoadOptions, load_tokenizer, load_unprepared
+from ssd_engine.models.checkpoints import LoadOptions, load_tokenizer, load_unprepared
+from ssd_engine.models.pair import NO_ADAPTER
 from ssd_engine.models.progress import tqdm_stage
 from ssd_engine.rule.draft_signals import FILE as SIGNALS_FILE
 
 
-def merged_draft(draft: str | Path, adapter: str | Path | None) -> str:
+def merged_draft(draft: str | Path, adapter: str | Path | None, revision: str | None = None) -> str:
     """The draft as vLLM loads it: with an adapter, or where signals lie beside its weights, a folder in the cache.
 
     Raises:
@@ -21,13 +22,14 @@ def merged_draft(draft: str | Path, adapter: str | Path | None) -> str:
     """
     if adapter is None or adapter == NO_ADAPTER:
         return _without_signals(Path(draft)) if (Path(draft) / SIGNALS_FILE).is_file() else str(draft)
-    folder = cache_folder() / "merged" / _mark(draft, Path(adapter))
+    folder = cache_folder() / "merged" / _mark(draft, Path(adapter), revision)
     with locked(folder, f"{Path(draft).name} with its adapter", tqdm_stage):
         if not folder.exists():
             unfinished = folder.with_suffix(".unfinished")
             shutil.rmtree(unfinished, ignore_errors=True)
-            load_unprepared(draft, LoadOptions(device="cpu"), adapter).save_pretrained(unfinished)
-            load_tokenizer(draft).save_pretrained(unfinished)
+            how = LoadOptions(device="cpu", revision=revision)
+            load_unprepared(draft, how, adapter).save_pretrained(unfinished)
+            load_tokenizer(draft, revision).save_pretrained(unfinished)
             unfinished.rename(folder)
     return str(folder)
 
@@ -48,7 +50,7 @@ def _without_signals(draft: Path) -> str:
     return str(folder)
 
 
-def _mark(draft: str | Path, adapter: Path) -> str:
+def _mark(draft: str | Path, adapter: Path, revision: str | None) -> str:
     """A name that changes with the draft's files and the adapter's."""
     weights = adapter / "adapter_model.safetensors"
     if not weights.is_file():
@@ -57,7 +59,7 @@ def _mark(draft: str | Path, adapter: Path) -> str:
             "ssd align --merged"
         )
     digest = hashlib.sha256(weights.read_bytes())
-    digest.update(str(draft).encode())
+    digest.update(f"{draft}{revision or ''}".encode())
     for path in sorted(Path(draft).glob("*.safetensors")):
         digest.update(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}".encode())
     return f"{Path(draft).name}-{digest.hexdigest()[:12]}"

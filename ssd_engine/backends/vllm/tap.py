@@ -11,8 +11,8 @@ from vllm.exceptions import GenerationError
 
 from ssd_engine.backends.vllm.metrics import record as record_figures
 from ssd_engine.errors import SSDError
+from ssd_engine.rule.choice import Choice
 from ssd_engine.rule.scheme import Scheme
-from ssd_engine.rule.verify import Choice
 from ssd_engine.trace.codes import TraceReader, digit_of, with_logprobs
 from ssd_engine.trace.records import beginning_record, record
 
