@@ -44,9 +44,10 @@ test-vllm: install-vllm  ## the vLLM backend and its server, the real pair inclu
 	$(VLLM_BIN)/ssd models pull
 	$(VLLM_BIN)/python -m pytest tests/test_verify_batch.py tests/test_vllm_*.py
 
-check: install  ## formatter, linter, type checker
+check: install  ## formatter, linter, layers of the house, type checker
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 
 format: install

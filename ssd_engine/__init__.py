@@ -1,5 +1,7 @@
 """Speculative Safety-Aware Decoding: a small safe model drafts, a large one verifies, both decide."""
 
+from importlib.metadata import version as _version
+
 from ssd_engine.answers.result import GenerationResult, Piece, Usage
 from ssd_engine.config import GenerationParams, Grammar, SignalConfig, SSDConfig
 from ssd_engine.engine import SSDEngine
@@ -19,4 +21,7 @@ __all__ = [
     "Scheme",
     "SignalConfig",
     "Usage",
+    "__version__",
 ]
+
+__version__ = _version("ssd-integrations")

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from ssd_engine.trace.safety_trace import SafetyTrace
+from typing import Any
 
 
 class SSDError(Exception):
@@ -48,11 +45,11 @@ class JailbreakRiskError(SSDError):
     """The Union scheme held for longer than the request allows.
 
     Attributes:
-        trace: what happened, token by token.
+        trace: what happened, token by token: a `SafetyTrace`.
         text: the text that had been written so far.
     """
 
-    def __init__(self, message: str, *, trace: SafetyTrace, text: str) -> None:
+    def __init__(self, message: str, *, trace: Any, text: str) -> None:
         super().__init__(message)
         self.trace = trace
         self.text = text

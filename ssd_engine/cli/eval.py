@@ -14,7 +14,6 @@ from ssd_engine.cli.pair_options import fetched, takes_pair
 from ssd_engine.errors import InvalidRequestError
 from ssd_engine.evaluation.settings import FORM_NAMES, PREFILL, Contestant, EvalSettings
 from ssd_engine.models.pair import PairSpec
-from ssd_engine.models.resolve import resolve_spec
 
 _DATA: Any = {"rich_help_panel": "Data: .json, .jsonl or .csv file, or dataset id of the hub; repeatable"}
 Paths = list[str] | None
@@ -74,6 +73,7 @@ def evaluate(
     from ssd_engine.evaluation.judges import load_judges
     from ssd_engine.evaluation.safety import EvalSources
     from ssd_engine.evaluation.safety import evaluate as run
+    from ssd_engine.models.resolve import resolve_spec
 
     if form and prefill and PREFILL not in form:
         form = [PREFILL, *form]

@@ -15,7 +15,6 @@ from ssd_engine.engine import SSDEngine
 from ssd_engine.errors import InvalidRequestError
 from ssd_engine.models.pair import PairSpec, backend_of
 from ssd_engine.models.presets import DEFAULT_PRESET, PRESETS
-from ssd_engine.models.resolve import resolve_spec
 
 Quantization = Literal["int8"]
 NOT_OPTIONS = ("backend", "config", "device_map", "engine_args", "name")
@@ -98,7 +97,7 @@ def _parameter(name: str) -> inspect.Parameter:
     for limit in field.metadata:
         options = {"min": limit.ge, **options} if hasattr(limit, "ge") else options
     shown = {"help": _help(str(field.description)), "rich_help_panel": "Models", **options}
-    annotation = Annotated[kind, typer.Option(*_FLAGS.get(name, ()), **shown)]
+    annotation = Annotated[kind, typer.Option(*_FLAGS.get(name, ()), **shown)]  # type: ignore[valid-type]
     default = False if kind is bool else None
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
@@ -136,6 +135,8 @@ def _signals(given: Sequence[str]) -> SignalConfig | Literal["none"]:
 
 def fetched(pair: PairSpec) -> PairSpec:
     """The pair, after its weights were fetched, where they are a preset's, with progress bars."""
+    from ssd_engine.models.resolve import resolve_spec
+
     silence_transformers()
     with Stages() as stages:
         resolve_spec(pair, stages)

@@ -114,7 +114,7 @@ def load_unprepared(
         AutoModelForCausalLM,
         source,
         options.revision,
-        dtype=as_dtype(options.dtype),
+        dtype="auto" if options.dtype == "auto" else as_dtype(options.dtype),
         device_map=options.placement,
         use_safetensors=True,
     )
@@ -298,9 +298,9 @@ def _fits_half(model: PreTrainedModel) -> bool:
     )
 
 
-def as_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
-    """A dtype by its name; "auto" stays. An unknown name raises `ModelLoadError`."""
-    if isinstance(dtype, torch.dtype) or dtype == "auto":
+def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """A dtype by its name. An unknown name raises `ModelLoadError`."""
+    if isinstance(dtype, torch.dtype):
         return dtype
     resolved = getattr(torch, dtype, None)
     if not isinstance(resolved, torch.dtype):

@@ -17,7 +17,7 @@ from ssd_engine.rule.signals import Look
 from ssd_engine.serving.answer_thread import AnswerThread
 from ssd_engine.serving.request import Request, Round, is_last
 from ssd_engine.trace.codes import TraceReader
-from ssd_engine.trace.records import TokenReader, beginning_of_record
+from ssd_engine.trace.token_records import TokenReader, beginning_of_record
 
 _ENDS: Mapping[str, Literal["stop", "length"]] = {"stop": "stop", "tool_calls": "stop", "length": "length"}
 """What a server's finish reasons say of an answer; any other says that it has none."""

@@ -84,7 +84,7 @@ class RemoteEngine(Engine):
         """Check a request; what is wrong with it beyond that, the server says."""
         from ssd_engine.remote.answer import RemoteRequest
         from ssd_engine.remote.request import chat_arguments
-        from ssd_engine.trace.records import TokenReader
+        from ssd_engine.trace.token_records import TokenReader
 
         if (error := self._line.closed_error) is not None:
             raise error

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 
 from ssd_engine.config import Signal
 from ssd_engine.rule.scheme import Scheme
+from ssd_engine.trace.record import TraceRecord
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from ssd_engine.trace.safety_trace import SafetyTrace
 
 # Half-transparent or of middle brightness, so that they can be told apart on light and dark backgrounds.
 _UNION, _INTERSECTION = "rgba(240,120,20,.38)", "rgba(50,140,220,.20)"
@@ -35,7 +34,7 @@ _STYLE = f"""<style>
 _LEFT, _RIGHT, _TOP, _BOTTOM = 40.0, 630.0, 12.0, 132.0
 
 
-def to_html(trace: SafetyTrace) -> str:
+def to_html(trace: TraceRecord) -> str:
     """`trace` as HTML: summary, legend, text coloured by scheme, match ratio and risk against thresholds. No scripts.
 
     A token's risk shows where the pointer rests on it.
@@ -51,7 +50,7 @@ def to_html(trace: SafetyTrace) -> str:
     )
 
 
-def to_figure(trace: SafetyTrace) -> Figure:
+def to_figure(trace: TraceRecord) -> Figure:
     """`trace` as a matplotlib figure: match ratio and threshold of each bin, Union shaded.
 
     Where signals are used, each one's score before each token and its threshold (dotted) are drawn too; those over a
@@ -92,7 +91,7 @@ def to_figure(trace: SafetyTrace) -> Figure:
     return figure
 
 
-def _marked_texts(trace: SafetyTrace) -> Iterator[tuple[str, str, str]]:
+def _marked_texts(trace: TraceRecord) -> Iterator[tuple[str, str, str]]:
     """CSS classes, text and title of each token; tokens that add no text of their own go with the next that does."""
     mismatch, risk = False, 0.0
     risks = trace.risk_scores or [0.0] * len(trace.schemes)
@@ -106,15 +105,15 @@ def _marked_texts(trace: SafetyTrace) -> Iterator[tuple[str, str, str]]:
             mismatch, risk = False, 0.0
 
 
-def _is_drafted(trace: SafetyTrace) -> bool:
+def _is_drafted(trace: TraceRecord) -> bool:
     return trace.decoding != "target"
 
 
-def _is_ssd(trace: SafetyTrace) -> bool:
+def _is_ssd(trace: TraceRecord) -> bool:
     return trace.decoding == "ssd"
 
 
-def _figures(trace: SafetyTrace) -> list[str]:
+def _figures(trace: TraceRecord) -> list[str]:
     """The summary, figure by figure, leaving out what the decoding has none of."""
     figures = [f"{trace.decoding}, {_counted(len(trace.schemes), 'token')}"]
     if _is_ssd(trace):
@@ -132,7 +131,7 @@ def _counted(count: int, singular: str, plural: str = "") -> str:
     return f"{count} {singular if count == 1 else plural or singular + 's'}"
 
 
-def _legend(trace: SafetyTrace) -> str:
+def _legend(trace: TraceRecord) -> str:
     entries = []
     if _is_ssd(trace):
         entries += [(str(Scheme.INTERSECTION), "Intersection (utility)"), (str(Scheme.UNION), "Union (safety)")]
@@ -142,14 +141,14 @@ def _legend(trace: SafetyTrace) -> str:
     return f'<div class="legend">{marks}</div>' if marks else ""
 
 
-def _union_spans(trace: SafetyTrace) -> list[tuple[int, int]]:
+def _union_spans(trace: TraceRecord) -> list[tuple[int, int]]:
     """First token, and token after the last, of each stretch under Union."""
     runs = groupby(range(len(trace.schemes)), key=lambda i: trace.schemes[i])
     stretches = [list(tokens) for scheme, tokens in runs if scheme is Scheme.UNION]
     return [(stretch[0], stretch[-1] + 1) for stretch in stretches]
 
 
-def _svg(trace: SafetyTrace) -> str:
+def _svg(trace: TraceRecord) -> str:
     """Match ratio against threshold, each bin a step, over the answer's tokens."""
     tokens = max(len(trace.schemes), *trace.bin_ends)
     scale = (_RIGHT - _LEFT) / tokens
@@ -165,7 +164,7 @@ def _svg(trace: SafetyTrace) -> str:
     )
 
 
-def _risk_svg(trace: SafetyTrace) -> str:
+def _risk_svg(trace: TraceRecord) -> str:
     """Each signal's score and threshold before each token; those over a given beginning left of token 0."""
     given = len(trace.beginning_scores)
     scale = (_RIGHT - _LEFT) / (given + len(trace.risk_scores))
@@ -194,7 +193,7 @@ def _height(value: float) -> float:
     return _BOTTOM - value * (_BOTTOM - _TOP)
 
 
-def _shaded(trace: SafetyTrace, begin: float, scale: float) -> str:
+def _shaded(trace: TraceRecord, begin: float, scale: float) -> str:
     """Boxes behind what Union has chosen; token 0 is at `begin`."""
     return "".join(
         f'<rect x="{begin + start * scale:.1f}" y="{_TOP}" width="{(end - start) * scale:.1f}" '

@@ -225,11 +225,11 @@ class SSDEndpoints:
 def _intake(vllm_config: Any) -> Intake:
     """What checks and writes prompts, for the pair that vLLM runs."""
     model = vllm_config.model_config
-    tokenizer = load_tokenizer(model.tokenizer)
+    tokenizer = load_tokenizer(model.tokenizer, model.tokenizer_revision)
     configs = model.hf_config, vllm_config.speculative_config.draft_model_config.hf_config
     facts = ModelFacts.of(configs[0], tokenizer), ModelFacts.of(configs[1], tokenizer)
     signals = configured_signals(vllm_config)
-    return Intake(*facts, end_of_sequence_ids(generation_config(model.model), tokenizer), signals)
+    return Intake(*facts, end_of_sequence_ids(generation_config(model.model, model.revision), tokenizer), signals)
 
 
 class TokenizeRequest(ChatRequest):

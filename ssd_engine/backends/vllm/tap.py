@@ -14,7 +14,7 @@ from ssd_engine.errors import SSDError
 from ssd_engine.rule.choice import Choice
 from ssd_engine.rule.scheme import Scheme
 from ssd_engine.trace.codes import TraceReader, digit_of, with_logprobs
-from ssd_engine.trace.records import beginning_record, record
+from ssd_engine.trace.token_records import beginning_record, record
 
 if TYPE_CHECKING:
     from ssd_engine.backends.vllm.chat_request import ChatRequest
