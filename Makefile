@@ -8,7 +8,7 @@ VLLM_VENV := .venv-vllm
 VLLM_BIN := $(VLLM_VENV)/bin
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install install-vllm demo examples test test-vllm check format clean
+.PHONY: install install-vllm demo examples test test-fast test-vllm check format clean
 
 install: $(VENV)/.installed
 
@@ -43,6 +43,9 @@ test: install  ## the whole suite, the real pair included
 test-vllm: install-vllm  ## the vLLM backend and its server, the real pair included
 	$(VLLM_BIN)/ssd models pull
 	$(VLLM_BIN)/python -m pytest tests/test_verify_batch.py tests/test_vllm_*.py
+
+test-fast: install  ## without the real pair
+	$(BIN)/python -m pytest -m "not real"
 
 check: install  ## formatter, linter, layers of the house, type checker
 	$(BIN)/ruff format --check .

@@ -22,6 +22,14 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of the real pair are marked, so that `-m "not real"` leaves them out."""
+    for item in items:
+        if "real_engine" in getattr(item, "fixturenames", ()) or item.path.name == "test_vllm_real_pair.py":
+            item.add_marker(pytest.mark.real)
+
+
 CHAT_TEMPLATE = """{%- if tools %}<|im_start|>system
 {{ messages[0].content if messages[0].role == 'system' else '' }}# Tools
 {% for tool in tools %}{{ tool | tojson }}
