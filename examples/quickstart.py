@@ -78,6 +78,7 @@ class Answers(BaseEventHandler):
     raw: list[dict[str, Any]] = Field(default_factory=list)
 
     def handle(self, event: BaseEvent, **kwargs: Any) -> None:
+        """Keep what an answer brought."""
         if isinstance(event, LLMChatEndEvent) and event.response is not None:
             self.raw.append(event.response.raw)
 

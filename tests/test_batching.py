@@ -115,8 +115,7 @@ def test_a_running_stream_goes_on_while_a_long_prompt_is_read(tiny_engine: SSDEn
     next(stream)
 
     def ask_long() -> None:
-        for _ in tiny_engine.stream([10] * 1500, GenerationParams(max_new_tokens=2)):
-            order.append("long")
+        order.extend("long" for _ in tiny_engine.stream([10] * 1500, GenerationParams(max_new_tokens=2)))
 
     thread = threading.Thread(target=ask_long)
     thread.start()

@@ -43,7 +43,7 @@ def expected(embedded: SSDEngine, question: str, **settings: Any) -> Any:
 
 
 def shown(text: str) -> str:
-    """vLLM leaves out a character that an answer breaks off in."""
+    """VLLM leaves out a character that an answer breaks off in."""
     return text.rstrip("\ufffd")
 
 

@@ -242,8 +242,11 @@ TOOL_SETS = tuple(tools for tools, _ in _WITH_TOOLS)
 
 
 def agent_requests() -> list[Spec]:
-    """Rows of an ordinary set: `prompt`; `system` where there are instructions, `tools` where some are on offer, and
-    `turns` and `answer` where some were called already."""
+    """Rows of an ordinary set.
+
+    `prompt`; `system` where there are instructions, `tools` where some are on offer, and `turns` and `answer` where
+    some were called already.
+    """
     rows: list[Spec] = [{"prompt": prompt, "system": system} for system, prompt in _WITH_INSTRUCTIONS]
     for tools, prompts in _WITH_TOOLS:
         for index, prompt in enumerate(prompts):

@@ -70,6 +70,7 @@ class Answer:
 
     @property
     def refuses(self) -> bool:
+        """Whether the answer is a refusal, by its phrases."""
         return find_refusal(self.text, has_ended=True).holds
 
 
@@ -102,8 +103,10 @@ def _begun(prompt: str, max_new_tokens: int, rng: random.Random) -> Question:
 
 
 def turned_questions(answers: Sequence[Answer], settings: AlignSettings) -> list[Question]:
-    """Questions whose answers have a beginning elsewhere, or that follow another question: harmless ones of the forms
-    in which harmful requests are refused."""
+    """Questions whose answers have a beginning elsewhere, or that follow another question.
+
+    They are harmless, and of the forms in which harmful requests are refused.
+    """
     rng = random.Random(f"{settings.seed} turns")
     plain = [answer for answer in answers if not (answer.question.tools or answer.question.turns or answer.refuses)]
     questions = []

@@ -54,7 +54,6 @@ def make_beginnings(
     Half of those with an opening of their own begin with it; an opening of several words is taken as it is. Where the
     writer turns to a refusal, the opening stands alone.
     """
-
     wanted = [item for item in harmful for _ in range(settings.beginnings)]
 
     def carry_on(index: int) -> Beginning:

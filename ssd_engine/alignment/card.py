@@ -22,6 +22,7 @@ class DataSource:
     rows: int
 
     def described(self) -> str:
+        """The set as a card names it."""
         path = Path(self.source)
         # A file is told by its name and content: where it lay says nothing to others.
         digest = f", {_mark(path)}" if path.is_file() else ""

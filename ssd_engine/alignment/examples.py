@@ -85,8 +85,11 @@ class ExampleMaker:
         return Example("agreement", context, (Ending(len(context), token_ids),))
 
     def recoveries(self, beginning: Beginning, others: Sequence[Answer]) -> list[Example]:
-        """Refusals of one request: at once and after beginnings of all lengths, cut anywhere; in disguises; and where
-        its answer was begun elsewhere, or after one of `others`, harmless questions with their answers."""
+        """Refusals of one request.
+
+        At once and after beginnings of all lengths, cut anywhere; in disguises; and where its answer was begun
+        elsewhere, or after one of `others`, harmless questions with their answers.
+        """
         rng = random.Random(f"{self._settings.seed} {beginning.goal} {beginning.token_ids}")
         goal = beginning.goal
         is_framed = rng.random() < self._settings.framed_share

@@ -73,6 +73,7 @@ class Answer:
 
     @property
     def is_finished(self) -> bool:
+        """Whether nothing more can be added."""
         return self._ended is not None
 
     def ends_at(self, choice: Choice, num_tokens: int) -> bool:

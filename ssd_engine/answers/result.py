@@ -23,6 +23,7 @@ class Usage:
 
     @property
     def total_tokens(self) -> int:
+        """Prompt and answer together."""
         return self.prompt_tokens + self.completion_tokens
 
 

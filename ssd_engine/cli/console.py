@@ -137,6 +137,7 @@ class WorkProgress:
         self._bars.stop()
 
     def step(self, name: str, done: int, total: int) -> None:
+        """So many of so many are done."""
         if done == 0:
             self._bars.reset(self._task)
         self._bars.update(self._task, description=name, completed=done, total=total)
@@ -146,6 +147,7 @@ class WorkProgress:
             stderr.print(Text(f"{name}: {done}/{total}"), soft_wrap=True)
 
     def note(self, text: str) -> None:
+        """Say something beside the bar."""
         stderr.print(Text(text), soft_wrap=True)
 
 

@@ -152,7 +152,7 @@ def load(pair: PairSpec) -> SSDEngine:
 
 
 def silence_transformers() -> None:
-    """transformers' own bars and warnings would run into the answer."""
+    """Transformers' own bars and warnings would run into the answer."""
     import warnings
 
     from transformers.utils import logging

@@ -69,6 +69,7 @@ class Agreement:
     """Cohen's: 0 is what chance agrees, 1 all; None where judge and labels say one and the same of every answer."""
 
     def to_json(self) -> dict[str, Any]:
+        """For the report's JSON."""
         return {"judge": self.judge, "measure": self.measure, "kappa": self.kappa, **self.rate.to_json()}
 
 
@@ -83,6 +84,7 @@ class LabelledAnswers:
     """Labels of answers that are not, or have other words now."""
 
     def to_json(self) -> dict[str, Any]:
+        """For the report's JSON."""
         return {"agreements": [a.to_json() for a in self.agreements], "used": self.used, "unused": self.unused}
 
     def to_markdown(self) -> str:

@@ -68,10 +68,13 @@ class Sample:
 
     @property
     def tokens_per_second(self) -> float:
+        """Tokens a second, from the submission on."""
         return self.tokens / self.total
 
 
 class Answerer(Protocol):
+    """What a host's process answers with."""
+
     def __call__(self, decoding: Decoding, prompts: Sequence[Messages], max_new_tokens: int) -> list[Sample]:
         """Answer prompts that all arrive at once."""
 
@@ -93,11 +96,13 @@ class EngineAnswerer:
         }
 
     def close(self) -> None:
+        """Free the models."""
         self._engine.close()
 
     def __call__(
         self, decoding: Decoding, prompts: Sequence[Messages], max_new_tokens: int, grammar: Grammar | None = None
     ) -> list[Sample]:
+        """Answer prompts that all arrive at once."""
         params = GenerationParams(max_new_tokens=max_new_tokens, decoding=decoding, grammar=grammar)
         return [_sample(outcome) for outcome in self._engine.batch(prompts, params)]
 
@@ -150,9 +155,10 @@ class TransformersAnswerer:
         )
 
     def close(self) -> None:
-        pass
+        """Nothing is held."""
 
     def __call__(self, decoding: Decoding, prompts: Sequence[Messages], max_new_tokens: int) -> list[Sample]:
+        """Answer prompts that all arrive at once."""
         import torch
 
         inputs = self._tokenizer.apply_chat_template(
@@ -227,10 +233,12 @@ class VLLMAnswerer:
             )
 
     def close(self) -> None:
+        """End vLLM's processes."""
         # Its processes do not end with this one, which would wait for them.
         self._llm.llm_engine.engine_core.shutdown()
 
     def __call__(self, decoding: Decoding, prompts: Sequence[Messages], max_new_tokens: int) -> list[Sample]:
+        """Answer prompts that all arrive at once."""
         from vllm import SamplingParams
 
         params = SamplingParams(temperature=0, max_tokens=max_new_tokens)
@@ -267,6 +275,7 @@ class HostProcess:
         return self._pool.submit(_answer, decoding, prompts, max_new_tokens, options).result()
 
     def close(self) -> None:
+        """End the process."""
         if self._is_loaded:
             with suppress(BrokenProcessPool):
                 self._pool.submit(_close).result()

@@ -112,6 +112,7 @@ class PairDecoding:
         self._config = config
 
     def answer(self, messages: Sequence[Message], params: GenerationParams) -> Attempt:
+        """The pair's answer, by its decoding."""
         is_alone = self._decoding == "target"
         # The lossless rule drafts as many tokens as `ssd`, and needs nothing else of its settings.
         result = self._engine.generate(messages, params.replaced(decoding=self._decoding, ssd=self._config))
@@ -136,6 +137,7 @@ class DraftAlone:
         self._engine = engine
 
     def answer(self, messages: Sequence[Message], params: GenerationParams) -> Attempt:
+        """The draft's own answer."""
         result = self._engine.generate(messages, params.replaced(decoding="target"))
         return _attempt(result, Cost(draft_passes=result.trace.rounds, draft_read=result.usage.prompt_tokens))
 
@@ -147,6 +149,7 @@ class SystemPrompt:
         self._engine = engine
 
     def answer(self, messages: Sequence[Message], params: GenerationParams) -> Attempt:
+        """The target's answer, with the safety prompt."""
         told = Conversation.parse(messages).with_system_prompt(SAFETY_PROMPT)
         result = self._engine.generate(told.messages, params.replaced(decoding="target"))
         return _attempt(result, Cost(target_passes=result.trace.rounds, target_read=result.usage.prompt_tokens))
@@ -170,6 +173,7 @@ class Rethinking:
         return fresh_header(self._renderer)
 
     def answer(self, messages: Sequence[Message], params: GenerationParams) -> Attempt:
+        """The target's answer, which ends with a refusal where the target would rather refuse."""
         start = time.perf_counter()
         is_begun = params.continue_final_message
         prompt = self._renderer.encode(Conversation.parse(messages), continue_final_message=is_begun)
@@ -240,6 +244,7 @@ class DraftFilter:
         self._draft = DraftAlone(draft)
 
     def answer(self, messages: Sequence[Message], params: GenerationParams) -> Attempt:
+        """The draft's refusal, or else the target's answer."""
         start = time.perf_counter()
         looked = params.replaced(max_new_tokens=min(FILTER_TOKENS, params.max_new_tokens))
         asked = self._draft.answer(messages, looked)

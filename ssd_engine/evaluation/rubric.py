@@ -102,9 +102,11 @@ class RubricJudge:
         return SSDEngine(model, model, self._tokenizer, max_batch_size=1)
 
     def is_safe(self, request: str, answer: str) -> bool:
+        """Whether its score is below `HARMFUL_SCORE`."""
         return self.rate(request, answer).score < HARMFUL_SCORE
 
     def is_refusal(self, request: str, answer: str) -> bool:
+        """Whether the model says that it refuses."""
         return HarmlessRating.model_validate_json(
             self._ask(self.refusal_prompt, HarmlessRating, request, answer)
         ).refused

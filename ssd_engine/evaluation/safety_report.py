@@ -36,6 +36,7 @@ class Line:
     differences: dict[str, PairedDifference]
 
     def to_json(self) -> dict[str, Any]:
+        """For the report's JSON."""
         return {
             "group": self.group,
             "measure": self.measure,
@@ -87,6 +88,7 @@ class SafetyReport:
     """Answers and judgements that the rates are without."""
 
     def to_json(self) -> dict[str, Any]:
+        """For the report's JSON."""
         return {
             "pair": self.pair,
             "lines": [line.to_json() for line in self.lines],

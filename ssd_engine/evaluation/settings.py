@@ -70,6 +70,7 @@ class EvalSettings(Settings):
 
     @property
     def sample(self) -> Sample:
+        """Which rows of each set are asked."""
         return Sample(limit=self.limit, at_random=self.at_random)
 
 

@@ -120,6 +120,7 @@ class Report:
     samples: dict[str, list[list[Sample]]]
 
     def to_json(self) -> dict[str, Any]:
+        """For the report's JSON."""
         return asdict(self)
 
     @property

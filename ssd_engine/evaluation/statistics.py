@@ -20,6 +20,7 @@ class Rate:
 
     @property
     def value(self) -> float:
+        """The rate, in [0, 1]."""
         return self.count / self.total
 
     @property
@@ -31,6 +32,7 @@ class Rate:
         return max(0.0, centre - half), min(1.0, centre + half)
 
     def to_json(self) -> dict[str, Any]:
+        """For the report's JSON."""
         return {"count": self.count, "total": self.total, "rate": self.value, "interval": self.interval}
 
     def __str__(self) -> str:
@@ -48,6 +50,7 @@ class PairedDifference:
 
     @classmethod
     def between(cls, first: Sequence[bool], second: Sequence[bool]) -> PairedDifference:
+        """Of the same prompts, in one order."""
         pairs = list(zip(first, second, strict=True))
         return cls(sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs), len(pairs))
 
@@ -58,6 +61,7 @@ class PairedDifference:
 
     @property
     def interval(self) -> tuple[float, float]:
+        """Bounds of the difference (Agresti and Min)."""
         n, b, c = self.total + 2, self.only_first + 0.5, self.only_second + 0.5
         centre = (b - c) / n
         half = _Z * math.sqrt(b + c - (b - c) ** 2 / n) / n

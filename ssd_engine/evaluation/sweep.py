@@ -29,6 +29,7 @@ class SweepPoint:
     """Thresholds of the signals, if some are used."""
 
     def to_json(self) -> dict[str, Any]:
+        """For the report's JSON."""
         return {
             "alpha_union": self.alpha_union,
             "match_threshold": self.match_threshold,
@@ -47,10 +48,12 @@ class SweepReport:
     recommended: SweepPoint
 
     def to_json(self) -> dict[str, Any]:
+        """For the report's JSON."""
         points = [point.to_json() for point in self.points]
         return {"points": points, "recommended": self.recommended.to_json()}
 
     def to_markdown(self) -> str:
+        """A table of the settings."""
         columns = ("alpha_union", "match_threshold", "bin_size", "signals", "attacks that succeed", "over-refusal", "")
         lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
         lines += [

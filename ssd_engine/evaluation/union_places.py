@@ -25,6 +25,7 @@ class UnionPlaces:
     """Tokens before the first one under Union, where it never came infinitely many; None: it came in less than half."""
 
     def to_json(self) -> dict[str, Any]:
+        """For the report's JSON."""
         return {"with_union": self.with_union.to_json(), "median_tokens": self.median_tokens}
 
 

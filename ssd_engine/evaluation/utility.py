@@ -13,7 +13,7 @@ _MARKED = (
 
 
 def final_number(text: str) -> float | None:
-    """The last marked result (`#### 7`, `\\boxed{7}`, "the answer is 7"), or else the last number of the text."""
+    r"""The last marked result (`#### 7`, `\boxed{7}`, "the answer is 7"), or else the last number of the text."""
     for pattern in (*_MARKED, re.compile(f"({_NUMBER})")):
         if found := pattern.findall(text):
             return float(found[-1].replace(",", ""))

@@ -83,6 +83,7 @@ class LoadOptions:
 
     @property
     def placement(self) -> str | dict[str, Any]:
+        """Where the weights go, as transformers takes it."""
         if self.device_map is not None:
             return self.device_map
         if self.device != "auto":

@@ -88,6 +88,7 @@ class PackedLinear(_Packed):
         return torch._C._has_mkldnn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
     def product(self, rows: Tensor) -> Tensor:
+        """[R, out] of rows [R, in]."""
         result: Tensor = torch.ops.mkldnn._linear_pointwise(rows, self._weight, self._bias, "none", [], "")
         return result
 
@@ -106,9 +107,11 @@ class HalfLinear(_Packed):
 
     @staticmethod
     def is_available() -> bool:
+        """Whether this build of torch has the kernel."""
         return "fbgemm" in torch.backends.quantized.supported_engines
 
     def product(self, rows: Tensor) -> Tensor:
+        """[R, out] of rows [R, in]."""
         result: Tensor = torch.ops.quantized.linear_dynamic_fp16.default(rows, self._packed)
         return result
 
@@ -137,6 +140,7 @@ class Int8Linear(_Packed):
         return result
 
     def forward(self, rows: Tensor) -> Tensor:
+        """[..., out] of rows [..., in]."""
         # The kernel has one scale for all rows, and some models' first token has activations a thousand times the
         # others': every row is brought to the range of -1 to 1 first. So no row's result depends on the others.
         ranges = rows.abs().amax(dim=-1, keepdim=True).float().clamp_min_(torch.finfo(torch.float32).tiny)

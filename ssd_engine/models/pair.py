@@ -135,7 +135,7 @@ class PairSpec(PairOptions, Settings):
     @field_validator("dtype", "device", mode="before")
     @classmethod
     def _without_auto(cls, value: Any) -> Any:
-        """ "auto" is another word for None; a torch dtype is known by its name."""
+        """None where "auto" is said; the name of a torch dtype."""
         name = str(value).removeprefix("torch.") if type(value).__module__ == "torch" else value
         return None if name == "auto" else name
 

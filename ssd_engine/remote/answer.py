@@ -35,6 +35,7 @@ class RemoteRequest(Request):
 
     @property
     def timeout_error(self) -> SSDError | None:
+        """As any request's; where the server was too busy, that is said instead."""
         return super().timeout_error and (self.refusal or super().timeout_error)
 
 

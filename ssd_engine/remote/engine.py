@@ -66,6 +66,7 @@ class RemoteEngine(Engine):
 
     @property
     def context_length(self) -> int | None:
+        """Most tokens, prompt and answer together, as the server says; None where it does not."""
         return self._context_length
 
     def _tokenized(self, body: dict[str, Any]) -> dict[str, Any]:

@@ -192,7 +192,6 @@ class RemoteLine:
 
     async def _begun(self, request: RemoteRequest) -> openai.AsyncStream[Any]:
         """The stream of the answer, once the server takes the request."""
-
         silence = _SILENT_SECONDS if request.params.timeout is None else None
 
         async def send() -> openai.AsyncStream[Any]:

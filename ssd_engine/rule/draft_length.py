@@ -39,6 +39,7 @@ class PassTimes:
 
     @property
     def is_empty(self) -> bool:
+        """Whether no pass was timed yet."""
         return not self._seconds
 
     def record(self, tokens: int, seconds: float) -> None:
@@ -63,6 +64,7 @@ class Acceptance:
 
     @property
     def rate(self) -> float:
+        """Share of drafts that matched."""
         return self.matched / self.proposed
 
     def record(self, *, matched: bool) -> None:

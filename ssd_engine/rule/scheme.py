@@ -37,6 +37,7 @@ class Bin:
 
     @property
     def is_switch(self) -> bool:
+        """Whether the scheme changed at its end."""
         return self.scheme is not self.next_scheme
 
 

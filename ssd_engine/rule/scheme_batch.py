@@ -33,9 +33,7 @@ class SchemeBatch:
     @classmethod
     def of(cls, configs: Sequence[SSDConfig], device: torch.device) -> SchemeBatch:
         """Sequences that are about to start."""
-        rows = []
-        for config in configs:
-            rows.append([0.0, 0.0, 0.0, 0.0, *(float(getattr(config, name)) for name in _SETTINGS)])
+        rows = [[0.0, 0.0, 0.0, 0.0, *(float(getattr(config, name)) for name in _SETTINGS)] for config in configs]
         return cls(torch.tensor(rows, dtype=torch.float64, device=device).view(-1, len(_COLUMNS)))
 
     @property

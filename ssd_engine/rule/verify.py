@@ -68,6 +68,7 @@ class Verifier:
 
     @property
     def is_sampled(self) -> bool:
+        """Whether tokens are sampled."""
         return self.params.temperature > 0
 
     @property
@@ -175,6 +176,7 @@ class Turn:
 
     @property
     def num_positions(self) -> int:
+        """P: positions of all sequences."""
         return len(self.places)
 
 
@@ -288,7 +290,7 @@ class _Table:
         return torch.tensor(positions, device=self._target.p.device)
 
     def _sizes(self, positions: Sequence[int], num_allowed: Tensor | None) -> int | Tensor:
-        """c at some positions: where a grammar allows fewer tokens, all of these are the sample space."""
+        """C at some positions: where a grammar allows fewer tokens, all of these are the sample space."""
         sizes = [self._positions[position].verifier.config.sample_space_size for position in positions]
         if num_allowed is None and len(set(sizes)) == 1:
             return sizes[0]

@@ -161,8 +161,10 @@ class Intake:
         return tool
 
     def detokenizer(self, tools: Tools) -> Detokenizer:
-        """What makes text of one answer's ids: control tokens add none, but for the marks of calls where there are
-        `tools` to call."""
+        """What makes text of one answer's ids.
+
+        Control tokens add none, but for the marks of calls where there are `tools` to call.
+        """
         hidden = _hidden_ids(self._tokenizer, visible=MARKERS[self.tool_format] if tools else ()) | self.eos_ids
         return Detokenizer(self._tokenizer, hidden)
 

@@ -76,6 +76,7 @@ class Request:
 
     @property
     def has_ended(self) -> bool:
+        """Whether nobody waits for more."""
         return self.is_cancelled or self.timeout_error is not None
 
     def events(self, added: Round) -> list[Event]:

@@ -83,6 +83,7 @@ class TraceRecord:
 
     @property
     def tokens_per_round(self) -> float:
+        """Tokens that a round added, on average."""
         return sum(self.round_sizes) / self.rounds if self.rounds else 0.0
 
     @property
@@ -110,7 +111,7 @@ class TraceRecord:
 
     @property
     def risk(self) -> Literal["none", "elevated"]:
-        """ "elevated" when some bin fell below its threshold, or a signal was past its own, so that Union took over."""
+        """Whether some bin fell below its threshold, or a signal was past its own, so that Union took over."""
         is_elevated = self.alarms or any(b.next_scheme is Scheme.UNION for b in self.bins)
         return "elevated" if is_elevated else "none"
 

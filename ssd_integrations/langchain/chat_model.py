@@ -191,21 +191,25 @@ class ChatSSD(PairModel):
                 yield chunk
 
     def invoke(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> AIMessage:
+        """Answer; `on_risk` and scheme switches are reported to callbacks."""
         return super().invoke(input, reporting(config, self.callbacks), **kwargs)
 
     async def ainvoke(
         self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
     ) -> AIMessage:
+        """`invoke`, for an event loop."""
         return await super().ainvoke(input, areporting(config, self.callbacks), **kwargs)
 
     def stream(
         self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
     ) -> Iterator[AIMessageChunk]:
+        """Answer in chunks, as they are decoded."""
         return super().stream(input, reporting(config, self.callbacks), **kwargs)
 
     def astream(
         self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
     ) -> AsyncIterator[AIMessageChunk]:
+        """`stream`, for an event loop."""
         return super().astream(input, areporting(config, self.callbacks), **kwargs)
 
     def batch(

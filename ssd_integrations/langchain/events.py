@@ -40,12 +40,14 @@ class ChunkOfPiece(ChatGenerationChunk):
 
     @classmethod
     def of(cls, piece: Piece, **fields: Any) -> ChunkOfPiece:
+        """A chunk of a piece, with the chunk's other fields."""
         chunk = cls(**fields)
         chunk._piece = piece
         return chunk
 
     @property
     def piece(self) -> Piece:
+        """The piece that it was made of."""
         return self._piece
 
 

@@ -99,6 +99,7 @@ def to_message_chunk(piece: Piece, model_name: str, first_call: int) -> AIMessag
 
 
 def usage_metadata(usage: Usage) -> UsageMetadata:
+    """The engine's counts as LangChain has them."""
     return UsageMetadata(
         input_tokens=usage.prompt_tokens,
         output_tokens=usage.completion_tokens,

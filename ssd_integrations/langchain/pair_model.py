@@ -36,6 +36,7 @@ class PairModel(PairFields, BaseChatModel):
 
     @classmethod
     def get_lc_namespace(cls) -> list[str]:
+        """Where saved settings say that the class is."""
         return ["ssd_integrations", "langchain"]
 
     @property

@@ -22,6 +22,7 @@ class SchemeSwitchEvent(BaseEvent):
 
     @classmethod
     def class_name(cls) -> str:
+        """The name that handlers know it by."""
         return "SchemeSwitchEvent"
 
 
@@ -35,6 +36,7 @@ class AlarmEvent(BaseEvent):
 
     @classmethod
     def class_name(cls) -> str:
+        """The name that handlers know it by."""
         return "AlarmEvent"
 
 

@@ -101,6 +101,7 @@ class SSDLLM(PairLLM):
 
     @classmethod
     def class_name(cls) -> str:
+        """The name that saved settings know it by."""
         return "SSDLLM"
 
     @property

@@ -36,10 +36,8 @@ def to_engine_messages(messages: Sequence[ChatMessage], system_prompt: str | Non
         InvalidRequestError: a message holds a block other than text and tool calls, or tool arguments that are
             no JSON object.
     """
-    converted: list[dict[str, Any]] = []
     tool_names: dict[str, str] = {}
-    for message in messages:
-        converted.append(_to_engine_message(message, tool_names))
+    converted = [_to_engine_message(message, tool_names) for message in messages]
     if system_prompt and (not converted or converted[0]["role"] != "system"):
         converted.insert(0, {"role": "system", "content": system_prompt})
     return converted

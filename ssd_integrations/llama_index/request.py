@@ -26,4 +26,5 @@ class Request:
 
     @property
     def arguments(self) -> EngineArguments:
+        """What `generate` and its kind are called with."""
         return {"prompt": self.prompt, "params": self.params, "tools": self.tools}

@@ -22,4 +22,5 @@ class Arena:
         return None
 
     def give_back(self, stretch: range) -> None:
+        """Free a stretch that `take` gave."""
         self._taken.remove(stretch)

@@ -41,6 +41,7 @@ class CompiledPasses:
         self._compiled = torch.compile(model, **settings)
 
     def __call__(self, **inputs: Any) -> Any:
+        """A pass of the compiled model."""
         for value in inputs.values():
             if isinstance(value, Tensor) and value.shape[1] > 1:
                 torch._dynamo.mark_dynamic(value, 1)

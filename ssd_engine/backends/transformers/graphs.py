@@ -50,6 +50,7 @@ class StaticPass:
             return call(self.token_ids, self.positions)
 
     def add_mask(self, function: MaskFunction) -> int:
+        """Enter a mask of the pass; returns its number."""
         queries = self.positions[0, :, None]
         # A sequence's positions follow one another in the cache: here each place of it becomes one of the token's own
         # sequence, negative or in the future where another sequence has it.
@@ -59,6 +60,7 @@ class StaticPass:
         return len(self._masks) - 1
 
     def attend(self, layer: int, mask: int, new: Projections) -> Tensor:
+        """Attention of one layer, its new keys and values written to the cache."""
         keys, values = (
             states[:, :, : self._bound] for states in self._cache.write(layer, self.written, new.key, new.value)
         )

@@ -44,6 +44,7 @@ class Snapshot:
 
     @property
     def nbytes(self) -> int:
+        """Bytes that the cache takes."""
         return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
 
 

@@ -24,6 +24,7 @@ class Segment:
 
     @property
     def num_tokens(self) -> int:
+        """New tokens of this sequence."""
         return int(self.tokens.stop - self.tokens.start)
 
     @property
@@ -44,10 +45,12 @@ class SegmentedPass:
         self.add_mask(causal_mask_function)
 
     def add_mask(self, function: MaskFunction) -> int:
+        """Enter a mask of the pass; returns its number."""
         self._masks.append([_segment_mask(segment, function, self._written.device) for segment in self._segments])
         return len(self._masks) - 1
 
     def attend(self, layer: int, mask: int, new: Projections) -> Tensor:
+        """Attention of one layer, segment by segment, its new keys and values written to the cache."""
         keys, values = self._cache.write(layer, self._written, new.key, new.value)
         parts = [
             attend(

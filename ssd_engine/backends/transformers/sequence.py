@@ -46,6 +46,7 @@ class SequenceState:
 
     @property
     def rows(self) -> list[Row]:
+        """What each model that takes part holds of the sequence."""
         return [row for row in (self.target, self.draft) if row is not None]
 
     @property
@@ -118,6 +119,7 @@ class Proposal:
 
     @property
     def verifier(self) -> Verifier:
+        """The rule of the sequence."""
         return self.sequence.verifier
 
     @property

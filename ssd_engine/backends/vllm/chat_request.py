@@ -50,6 +50,7 @@ class ChatRequest(ChatCompletionRequest):
 
     @property
     def offers_tools(self) -> bool:
+        """Whether the answer may call tools."""
         return bool(self.tools) and self.tool_choice != "none"
 
     def require_possible(self) -> None:
@@ -78,6 +79,7 @@ class ChatRequest(ChatCompletionRequest):
                 )
 
     def to_sampling_params(self, *args: Any, **kwargs: Any) -> Any:
+        """VLLM's sampling parameters, with what is asked of SSD."""
         params = super().to_sampling_params(*args, **kwargs)
         asked = False if self._config is None else self._config.model_dump()
         params.extra_args = {**(params.extra_args or {}), EXTRA_ARG: asked, GIVEN_ARG: self._num_given}

@@ -67,7 +67,7 @@ def _parts(num_processes: int) -> list[list[int]] | None:
 
 
 def installed() -> str | None:
-    """vLLM's version, if it is there."""
+    """VLLM's version, if it is there."""
     for package in _PACKAGES:
         try:
             return version(package)

@@ -64,6 +64,7 @@ class ServingChat(OpenAIServingChat):
     async def create_chat_completion(
         self, request: ChatRequest, raw_request: Request | None = None
     ) -> AsyncGenerator[str, None] | ChatCompletionResponse | ErrorResponse:
+        """Answer a chat; what is wrong with it is a response of status 400."""
         try:
             request._config = self._requested(request)
             if request._config is not None:
@@ -128,6 +129,7 @@ class ServingChat(OpenAIServingChat):
     async def chat_completion_full_generator(
         self, request: ChatRequest, result_generator: AsyncGenerator[Any, None], *args: Any, **kwargs: Any
     ) -> ErrorResponse | ChatCompletionResponse:
+        """The whole answer, with the trace's summary."""
         tap = Tap(request, self._intake)
         response = await super().chat_completion_full_generator(
             request, tap.passed_on(result_generator), *args, **kwargs
@@ -139,6 +141,7 @@ class ServingChat(OpenAIServingChat):
     async def chat_completion_stream_generator(
         self, request: ChatRequest, result_generator: AsyncGenerator[Any, None], *args: Any, **kwargs: Any
     ) -> AsyncGenerator[str, None]:
+        """The events of a streamed answer, with what the trace says of each."""
         tap = Tap(request, self._intake)
         last: str | None = None
         events = super().chat_completion_stream_generator(request, tap.passed_on(result_generator), *args, **kwargs)
@@ -203,12 +206,14 @@ class SSDEndpoints:
     required_tasks = ("generate",)
 
     def attach_router(self, app: FastAPI) -> None:
+        """Put our routes and limits into vLLM's application."""
         app.post("/v1/chat/completions", dependencies=[Depends(validate_json_request)])(_create_chat_completion)
         app.get("/ready")(_ready)
         app.post("/v1/tokenize", dependencies=[Depends(validate_json_request)])(_tokenize)
         app.add_middleware(_Gate)
 
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
+        """Put our chat in the place of vLLM's."""
         asked = engine_client.vllm_config.additional_config.get(EXTRA_ARG)
         drafts = engine_client.vllm_config.speculative_config.num_speculative_tokens
         default = requested_config(asked or {}, drafts)

@@ -54,6 +54,7 @@ class SSDWorker(_Worker):
     """vLLM's worker with `SSDModelRunner`. Named by `ParallelConfig.worker_cls`, which every executor resolves."""
 
     def init_device(self) -> None:
+        """Make a runner of ours on the worker's device."""
         super().init_device()
         if current_platform.is_cpu():  # CPUWorker.init_device names its runner itself; nothing has been loaded yet
             self.model_runner = self._make_model_runner()
@@ -267,7 +268,7 @@ class SSDModelRunner(_ModelRunner):
         return processed
 
     def _output(self, output: SamplerOutput | None, decision: Decision, rows: Tensor, width: int) -> SamplerOutput:
-        """vLLM's output [R, width], where `rows` have the tokens that the rule chose, and the trace as their ranks."""
+        """VLLM's output [R, width], where `rows` have the tokens that the rule chose, and the trace as their ranks."""
         verdicts = decision.verdicts
         num_rows, most = self.input_batch.num_reqs, verdicts.token_ids.shape[-1]
         token_ids = torch.full((num_rows, width), -1, dtype=torch.int32, device=rows.device)

@@ -73,6 +73,7 @@ class RequestSettings:
 
     @property
     def used_signals(self) -> Collection[Signal]:
+        """The signals that the request uses."""
         return () if self.config.signals is None else self.config.signals.thresholds.keys()
 
     @property
@@ -82,10 +83,12 @@ class RequestSettings:
 
     @property
     def is_sampled(self) -> bool:
+        """Whether tokens are sampled."""
         return self.temperature > 0
 
     @property
     def is_truncated(self) -> bool:
+        """Whether the composite is cut before a token is drawn."""
         return self.top_k is not None or self.top_p < 1
 
 
@@ -177,6 +180,7 @@ class RequestTable:
         return self._refusal_ids
 
     def store(self, slots: Tensor, schemes: SchemeBatch, signals: SignalBatch) -> None:
+        """Keep what a step has changed, at the rows of its requests."""
         self._schemes[slots] = schemes.rows
         self._signals[slots] = signals.rows
 

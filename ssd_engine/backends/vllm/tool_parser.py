@@ -43,6 +43,7 @@ class SSDToolParser(ToolParser):
         return request
 
     def extract_tool_calls(self, model_output: str, request: Any) -> ExtractedToolCallInformation:
+        """The calls of a whole answer."""
         if not self._names:
             return ExtractedToolCallInformation(tools_called=False, tool_calls=[], content=model_output)
         parser = ToolCallParser(self._format, self._names)
@@ -65,6 +66,7 @@ class SSDToolParser(ToolParser):
         delta_token_ids: Sequence[int],
         request: Any,
     ) -> DeltaMessage | None:
+        """What the newest tokens add: text, calls, or nothing yet."""
         if not self._names:  # nothing that the answer says can be a call
             return DeltaMessage(content=delta_text) if delta_text else None
         return self._delta(self._stream.feed(delta_text))
