@@ -4,7 +4,7 @@ from importlib.metadata import version as _version
 
 from ssd_engine.answers.result import GenerationResult, Piece, Usage
 from ssd_engine.config import GenerationParams, Grammar, SignalConfig, SSDConfig
-from ssd_engine.engine import SSDEngine
+from ssd_engine.pair_engine import SSDEngine
 from ssd_engine.rule.draft_signals import DraftSignals
 from ssd_engine.rule.scheme import Scheme
 from ssd_engine.trace.safety_trace import SafetyTrace

@@ -8,9 +8,10 @@ import weakref
 from collections.abc import Callable, Hashable
 from typing import Any, Generic, TypeVar
 
-from ssd_engine.engine import Engine, SSDEngine
+from ssd_engine.engine import Engine
 from ssd_engine.models.pair import PairSpec
 from ssd_engine.models.presets import default_preset
+from ssd_engine.pair_engine import SSDEngine
 
 E = TypeVar("E", bound=Engine)
 

@@ -115,7 +115,8 @@ def test_a_running_stream_goes_on_while_a_long_prompt_is_read(tiny_engine: SSDEn
     next(stream)
 
     def ask_long() -> None:
-        order.extend("long" for _ in tiny_engine.stream([10] * 1500, GenerationParams(max_new_tokens=2)))
+        for _ in tiny_engine.stream([10] * 1500, GenerationParams(max_new_tokens=2)):
+            order.append("long")  # noqa: PERF401 (the other thread adds to it meanwhile)
 
     thread = threading.Thread(target=ask_long)
     thread.start()

@@ -30,7 +30,7 @@ from ssd_engine.models.resolve import resolve_spec
 
 if TYPE_CHECKING:
     from ssd_engine.alignment.training import Validation
-    from ssd_engine.engine import SSDEngine
+    from ssd_engine.pair_engine import SSDEngine
 
 _HARMFUL_FIELDS = {"goal": GOAL}
 _ORDINARY_FIELDS = {"prompt": PROMPT}
@@ -278,7 +278,7 @@ def _writer(question: Question, settings: AlignSettings) -> Writer:
 
 def _writing(pair: PairSpec, names: Sides, writer: Writer) -> SSDEngine:
     """An engine whose target is the model that writes."""
-    from ssd_engine.engine import SSDEngine
+    from ssd_engine.pair_engine import SSDEngine
 
     if writer == "target":
         return SSDEngine.from_spec(pair.replaced(name=names.target, max_batch_size=AT_ONCE))

@@ -15,8 +15,8 @@ from ssd_engine.alignment.styles import drawn_style
 from ssd_engine.campaigns.journal import Journal
 from ssd_engine.campaigns.work import AT_ONCE, Reporter, answered
 from ssd_engine.config import GenerationParams
-from ssd_engine.engine import SSDEngine
 from ssd_engine.evaluation.judges import find_refusal
+from ssd_engine.pair_engine import SSDEngine
 from ssd_engine.prompts.conversation import Conversation
 
 REASSURANCE = "The question is harmless and asked for a good reason. Answer it directly."

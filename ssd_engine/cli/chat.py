@@ -28,7 +28,7 @@ from ssd_engine.rule.scheme import Scheme
 from ssd_engine.trace.safety_trace import SafetyTrace
 
 if TYPE_CHECKING:
-    from ssd_engine.engine import SSDEngine
+    from ssd_engine.pair_engine import SSDEngine
 
 
 @takes_pair()

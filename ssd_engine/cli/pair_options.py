@@ -11,10 +11,10 @@ import typer
 
 from ssd_engine.cli.console import Stages, stderr
 from ssd_engine.config import Backend, SignalConfig
-from ssd_engine.engine import SSDEngine
 from ssd_engine.errors import InvalidRequestError
 from ssd_engine.models.pair import PairSpec, backend_of
 from ssd_engine.models.presets import DEFAULT_PRESET, PRESETS
+from ssd_engine.pair_engine import SSDEngine
 
 Quantization = Literal["int8"]
 NOT_OPTIONS = ("backend", "config", "device_map", "engine_args", "name")

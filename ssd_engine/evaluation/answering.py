@@ -11,7 +11,6 @@ from ssd_engine.campaigns.journal import Journal
 from ssd_engine.campaigns.made_of import MadeOf, digest_of_source
 from ssd_engine.campaigns.work import AT_ONCE, Reporter, answered
 from ssd_engine.config import GenerationParams, SSDConfig
-from ssd_engine.engine import SSDEngine
 from ssd_engine.errors import EngineClosedError
 from ssd_engine.evaluation.agreement import answer_digest
 from ssd_engine.evaluation.contestants import DRAFT_ALONE, Answerer, make_answerer
@@ -19,6 +18,7 @@ from ssd_engine.evaluation.materials import Made, Materials
 from ssd_engine.evaluation.settings import Contestant
 from ssd_engine.evaluation.trials import Trial
 from ssd_engine.models.pair import PairSpec
+from ssd_engine.pair_engine import SSDEngine
 from ssd_engine.rule.scheme import Scheme
 
 if TYPE_CHECKING:

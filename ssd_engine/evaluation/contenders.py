@@ -15,8 +15,8 @@ from typing import Any, Literal, Protocol
 
 from ssd_engine.answers.result import GenerationResult
 from ssd_engine.config import GenerationParams, Grammar
-from ssd_engine.engine import SSDEngine
 from ssd_engine.models.pair import PairSpec
+from ssd_engine.pair_engine import SSDEngine
 
 Messages = list[dict[str, str]]
 Decoding = Literal["target", "speculative", "ssd"]

@@ -10,10 +10,10 @@ from typing import Any, Protocol
 
 from ssd_engine.answers.result import GenerationResult
 from ssd_engine.config import Decoding, GenerationParams, SSDConfig
-from ssd_engine.engine import SSDEngine
 from ssd_engine.errors import InvalidRequestError
 from ssd_engine.evaluation.judges import find_refusal
 from ssd_engine.evaluation.settings import Contestant
+from ssd_engine.pair_engine import SSDEngine
 from ssd_engine.prompts.conversation import ChatRenderer, Conversation, Message
 from ssd_engine.trace.safety_trace import SafetyTrace
 

@@ -12,12 +12,12 @@ from ssd_engine.campaigns.journal import Journal
 from ssd_engine.campaigns.made_of import digest
 from ssd_engine.campaigns.work import AT_ONCE, Reporter, answered
 from ssd_engine.config import GenerationParams
-from ssd_engine.engine import SSDEngine
 from ssd_engine.errors import EngineClosedError, InvalidRequestError
 from ssd_engine.evaluation.forms.languages import LANGUAGES
 from ssd_engine.evaluation.forms.material import Beginning, Material, Reply, Translation
 from ssd_engine.evaluation.forms.openings import JOINTS
 from ssd_engine.evaluation.judges import refusal_start
+from ssd_engine.pair_engine import SSDEngine
 
 _PIECE = 128
 """Tokens that the target carries a beginning on for before it is looked at."""
