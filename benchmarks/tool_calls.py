@@ -37,7 +37,7 @@ from ssd_engine.answers.result import GenerationResult
 from ssd_engine.cli.console import stdout
 from ssd_engine.cli.pair_options import load, takes_pair
 from ssd_engine.config import Decoding
-from ssd_engine.evaluation.speed import processor
+from ssd_engine.evaluation.machine import processor
 from ssd_engine.models.pair import PairSpec
 
 AT_ONCE = 8

@@ -13,7 +13,8 @@ from scipy.stats import chisquare
 from transformers import PreTrainedTokenizerFast
 
 from ssd_engine import GenerationParams, Scheme, SSDConfig, SSDEngine
-from ssd_engine.rule.verify import Turn, Verifier, propose, verify
+from ssd_engine.rule.verifier import Verifier
+from ssd_engine.rule.verify import Turn, propose, verify
 
 
 def random_case(seed: int) -> tuple[SSDConfig, int, int]:

@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerFast
 from ssd_engine import GenerationParams, Grammar, SSDConfig, SSDEngine
 from ssd_engine.answers.answer import Answer, AnswerSettings
 from ssd_engine.answers.detokenizer import Detokenizer
-from ssd_engine.answers.tool_calls import ToolCallParser, ToolFormat
+from ssd_engine.answers.tool_calls import ToolCallParser
+from ssd_engine.answers.tool_formats import ToolFormat
 from ssd_engine.errors import InvalidRequestError
 from ssd_engine.grammars.answer_grammar import AnswerGrammar
 from ssd_engine.grammars.guide import GrammarCompiler

@@ -27,7 +27,8 @@ from langchain_core.tools import tool
 
 from ssd_engine import SSDConfig, SSDEngine
 from ssd_engine.answers.result import Piece, ToolCall
-from ssd_engine.answers.tool_calls import ToolCallParser, ToolFormat
+from ssd_engine.answers.tool_calls import ToolCallParser
+from ssd_engine.answers.tool_formats import ToolFormat
 from ssd_engine.errors import InvalidRequestError, RequestTimeoutError
 from ssd_integrations.langchain import ChatSSD
 from ssd_integrations.langchain.messages import to_engine_messages, to_message_chunk

@@ -14,7 +14,8 @@ from ssd_engine import GenerationParams, SSDConfig, SSDEngine
 from ssd_engine.config import Decoding
 from ssd_engine.rule.predictions import Predictions
 from ssd_engine.rule.sample_space import sample_spaces
-from ssd_engine.rule.verify import Turn, Verifier, propose, verify
+from ssd_engine.rule.verifier import Verifier
+from ssd_engine.rule.verify import Turn, propose, verify
 
 
 def unembedding(model: PreTrainedModel, logits: torch.Tensor) -> PreTrainedModel:

@@ -14,7 +14,8 @@ from ssd_engine import GenerationParams, SSDConfig
 from ssd_engine.config import Decoding
 from ssd_engine.rule.predictions import Predictions
 from ssd_engine.rule.sample_space import SampleSpace, SampleSpaces, sample_spaces, top_ids
-from ssd_engine.rule.verify import Turn, Verifier, verify
+from ssd_engine.rule.verifier import Verifier
+from ssd_engine.rule.verify import Turn, verify
 
 
 def all_logits(size: int) -> st.SearchStrategy[list[float]]:

@@ -16,7 +16,8 @@ from ssd_engine.rule.scheme import Scheme
 from ssd_engine.rule.scheme_batch import SchemeBatch
 from ssd_engine.rule.signal_batch import SignalBatch
 from ssd_engine.rule.signals import Look, SignalControl
-from ssd_engine.rule.verify import Turn, Verifier, verify
+from ssd_engine.rule.verifier import Verifier
+from ssd_engine.rule.verify import Turn, verify
 from ssd_engine.rule.verify_batch import Positions, verify_batch
 
 CPU = torch.device("cpu")

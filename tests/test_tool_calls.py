@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssd_engine.answers.tool_calls import MARKERS, ParsedText, ToolCallParser, ToolFormat, detect_format
+from ssd_engine.answers.tool_calls import ParsedText, ToolCallParser
+from ssd_engine.answers.tool_formats import MARKERS, ToolFormat, detect_format
 
 NAMES = ("get_weather", "multiply")
 WEATHER = ("get_weather", {"city": "Paris"})

@@ -11,7 +11,8 @@ from ssd_engine.config import GenerationParams, SSDConfig
 from ssd_engine.rule.predictions import Predictions
 from ssd_engine.rule.scheme import Scheme, SchemeController
 from ssd_engine.rule.scheme_batch import SchemeBatch
-from ssd_engine.rule.verify import Turn, Verifier, verify
+from ssd_engine.rule.verifier import Verifier
+from ssd_engine.rule.verify import Turn, verify
 from ssd_engine.rule.verify_batch import Positions, verify_batch
 
 CPU = torch.device("cpu")

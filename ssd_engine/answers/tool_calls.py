@@ -7,31 +7,12 @@ import re
 import secrets
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any, Protocol
 
 from ssd_engine.answers.brackets import Brackets
 from ssd_engine.answers.detokenizer import start_of_partial
 from ssd_engine.answers.result import InvalidToolCall, ToolCall
-
-
-class ToolFormat(StrEnum):
-    """How a model family writes a tool call."""
-
-    HERMES = "hermes"
-    """`<tool_call>{"name": ..., "arguments": {...}}</tool_call>` (Qwen, Hermes)."""
-    LLAMA = "llama"
-    """`<|python_tag|>{"name": ..., "parameters": {...}}`, several separated by `;`; the tag is often left out."""
-    MISTRAL = "mistral"
-    """`[TOOL_CALLS] [{"name": ..., "arguments": {...}}, ...]` or `[TOOL_CALLS]name[ARGS]{...}`."""
-
-
-MARKERS: Mapping[ToolFormat, tuple[str, ...]] = {
-    ToolFormat.HERMES: ("<tool_call>", "</tool_call>"),
-    ToolFormat.LLAMA: ("<|python_tag|>",),
-    ToolFormat.MISTRAL: ("[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"),
-}
-"""Token strings of each format that decoding has to leave visible. The first one begins a call."""
+from ssd_engine.answers.tool_formats import MARKERS, ToolFormat
 
 _FENCE = "```"
 _PARTS_OF_FENCE = ("", "`", "``")
@@ -45,18 +26,6 @@ _SHORT = 256
 """Characters of a buffer that is looked at with every piece."""
 _CERTAIN = 16
 """Characters behind an error in JSON that make it one for certain, not a literal or an escape still being written."""
-
-
-def detect_format(chat_template: str | None) -> ToolFormat:
-    """The format that a chat template speaks of; `HERMES` when it speaks of none."""
-    template = chat_template or ""
-    if "<tool_call>" in template:
-        return ToolFormat.HERMES
-    if "[TOOL_CALLS]" in template:
-        return ToolFormat.MISTRAL
-    if "<|python_tag|>" in template or "<|start_header_id|>" in template:
-        return ToolFormat.LLAMA
-    return ToolFormat.HERMES
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from ssd_engine.config import Backend
 from ssd_engine.models.pair import PairSpec
 
 if TYPE_CHECKING:
-    from ssd_engine.evaluation.speed import Report, Row
+    from ssd_engine.evaluation.speed_report import Report, Row
 
 
 NOT_USED = (

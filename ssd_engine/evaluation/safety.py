@@ -23,12 +23,12 @@ from ssd_engine.evaluation.answering import Answering, key, made_of
 from ssd_engine.evaluation.failures import failures_of
 from ssd_engine.evaluation.judgements import judge_rows
 from ssd_engine.evaluation.judges import Judge, PhraseJudge
+from ssd_engine.evaluation.machine import processor
 from ssd_engine.evaluation.materials import Materials
 from ssd_engine.evaluation.optimised_attack import AttackCost
 from ssd_engine.evaluation.safety_markdown import to_markdown
 from ssd_engine.evaluation.safety_report import SafetyReport, make_report
 from ssd_engine.evaluation.settings import EvalSettings, sweep_configs
-from ssd_engine.evaluation.speed import processor
 from ssd_engine.evaluation.sweep import SweepReport, make_sweep
 from ssd_engine.evaluation.trials import Trial, attack_trials, attacked_trials, prompt_trials
 from ssd_engine.models.pair import PairSpec

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import datetime
 import math
-import os
-import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
-from pathlib import Path
 from statistics import median
-from typing import Any
-
-import torch
 
 from ssd_engine.backends.vllm.compat import installed as vllm_version
 from ssd_engine.config import Backend, SSDConfig
 from ssd_engine.errors import InvalidRequestError
 from ssd_engine.evaluation.contenders import Contender, Host, HostProcess, Messages, Sample
-from ssd_engine.evaluation.guided import GuidedReport
 from ssd_engine.evaluation.guided import measure as measure_guided
+from ssd_engine.evaluation.machine import machine
+from ssd_engine.evaluation.speed_report import ContextRow, Report, Row, SecondTurn
 from ssd_engine.models.pair import PairSpec
 from ssd_engine.models.resolve import resolve_spec
 
@@ -61,77 +54,6 @@ VLLM_CONTENDERS = (
     SSD,
 )
 """With `backend="vllm"`: the same target and the same draft, adapter included, in all of them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One contender with so many requests at once, over all prompts. Times in seconds, memory in bytes."""
-
-    name: str
-    requests: int
-    tokens_per_second: float
-    """Of all requests together: the median over the groups of prompts that were asked at once."""
-    tokens_per_second_each: float
-    ratio_to_baseline: float | None
-    match_rate: float | None
-    tokens_per_round: float | None
-    seconds_per_round: float | None
-    """The reading of the prompt included."""
-    first_token: float
-    first_token_p95: float
-    peak_memory: int | None
-    """None where the models are in processes of the library's own."""
-    share_of_bound: float | None
-    share_of_rule: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class SecondTurn:
-    """Time to first token of two turns of one conversation, in seconds."""
-
-    history_tokens: int
-    cached_tokens: int
-    first: float
-    second: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class ContextRow:
-    """`ssd` after a prompt of so many tokens."""
-
-    prompt_tokens: int
-    first_token: float
-    tokens_per_second: float
-    """While decoding, the prompt's reading left out."""
-    peak_memory: int
-
-
-@dataclass(frozen=True)
-class Report:
-    """One run of the benchmark."""
-
-    rows: tuple[Row, ...]
-    contexts: tuple[ContextRow, ...]
-    second_turn: SecondTurn | None
-    """None where `ssd` was not among the contenders."""
-    guided: GuidedReport | None
-    """None in the same case."""
-    environment: dict[str, Any]
-    samples: dict[str, list[list[Sample]]]
-
-    def to_json(self) -> dict[str, Any]:
-        """For the report's JSON."""
-        return asdict(self)
-
-    @property
-    def round_ratios(self) -> dict[int, float]:
-        """By requests at once: how long a round with SSD takes on vLLM, of one with its own lossless rule."""
-        seconds = {(row.name, row.requests): row.seconds_per_round for row in self.rows if row.seconds_per_round}
-        return {
-            requests: of_ssd / seconds["vllm, speculative", requests]
-            for (name, requests), of_ssd in seconds.items()
-            if name == "vllm, ssd" and ("vllm, speculative", requests) in seconds
-        }
 
 
 def run(
@@ -199,7 +121,7 @@ def run(
         "compile": bool(pair.compile),
         "prompts": len(prompts),
         "max_new_tokens": max_new_tokens,
-        **_machine(),
+        **machine(),
     }
     if any(_is_on_vllm(contender.host) for contender in contenders):
         environment |= {"vllm": vllm_version(), "vllm_dtype": vllm_dtype or "auto"}
@@ -349,22 +271,3 @@ def _second_turn(pair: PairSpec) -> SecondTurn:
 
 def _question(text: str) -> Messages:
     return [{"role": "user", "content": text}]
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "python": platform.python_version(),
-        **{package: version(package) for package in ("torch", "transformers", "ssd-integrations")},
-    }
-
-
-def processor() -> str:
-    """What this machine calls its processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ssd_engine.evaluation.speed import Report
+from ssd_engine.evaluation.speed_report import Report
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from ssd_engine.answers.tool_calls import MARKERS, ToolFormat
+from ssd_engine.answers.tool_formats import MARKERS, ToolFormat
 from ssd_engine.config import GenerationParams, Grammar
 from ssd_engine.errors import InvalidRequestError
 from ssd_engine.grammars.guide import is_marker

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from ssd_engine.answers.answer import Answer, AnswerSettings
 from ssd_engine.answers.result import Timings
-from ssd_engine.answers.tool_calls import ToolCallParser, ToolFormat
+from ssd_engine.answers.tool_calls import ToolCallParser
+from ssd_engine.answers.tool_formats import ToolFormat
 from ssd_engine.config import SSDConfig
 from ssd_engine.errors import SSDError
 from ssd_engine.remote.errors import broke_off

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from ssd_engine.answers.answer import Answer, AnswerSettings
 from ssd_engine.answers.detokenizer import Detokenizer
-from ssd_engine.answers.tool_calls import MARKERS, ToolCallParser, detect_format
+from ssd_engine.answers.tool_calls import ToolCallParser
+from ssd_engine.answers.tool_formats import MARKERS, detect_format
 from ssd_engine.config import GenerationParams, SSDConfig
 from ssd_engine.errors import ContextLengthError, InvalidRequestError
 from ssd_engine.grammars.answer_grammar import AnswerGrammar

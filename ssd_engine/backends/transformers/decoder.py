@@ -22,7 +22,8 @@ from ssd_engine.rule.choice import Choice
 from ssd_engine.rule.draft_length import LONGEST, PassTimes, best_length, shared_lengths
 from ssd_engine.rule.draft_signals import DraftSignals
 from ssd_engine.rule.signal_scores import SignalReader
-from ssd_engine.rule.verify import Verifier, first_positions, propose, verify
+from ssd_engine.rule.verifier import Verifier
+from ssd_engine.rule.verify import first_positions, propose, verify
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

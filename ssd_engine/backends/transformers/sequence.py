@@ -11,7 +11,8 @@ from ssd_engine.errors import SSDError
 from ssd_engine.rule.choice import NOT_NUMBERS, Choice
 from ssd_engine.rule.draft_length import Acceptance
 from ssd_engine.rule.signals import Look
-from ssd_engine.rule.verify import Turn, Verifier
+from ssd_engine.rule.verifier import Verifier
+from ssd_engine.rule.verify import Turn
 
 if TYPE_CHECKING:
     import numpy as np
