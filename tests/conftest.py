@@ -17,6 +17,7 @@ from vllm_cases import save_pair
 
 from ssd_engine import SSDConfig, SSDEngine
 
+ROOT = Path(__file__).parent.parent
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # No test is to depend on how busy the machine is.
 settings.register_profile("untimed", deadline=None)
