@@ -8,7 +8,7 @@ VLLM_VENV := .venv-vllm
 VLLM_BIN := $(VLLM_VENV)/bin
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install install-vllm demo examples test test-fast test-vllm check format clean
+.PHONY: install install-vllm demo examples test test-fast test-vllm check docs format clean
 
 install: $(VENV)/.installed
 
@@ -53,9 +53,12 @@ check: install  ## formatter, linter, layers of the house, type checker
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
+docs: install  ## the documentation site, in build/site
+	$(BIN)/zensical build --strict --clean
+
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) build dist *.egg-info
+	rm -rf $(VENV) $(VLLM_VENV) build .cache dist *.egg-info

@@ -132,7 +132,8 @@ class SSDEngine(Engine):
         """Load two models.
 
         Args:
-            target, draft: model hub id, folder with safetensors weights, or GGUF file.
+            target: the large model: hub id, folder with safetensors weights, or GGUF file.
+            draft: the small safe model, given in the same way.
             draft_adapter: PEFT adapter (hub id or folder) to merge into the draft; "none" is as good as None.
             config: settings of the algorithm.
             dtype: "auto" (the checkpoint's own), "float32", "bfloat16", "float16" or a torch dtype.

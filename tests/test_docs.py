@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -93,9 +95,7 @@ def can_run(code: str) -> bool:
     return not any(word in code for word in ELSEWHERE)
 
 
-WITH_CODE = [
-    page for page in PAGES if any(not any(word in code for word in ELSEWHERE) for code in blocks(page, "python"))
-]
+WITH_CODE = [page for page in PAGES if any(map(can_run, blocks(page, "python")))]
 
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=name_of)
@@ -106,3 +106,23 @@ def test_code_runs_on_the_default_pair(page: Path, real_engine: SSDEngine, monke
     for block in blocks(page, "python"):
         if can_run(block):
             exec(compile(block, name_of(page), "exec"), names)
+
+
+def test_the_site_is_built_without_a_warning() -> None:
+    command = [sys.executable, "-m", "zensical", "build", "--strict", "--clean"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "griffe:" not in done.stdout + done.stderr, done.stdout
+    pages = {str(path.relative_to(ROOT / "docs").with_suffix("")) for path in (ROOT / "docs").rglob("*.md")}
+    nav = set(re.findall(r"^ +- .*: ([\w/-]+)\.md$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE))
+    assert pages == nav, "each page has its place in the site"
+    site = ROOT / "build/site"
+    assert pages <= {str(path.relative_to(site).with_suffix("")) for path in site.rglob("*.html")}
+
+
+def test_the_page_of_commands_is_that_of_today(tmp_path: Path) -> None:
+    """Made anew with: python -m typer ssd_engine.cli.app utils docs --name ssd --title Commands --output FILE"""
+    file = tmp_path / "commands.md"
+    command = [sys.executable, "-m", "typer", "ssd_engine.cli.app", "utils", "docs"]
+    subprocess.run([*command, "--name", "ssd", "--title", "Commands", "--output", str(file)], check=True)
+    assert file.read_text(encoding="utf-8") == (ROOT / "docs/reference/commands.md").read_text(encoding="utf-8")

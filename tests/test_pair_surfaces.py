@@ -49,6 +49,7 @@ def test_a_command_has_every_option(command: str) -> None:
         if name in (*NOT_OPTIONS, *without) or backend_of(name) not in (None, backend):
             continue
         assert LINES.get(name, f"--{name.replace('_', '-')}") in shown, name
+    assert "[default: (SSD_PRESET, or qwen2.5-coder-1.5b)]" in shown, "what holds where an option is left out"
 
 
 @pytest.fixture

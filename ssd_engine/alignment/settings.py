@@ -73,12 +73,12 @@ class AlignSettings(Settings):
     learning_rate: float = Field(4e-4, gt=0, description="Highest learning rate; it falls along a cosine.")
     lora_rank: int = Field(8, ge=1, description="Rank of the adapter's matrices.")
     trained_layers: int | None = Field(
-        None, ge=1, description="Train the last so many layers alone, which is faster.  [default: all]"
+        None, ge=1, description="Train the last so many layers alone, which is faster. None: all."
     )
     checkpoint_steps: int = Field(75, ge=1, description="Steps between two checkpoints and validations.")
     patience: int = Field(4, ge=1, description="Validations without a lower loss after which training stops.")
     probe_layer: int | None = Field(
-        None, ge=1, description="Layer whose output the probe reads, counted from 1.  [default: three quarters up]"
+        None, ge=1, description="Layer whose output the probe reads, counted from 1. None: three quarters up."
     )
     probe_examples: int = Field(
         600, ge=2, description="Most examples that the probe reads to learn from, drawn at random."

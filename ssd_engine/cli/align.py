@@ -9,7 +9,7 @@ import typer
 
 from ssd_engine.alignment.settings import AlignSettings
 from ssd_engine.cli.console import WorkProgress, stdout
-from ssd_engine.cli.pair_options import fetched, takes_pair
+from ssd_engine.cli.pair_options import described, fetched, takes_pair
 from ssd_engine.errors import InvalidRequestError
 from ssd_engine.models.pair import PairSpec
 
@@ -24,8 +24,7 @@ def _default(name: str) -> Any:
 
 
 def _setting(name: str) -> Any:
-    field = AlignSettings.model_fields[name]
-    return typer.Option(help=field.description, **_TRAINING)
+    return typer.Option(**described(str(AlignSettings.model_fields[name].description)), **_TRAINING)
 
 
 @takes_pair(without=NOT_USED)
@@ -39,7 +38,8 @@ def align(
     ] = None,
     ordinary: Annotated[list[str] | None, typer.Option(help="Ordinary requests: field prompt.", **_DATA)] = None,
     look_alikes: Annotated[
-        list[str] | None, typer.Option(help="Harmless requests that sound harmful.  [default: the package's]", **_DATA)
+        list[str] | None,
+        typer.Option(help="Harmless requests that sound harmful.", show_default="the package's", **_DATA),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from where it was killed.")] = False,
     merged: Annotated[Path | None, typer.Option(help="Folder for the draft with the adapter merged into it.")] = None,

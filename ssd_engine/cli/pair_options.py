@@ -22,7 +22,7 @@ NOT_OPTIONS = ("backend", "config", "device_map", "engine_args", "name")
 options of their own, and mappings have no place on a command line."""
 _SIGNAL_HELP = (
     "What else calls for Union: refusal_mass=, probe= or kl= a number from 0 to 1, hold= tokens, smoothing= places; "
-    "repeatable. 'none' for none.  [default: the preset's]"
+    "repeatable. 'none' for none."
 )
 
 
@@ -35,17 +35,20 @@ def _known_preset(name: str | None) -> str | None:
 _KINDS: dict[str, Any] = {
     "preset": (
         str | None,
-        {
-            "help": f"A named pair (ssd models list).  [default: SSD_PRESET, or {DEFAULT_PRESET}]",
-            "callback": _known_preset,
-        },
+        {"show_default": f"SSD_PRESET, or {DEFAULT_PRESET}", "callback": _known_preset},
     ),
     "quantization": (Quantization | None, {}),
     "target_quantization": (Quantization | None, {}),
     "draft_quantization": (Quantization | None, {}),
     "compile": (bool, {}),
-    "num_draft_tokens": (int | None, {"min": 1, "max": 64}),
-    "signals": (list[str] | None, {"help": _SIGNAL_HELP, "metavar": "NAME=THRESHOLD"}),
+    "num_draft_tokens": (
+        int | None,
+        {"help": "Tokens drafted in a round.", "show_default": "the preset's", "min": 1, "max": 64},
+    ),
+    "signals": (
+        list[str] | None,
+        {"help": _SIGNAL_HELP, "show_default": "the preset's", "metavar": "NAME=THRESHOLD"},
+    ),
 }
 """Options whose kind or help is not the field's own."""
 _FLAGS = {"compile": ("--compile",), "signals": ("--signal",)}
@@ -53,11 +56,8 @@ _FLAGS = {"compile": ("--compile",), "signals": ("--signal",)}
 
 def option_names(backend: Backend = "transformers", without: Sequence[str] = ()) -> list[str]:
     """The fields of `PairSpec` that a command of that backend has options for."""
-    return [
-        name
-        for name in PairSpec.model_fields
-        if name not in (*NOT_OPTIONS, *without) and backend_of(name) in (None, backend)
-    ]
+    names = ["preset", "target", *(name for name in PairSpec.model_fields if name not in ("preset", "target"))]
+    return [name for name in names if name not in (*NOT_OPTIONS, *without) and backend_of(name) in (None, backend)]
 
 
 def takes_pair(
@@ -96,16 +96,16 @@ def _parameter(name: str) -> inspect.Parameter:
         kind = int | None if "int" in str(field.annotation) else str | None
     for limit in field.metadata:
         options = {"min": limit.ge, **options} if hasattr(limit, "ge") else options
-    shown = {"help": _help(str(field.description)), "rich_help_panel": "Models", **options}
+    shown = {**described(str(field.description)), "rich_help_panel": "Models", **options}
     annotation = Annotated[kind, typer.Option(*_FLAGS.get(name, ()), **shown)]  # type: ignore[valid-type]
     default = False if kind is bool else None
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def _help(description: str) -> str:
-    """A field's description, with what None means shown as a default is."""
+def described(description: str) -> dict[str, str]:
+    """A field's description, with what None means as a default."""
     text, none, default = description.partition(" None: ")
-    return f"{text}  [default: {default.rstrip('.')}]" if none else text
+    return {"help": text, "show_default": default.rstrip(".")} if none and default != "no." else {"help": text}
 
 
 def _pair(backend: Backend, given: dict[str, Any]) -> PairSpec:

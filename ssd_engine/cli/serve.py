@@ -12,7 +12,6 @@ from ssd_engine.cli.pair_options import fetched, takes_pair
 from ssd_engine.models.pair import PairSpec
 from ssd_engine.models.presets import default_preset
 
-_NAME_HELP = "What clients call the pair.  [default: the preset, or the target]"
 _SERVER: Any = {"rich_help_panel": "Server"}
 
 
@@ -27,7 +26,10 @@ def serve(
     api_key: Annotated[
         str | None, typer.Option(envvar="SSD_API_KEY", help="What clients must show.", show_default=False, **_SERVER)
     ] = None,
-    name: Annotated[str | None, typer.Option(help=_NAME_HELP, **_SERVER)] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="What clients call the pair.", show_default="the preset, or the target", **_SERVER),
+    ] = None,
     max_waiting: Annotated[
         int, typer.Option(min=0, help="Requests that may wait; further ones get status 429.", **_SERVER)
     ] = 256,
