@@ -54,6 +54,7 @@ check: install  ## formatter, linter, layers of the house, type checker
 	$(BIN)/mypy
 
 docs: install  ## the documentation site, in build/site
+	$(BIN)/python -m typer ssd_engine.cli.app utils docs --name ssd --title Commands --output docs/reference/commands.md
 	$(BIN)/zensical build --strict --clean
 
 format: install

@@ -121,7 +121,7 @@ def test_the_site_is_built_without_a_warning() -> None:
 
 
 def test_the_page_of_commands_is_that_of_today(tmp_path: Path) -> None:
-    """Made anew with: python -m typer ssd_engine.cli.app utils docs --name ssd --title Commands --output FILE"""
+    """It is written anew by `make docs`."""
     file = tmp_path / "commands.md"
     command = [sys.executable, "-m", "typer", "ssd_engine.cli.app", "utils", "docs"]
     subprocess.run([*command, "--name", "ssd", "--title", "Commands", "--output", str(file)], check=True)
