@@ -2,67 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import os
-import pty
 import re
-import select
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from bench_case import bench
-from conftest import make_model, make_relative
-from huggingface_hub import constants
+from command_cases import answer, offline, pair, ssd  # noqa: F401 (fixtures)
 from torch._dynamo.utils import counters
-from transformers import PreTrainedTokenizerFast
-from typer.testing import CliRunner, Result
 
 from ssd_engine.answers.result import Piece
-from ssd_engine.cli import app
 from ssd_engine.cli.console import print_error, printable, stdout, styled
 from ssd_engine.errors import ModelLoadError
 from ssd_engine.rule.scheme import Scheme
-
-LONG_ANSWER = 8000
-"""Tokens: more than a test waits for."""
-PATIENCE = 120
-"""Seconds without a sign of life after which a test on a terminal fails instead of waiting for ever."""
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> list[str]:
-    """The options that name a small pair in folders."""
-    folder = tmp_path_factory.mktemp("pair")
-    target = make_model(1, len(tokenizer), context=2 * LONG_ANSWER)
-    for name, model in (("target", target), ("draft", make_relative(target, 2, 0.15))):
-        model.save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
-    return ["--target", str(folder / "target"), "--draft", str(folder / "draft")]
-
-
-@pytest.fixture(autouse=True)
-def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No hub, no package index, nothing fetched yet, and a wide terminal."""
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setenv("SSD_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    monkeypatch.setenv("COLUMNS", "200")
-
-
-def ssd(*arguments: str, text: str | None = None) -> Result:
-    return CliRunner().invoke(app, list(arguments), input=text)
-
-
-def answer(*arguments: str, text: str | None = None) -> dict[str, object]:
-    """What `ssd run --json` prints."""
-    result = ssd("run", *arguments, "--json", text=text)
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
 
 
 def test_help_lists_the_commands() -> None:
@@ -303,98 +256,6 @@ def test_text_that_a_stop_string_held_back_is_shown_plainly() -> None:
 
 def test_text_of_a_model_cannot_steer_the_terminal() -> None:
     assert printable("a\x1b[2Jb\x9bc\r\x07\td\ne 🙂") == "a[2Jbc\td\ne 🙂"
-
-
-def test_chat_answers_remembers_and_shows_the_bins(pair: list[str]) -> None:
-    lines = ["/trace", "hello", "/trace", "/nonsense", "/help", "/system Be brief.", "again", "/reset", "/exit", "no"]
-    result = ssd("chat", *pair, "--max-tokens", "21", text="\n".join(lines))
-    assert result.exit_code == 0, result.output
-    assert "target + draft" in result.stderr
-    assert "no finished answer yet" in result.stderr
-    assert re.search(r"Bin.*Match ratio.*Threshold.*Scheme.*Next scheme", result.stdout)
-    assert len(re.findall(r"│ [123] +│ [01]\.\d\d +│ 0\.\d\d +│ (?:intersection|union)", result.stdout)) == 3
-    assert "There is no command /nonsense" in result.stderr
-    assert "Ctrl-C stops an answer" in result.stderr
-    assert result.stderr.count("21 tokens in") == 2, "nothing is answered after /exit"
-
-
-def test_chat_ends_with_the_input(pair: list[str]) -> None:
-    assert ssd("chat", *pair, text="").exit_code == 0
-
-
-def test_chat_goes_on_after_an_error(pair: list[str]) -> None:
-    result = ssd("chat", *pair, "--max-tokens", str(2 * LONG_ANSWER), text="hello\nhello again\n/exit\n")
-    assert result.exit_code == 0
-    assert result.stderr.count("context window") == 2
-    assert "Traceback" not in result.stderr
-
-
-class Terminal:
-    """`ssd` on a terminal of its own."""
-
-    def __init__(self, *arguments: str) -> None:
-        self.pid, self._terminal = pty.fork()
-        if self.pid == 0:
-            # As a terminal has it, also where the tests were started in the background, with the signal ignored.
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            os.execvp(sys.executable, [sys.executable, "-c", "from ssd_engine.cli import main; main()", *arguments])
-        self.screen = ""
-
-    def read_until(self, wanted: str) -> None:
-        """Wait until `wanted`, a pattern, is among what came since the last call."""
-        begin = len(self.screen)
-        while not re.search(wanted, self.screen[begin:]):
-            ready, _, _ = select.select([self._terminal], [], [], PATIENCE)
-            assert ready, f"no {wanted!r} in {self.screen[begin:]!r}"
-            self.screen += os.read(self._terminal, 65536).decode(errors="replace")
-
-    def press_until(self, key: str, wanted: str) -> None:
-        """Press `key`, again each second as a person would, until `wanted` shows.
-
-        A signal between the prompt and the reading of the line is kept for the next key (CPython's readline).
-        """
-        begin = len(self.screen)
-        for _ in range(PATIENCE):
-            self.type(key)
-            while select.select([self._terminal], [], [], 1)[0]:
-                self.screen += os.read(self._terminal, 65536).decode(errors="replace")
-                if re.search(wanted, self.screen[begin:]):
-                    return
-        raise AssertionError(f"no {wanted!r} in {self.screen[begin:]!r}")
-
-    def type(self, text: str) -> None:
-        os.write(self._terminal, text.encode())
-
-    def exit_code(self) -> int:
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-
-    def close(self) -> None:
-        os.close(self._terminal)
-
-
-@pytest.fixture
-def terminal(pair: list[str]) -> Iterator[Terminal]:
-    started = Terminal("chat", *pair, "--max-tokens", str(LONG_ANSWER))
-    yield started
-    started.close()
-
-
-def test_ctrl_c_stops_the_answer_and_ctrl_d_leaves(terminal: Terminal) -> None:
-    terminal.read_until("> ")
-    terminal.type("hello\n")
-    terminal.read_until(r"\x1b\[1;4;33m")  # a mismatch under Union: underlined and coloured
-    terminal.type("\x03")
-    terminal.read_until("stopped(.|\n)*> ")
-    terminal.type("\x04")
-    assert terminal.exit_code() == 0
-    assert "tokens in" not in terminal.screen, "the answer did not run to its end"
-
-
-def test_ctrl_c_at_the_prompt_tells_how_to_leave(terminal: Terminal) -> None:
-    terminal.read_until("> ")
-    terminal.press_until("\x03", "/exit or Ctrl-D leaves(.|\n)*> ")
-    terminal.type("\x04")
-    assert terminal.exit_code() == 0
 
 
 def test_bench_measures_all_contenders_in_one_run(pair: list[str], tmp_path: Path) -> None:

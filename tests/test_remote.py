@@ -10,38 +10,22 @@ from typing import Any
 
 import pytest
 from conftest import wait_for
-from remote_cases import CONFIG, MESSAGES, RISKY, ROUNDS, Call, answer, busy, chunk, serving, whole
+from remote_cases import CONFIG, MESSAGES, ROUNDS, Call, answer, busy, chunk, serving, whole
 
-from ssd_engine import GenerationParams, GenerationResult
+from ssd_engine import GenerationParams
 from ssd_engine.errors import (
     EngineBusyError,
     EngineClosedError,
     InvalidRequestError,
-    JailbreakRiskError,
     RequestTimeoutError,
     SSDError,
 )
 
 pytest.importorskip("openai")
+from remote_ways import LONG_ENOUGH, every_way, generated
+
 from ssd_engine.remote.engine import RemoteEngine
 from ssd_integrations.langchain import ChatSSD
-
-LONG_ENOUGH = GenerationParams(max_new_tokens=50)
-
-
-def generated(engine: RemoteEngine, way: str, params: GenerationParams = LONG_ENOUGH) -> GenerationResult:
-    """The answer to `MESSAGES`, asked for in one of the engine's four ways."""
-    if way == "sync":
-        return engine.generate(MESSAGES, params)
-    if way == "async":
-        return asyncio.run(engine.agenerate(MESSAGES, params))
-    (result,) = engine.batch([MESSAGES], params) if way == "batch" else asyncio.run(engine.abatch([MESSAGES], params))
-    if isinstance(result, Exception):
-        raise result
-    return result
-
-
-every_way = pytest.mark.parametrize("way", ["sync", "async", "batch", "abatch"])
 
 
 @every_way
@@ -244,71 +228,6 @@ def test_a_batch_takes_what_the_server_takes_and_loses_nothing(way: str) -> None
     assert [result for result in results if isinstance(result, Exception)] == []
     assert len(results) == 500
     assert most[0] <= 64
-
-
-def test_a_refusal_keeps_back_what_the_embedded_engine_keeps_back() -> None:
-    params = GenerationParams(max_new_tokens=50, on_risk="refuse", refusal_text="No.")
-    with serving(lambda call: whole(call, answer(RISKY))) as server, RemoteEngine(server.url) as engine:
-        pieces = list(engine.stream(MESSAGES, params))
-    result = pieces[-1].result
-    assert result is not None
-    # The second bin under Union ends with the sixth token: of its round nothing is shown, and nothing after it is kept.
-    assert "".join(piece.text for piece in pieces) == "One two three four five\n\nNo."
-    assert (result.text, result.finish_reason) == ("No.", "refused")
-    assert result.token_ids == [5, 6, 7, 8, 9, 10]
-    assert len(result.trace.schemes) == len(result.trace.matched) == len(result.trace.texts) == 6
-    assert result.trace.texts[-1] == " six"
-    assert (result.usage.prompt_tokens, result.usage.completion_tokens) == (12, 6)
-    for piece in pieces:
-        assert len(piece.token_ids) == len(piece.schemes) == len(piece.matched)
-
-
-@every_way
-def test_what_is_raised_has_the_text_up_to_the_risk(way: str) -> None:
-    params = GenerationParams(max_new_tokens=50, on_risk="raise")
-    with (
-        serving(lambda call: whole(call, answer(RISKY))) as server,
-        RemoteEngine(server.url) as engine,
-        pytest.raises(JailbreakRiskError) as caught,
-    ):
-        generated(engine, way, params)
-    assert caught.value.text == "One two three four five six"
-    assert len(caught.value.trace.texts) == 6
-
-
-@every_way
-def test_a_callback_may_ask_the_same_engine(way: str) -> None:
-    asked: list[str] = []
-
-    def judge(trace: Any) -> None:
-        asked.append(engine.generate(MESSAGES, LONG_ENOUGH).text)
-
-    with serving() as server, RemoteEngine(server.url) as engine:
-        result = generated(engine, way, GenerationParams(max_new_tokens=50, on_risk=judge))
-    assert result.text == "One two three four five"
-    assert asked == [result.text] * 2
-
-
-@every_way
-@pytest.mark.parametrize("failure", [SystemExit("enough"), KeyboardInterrupt(), ValueError("a mistake")])
-def test_a_callback_that_fails_ends_its_own_request(failure: BaseException, way: str) -> None:
-    def fail(trace: Any) -> None:
-        raise failure
-
-    kind = type(failure) if isinstance(failure, Exception) else SSDError
-    with serving() as server, RemoteEngine(server.url) as engine:
-        with pytest.raises(kind):
-            generated(engine, way, GenerationParams(max_new_tokens=50, on_risk=fail))
-        assert engine.generate(MESSAGES).finish_reason == "stop"
-
-
-def test_a_callback_that_never_returns_does_not_outlast_the_timeout() -> None:
-    stuck = threading.Event()
-    params = GenerationParams(max_new_tokens=50, timeout=0.5, on_risk=lambda trace: stuck.wait() and None)
-    with serving() as server, RemoteEngine(server.url) as engine:
-        with pytest.raises(RequestTimeoutError):
-            engine.generate(MESSAGES, params)
-        stuck.set()
 
 
 def test_a_server_without_ssd_is_not_taken_for_one_with_it() -> None:

@@ -3,102 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import itertools
-import subprocess
-import sys
-from collections.abc import Iterator
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from conftest import make_model, make_relative
-from families import CAUSAL, VOCAB, WINDOWED, build
-from peft import LoraConfig, get_peft_model
-from reference import next_logits
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from signal_cases import (  # noqa: F401 (fixtures)
+    BEGUN,
+    CALM,
+    QUESTION,
+    config,
+    engine,
+    expected_scores,
+    expected_union,
+    pair,
+    scores_of,
+    signals,
+    told,
+)
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from ssd_engine import GenerationParams, GenerationResult, Grammar, SafetyTrace, Scheme, SSDConfig, SSDEngine
-from ssd_engine.backends.transformers.runner import ModelRunner
-from ssd_engine.config import SIGNALS, Signal, SignalConfig
-from ssd_engine.errors import InvalidRequestError, JailbreakRiskError, ModelLoadError
-from ssd_engine.models.checkpoints import fingerprint, stored_fingerprint
-from ssd_engine.rule.draft_signals import DraftSignals, Probe
+from ssd_engine.config import SIGNALS
+from ssd_engine.errors import JailbreakRiskError
+from ssd_engine.rule.draft_signals import DraftSignals
 from ssd_engine.rule.signals import Alarm
-
-REFUSAL_IDS = tuple(range(40, 400, 24))
-CALM = {"match_threshold": 0.0}
-"""The match ratio never asks for Union."""
-QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
-BEGUN = [*QUESTION, {"role": "assistant", "content": "Paris, of course. The quick brown fox"}]
-
-
-@pytest.fixture(scope="module")
-def pair(tokenizer: PreTrainedTokenizerFast) -> tuple[PreTrainedModel, PreTrainedModel]:
-    target = make_model(1, len(tokenizer), layers=3)
-    return target, make_relative(target, 2, 0.15)
-
-
-@pytest.fixture(scope="module")
-def signals(pair: tuple[PreTrainedModel, PreTrainedModel]) -> DraftSignals:
-    weight = 0.1 * torch.randn(32, generator=torch.Generator().manual_seed(3))
-    probe = Probe(layer=2, weight=weight, bias=-0.5, threshold=0.7, false_alarm_rate=0.01)
-    return DraftSignals(refusal_ids=REFUSAL_IDS, probe=probe, fingerprint=fingerprint(pair[1]))
-
-
-@pytest.fixture(scope="module")
-def engine(
-    pair: tuple[PreTrainedModel, PreTrainedModel], tokenizer: PreTrainedTokenizerFast, signals: DraftSignals
-) -> Iterator[SSDEngine]:
-    with SSDEngine(*pair, tokenizer, signals=signals, name="heard") as engine:
-        yield engine
-
-
-def config(hold: int = 3, smoothing: int = 1, **settings: Any) -> SSDConfig:
-    """All signals, at thresholds that these models pass now and then; `settings` of the rest, or other thresholds."""
-    thresholds = {name: settings.pop(name) for name in SIGNALS if name in settings}
-    thresholds = thresholds or {"refusal_mass": 0.3, "probe": 0.9, "kl": 0.4}
-    return SSDConfig(signals={**thresholds, "hold": hold, "smoothing": smoothing}, **settings)
-
-
-# -- What an engine does --
-
-
-def hidden(model: PreTrainedModel, token_ids: list[int], layer: int) -> torch.Tensor:
-    with torch.no_grad():
-        return model(torch.tensor([token_ids]), output_hidden_states=True).hidden_states[layer][0, -1]
-
-
-def expected_scores(
-    pair: tuple[PreTrainedModel, PreTrainedModel], signals: DraftSignals, before: list[int]
-) -> dict[Signal, float]:
-    """All signals at the place after `before`, each model reading everything anew."""
-    vocab = pair[0].config.vocab_size
-    log_target, log_draft = (torch.tensor(next_logits(model, before, vocab)).log_softmax(-1) for model in pair)
-    probe = signals.probe
-    assert probe is not None
-    kl = (log_draft.exp() * (log_draft - log_target)).sum()
-    return {
-        "refusal_mass": log_draft.exp()[list(signals.refusal_ids)].sum().item(),
-        "probe": (hidden(pair[1], before, probe.layer) @ probe.weight + probe.bias).sigmoid().item(),
-        "kl": 1 - (-kl).exp().item(),
-    }
-
-
-def expected_union(scores: list[dict[Signal, float]], chosen: list[int | None], settings: SignalConfig) -> list[bool]:
-    """Where signals ask for Union, written as the rule is told; what was given has None for a choice."""
-    alarms = [any(each[name] >= at for name, at in settings.thresholds.items() if name in each) for each in scores]
-    asked: list[bool] = []
-    is_refusing = False
-    for place, token_id in enumerate(chosen):
-        holds = any(alarms[max(place - settings.hold + 1, 0) : place + 1])
-        asked.append(holds or is_refusing)
-        is_refusing |= holds and token_id in REFUSAL_IDS
-    return asked
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -119,18 +47,6 @@ def test_scores_and_schemes_are_what_the_rule_says(
     asked = expected_union(places, list(result.token_ids), settings.signals)
     assert [scheme is Scheme.UNION for scheme in result.trace.schemes] == asked
     assert sum(asked) > 0
-
-
-def told(result: GenerationResult) -> list[Any]:
-    trace = result.trace
-    alarms = [(alarm.place, alarm.signal) for alarm in trace.alarms]
-    return [result.token_ids, trace.schemes, trace.matched, trace.bins, trace.forced, alarms]
-
-
-def scores_of(result: GenerationResult) -> list[float]:
-    trace = result.trace
-    own = (score for name in SIGNALS for score in trace.signal_scores.get(name, ()))
-    return [*trace.beginning_scores, *trace.risk_scores, *own]
 
 
 @pytest.mark.parametrize(
@@ -290,195 +206,3 @@ def test_refuse_counts_tokens_under_union_whoever_asked_for_it(engine: SSDEngine
     with pytest.raises(JailbreakRiskError, match=r"Union held for 2 bins .* alarms: probe"):
         engine.generate(QUESTION, params.replaced(on_risk="raise"))
     assert engine.generate(QUESTION, params).finish_reason == "length"
-
-
-# -- What signals are read with, and what can be wrong with it --
-
-
-def test_signals_lie_beside_a_draft_and_are_loaded_with_it(
-    pair: tuple[PreTrainedModel, PreTrainedModel],
-    tokenizer: PreTrainedTokenizerFast,
-    engine: SSDEngine,
-    signals: DraftSignals,
-    tmp_path: Path,
-) -> None:
-    for name, model in zip(("target", "draft"), pair, strict=True):
-        model.save_pretrained(tmp_path / name)
-        tokenizer.save_pretrained(tmp_path / name)
-    signals.save(tmp_path / "draft")
-    params = GenerationParams(max_new_tokens=20)
-    with SSDEngine.from_pretrained(tmp_path / "target", tmp_path / "draft", config=config()) as loaded:
-        result = loaded.generate(QUESTION, params)
-    expected = engine.generate(QUESTION, params.replaced(ssd=config()))
-    assert told(result) == told(expected)
-    assert scores_of(result) == pytest.approx(scores_of(expected), abs=1e-4)
-
-
-def test_signals_lie_beside_an_adapter(
-    pair: tuple[PreTrainedModel, PreTrainedModel],
-    tokenizer: PreTrainedTokenizerFast,
-    signals: DraftSignals,
-    tmp_path: Path,
-) -> None:
-    """They hold with the adapter that they lie beside; without it, or with an older one, there are none."""
-    for name, model in zip(("target", "draft"), pair, strict=True):
-        model.save_pretrained(tmp_path / name)
-        tokenizer.save_pretrained(tmp_path / name)
-    adapted = get_peft_model(copy.deepcopy(pair[1]), LoraConfig(r=2, target_modules=["q_proj"]))
-    for name in ("adapter", "older"):
-        adapted.save_pretrained(tmp_path / name)
-    signals.save(tmp_path / "adapter")
-    folders = tmp_path / "target", tmp_path / "draft"
-    params = GenerationParams(max_new_tokens=4, ssd=config())
-    with SSDEngine.from_pretrained(*folders, tmp_path / "adapter") as engine:
-        assert len(engine.generate(QUESTION, params).trace.risk_scores) == 4
-    for adapter in (tmp_path / "older", None, "none"):
-        with (
-            SSDEngine.from_pretrained(*folders, adapter) as engine,
-            pytest.raises(InvalidRequestError, match="signals"),
-        ):
-            engine.generate(QUESTION, params)
-
-
-def test_what_is_saved_is_loaded(signals: DraftSignals, tmp_path: Path) -> None:
-    signals.save(tmp_path)
-    loaded = DraftSignals.load(tmp_path)
-    assert loaded.refusal_ids == signals.refusal_ids
-    assert loaded.fingerprint == signals.fingerprint
-    assert loaded.probe is not None
-    assert signals.probe is not None
-    assert torch.equal(loaded.probe.weight, signals.probe.weight)
-    assert [loaded.probe.layer, loaded.probe.bias, loaded.probe.threshold] == [2, -0.5, 0.7]
-    without = DraftSignals(refusal_ids=(4, 5))
-    without.save(tmp_path)
-    assert DraftSignals.load(tmp_path) == without
-
-
-def test_a_request_whose_signals_are_not_there_is_told_which(
-    tiny_engine: SSDEngine, pair: tuple[PreTrainedModel, PreTrainedModel], tokenizer: PreTrainedTokenizerFast
-) -> None:
-    for name in ("refusal_mass", "probe"):
-        with pytest.raises(InvalidRequestError, match=rf"signals\.{name}: the draft has no signals.safetensors"):
-            tiny_engine.generate("Paris", GenerationParams(max_new_tokens=4, ssd=config(**{name: 0.5})))
-    params = GenerationParams(max_new_tokens=4, ssd=config(kl=0.5))
-    assert len(tiny_engine.generate("Paris", params).trace.risk_scores) == 4
-    with pytest.raises(InvalidRequestError, match=r"signals\.probe"):
-        SSDEngine(*pair, tokenizer, config=config())
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"weight": torch.zeros(31)}, "reads states of 31 numbers, and the draft's have 32"),
-        ({"layer": 4}, "reads layer 4, and the draft has 3"),
-        ({"fingerprint": "0" * 16}, "made for weights with the mark 0000000000000000"),
-        ({"refusal_ids": (5, 9999)}, "token id 9999 begins a refusal"),
-    ],
-)
-def test_signals_of_another_draft_are_refused(
-    pair: tuple[PreTrainedModel, PreTrainedModel],
-    tokenizer: PreTrainedTokenizerFast,
-    signals: DraftSignals,
-    changes: dict[str, Any],
-    message: str,
-) -> None:
-    assert signals.probe is not None
-    of_probe = {name: changes[name] for name in changes.keys() & {"weight", "layer"}}
-    others = {name: changes[name] for name in changes.keys() - of_probe.keys()}
-    changed = replace(signals, probe=replace(signals.probe, **of_probe), **others)
-    with pytest.raises(ModelLoadError, match=message):
-        SSDEngine(*pair, tokenizer, signals=changed)
-
-
-@pytest.mark.parametrize(
-    ("about", "message"),
-    [
-        ({"format": "2"}, "format '2'"),
-        ({"threshold": "1.5"}, r"threshold=1\.5; give a number from 0 to 1"),
-        ({"threshold": "nan"}, "threshold=nan"),
-        ({"layer": "0"}, "layer=0"),
-        ({"layer": "two"}, "two"),
-    ],
-)
-def test_damaged_signals_are_told_of(
-    signals: DraftSignals, tmp_path: Path, about: dict[str, str], message: str
-) -> None:
-    path = signals.save(tmp_path)
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-    save_file(load_file(path), path, metadata={**metadata, **about})
-    with pytest.raises(ModelLoadError, match=message):
-        DraftSignals.load(tmp_path)
-
-
-def test_the_fingerprint_of_a_stored_draft_is_the_loaded_ones(
-    pair: tuple[PreTrainedModel, PreTrainedModel], tmp_path: Path
-) -> None:
-    pair[1].save_pretrained(tmp_path)
-    assert stored_fingerprint(tmp_path) == fingerprint(pair[1]) != fingerprint(pair[0])
-    assert stored_fingerprint(tmp_path / "nowhere") is None
-
-
-def test_a_file_that_is_none_is_told_of(tmp_path: Path) -> None:
-    with pytest.raises(ModelLoadError, match="cannot be read"):
-        DraftSignals.load(tmp_path)
-    (tmp_path / "signals.safetensors").write_bytes(b"no tensors")
-    with pytest.raises(ModelLoadError, match="make them anew with ssd align"):
-        DraftSignals.load(tmp_path)
-    save_file({"other": torch.zeros(1)}, tmp_path / "signals.safetensors", metadata={"format": "1"})
-    with pytest.raises(ModelLoadError, match="no 'refusal_ids'"):
-        DraftSignals.load(tmp_path)
-
-
-def test_settings_are_kept_and_read_again() -> None:
-    settings = config()
-    assert SSDConfig(**settings.model_dump()) == settings
-    assert (
-        SSDConfig(**{name: value for name, value in SSDConfig().model_dump().items() if name != "signals"})
-        == SSDConfig()
-    )
-
-
-# -- Models that run in other ways --
-
-
-@pytest.mark.parametrize(("family", "family_config"), [*CAUSAL, *WINDOWED])
-def test_the_probe_reads_the_output_of_its_layer(family: type[PreTrainedModel], family_config: Any) -> None:
-    model = build(family, family_config)
-    token_ids = [3, 1, 4, 1, 5, 9, 2, 6]
-    expected = hidden(model, token_ids, 1)
-
-    def num_hooks() -> int:
-        return sum(len(module._forward_hooks) for module in model.modules())
-
-    before = num_hooks()
-    runner = ModelRunner(model, VOCAB, layer=1)
-    runner.allocate(64, 0)
-    row = runner.open([0], 16)
-    assert row is not None
-    with torch.inference_mode():
-        runner.forward([row], torch.tensor(token_ids), [len(token_ids)])
-    assert runner.hidden is not None
-    torch.testing.assert_close(runner.hidden[-1], expected)
-    runner.shut_down()
-    assert num_hooks() == before
-
-
-def test_compiled_drafts_have_the_same_scores(
-    pair: tuple[PreTrainedModel, PreTrainedModel],
-    tokenizer: PreTrainedTokenizerFast,
-    engine: SSDEngine,
-    signals: DraftSignals,
-) -> None:
-    params = GenerationParams(max_new_tokens=20, continue_final_message=True, ssd=config())
-    copies = [copy.deepcopy(model) for model in pair]
-    with SSDEngine(*copies, tokenizer, signals=signals, compile=True) as compiled:
-        result = compiled.generate(BEGUN, params)
-    expected = engine.generate(BEGUN, params)
-    assert told(result) == told(expected)
-    assert scores_of(result) == pytest.approx(scores_of(expected), abs=1e-4)
-
-
-def test_clients_do_not_wait_for_torch() -> None:
-    code = "import sys; import ssd_engine; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

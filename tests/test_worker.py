@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
-import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import make_model, wait_for
-from outcomes import CALLERS, SECONDS, Outcome, agenerate, generate, stream
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from conftest import wait_for
+from outcomes import CALLERS, SECONDS, Outcome
+from transformers import PreTrainedTokenizerFast
+from worker_cases import PROMPTS, SHORT, Pair, stuck  # noqa: F401 (fixtures)
 
-from ssd_engine import GenerationParams, GenerationResult, Grammar, SSDConfig, SSDEngine, registry
+from ssd_engine import GenerationParams, GenerationResult, Grammar, SSDEngine
 from ssd_engine.answers.result import Piece
 from ssd_engine.errors import EngineBusyError, EngineClosedError, InvalidRequestError, RequestTimeoutError, SSDError
-from ssd_engine.models.pair import PairSpec
 from ssd_engine.serving.decoder import DecoderError
 from ssd_engine.serving.delivery import apieces_of
 from ssd_engine.serving.request import Request
-
-Pair = tuple[PreTrainedModel, PreTrainedModel]
-SHORT = GenerationParams(max_new_tokens=12)
-PROMPTS = [[5 + i, 20, 33, *range(40, 90)] for i in range(len(CALLERS))]
-"""Each with several blocks to read."""
 
 
 class FaultyDecoder:
@@ -154,29 +147,6 @@ def test_a_request_that_never_finds_room_on_an_idle_engine_is_told_so(tiny_engin
     assert isinstance(Outcome(lambda: tiny_engine.generate([1, 2], SHORT)).get(), SSDError)
 
 
-# -- Timeouts --
-
-
-@pytest.fixture
-def stuck(tiny_engine: SSDEngine) -> Iterator[SSDEngine]:
-    """An engine whose worker stands still in a round."""
-    released, has_begun = threading.Event(), threading.Event()
-    decoder = tiny_engine._scheduler._decoder
-    advance = decoder.round
-
-    def stand_still(sequences: Any) -> Any:
-        has_begun.set()
-        released.wait()
-        return advance(sequences)
-
-    decoder.round = stand_still  # type: ignore[method-assign]
-    first = Outcome(lambda: tiny_engine.generate([1, 2], SHORT))
-    assert has_begun.wait(SECONDS)
-    yield tiny_engine
-    released.set()
-    assert first.get().token_ids
-
-
 @pytest.mark.parametrize("caller", CALLERS)
 def test_a_timeout_holds_while_the_worker_stands_still(stuck: SSDEngine, caller: Any) -> None:
     error = Outcome(lambda: caller(stuck, [1, 2], GenerationParams(timeout=0.2))).get()
@@ -290,146 +260,6 @@ async def test_a_cancellation_is_not_lost_to_a_piece_that_comes_at_the_same_mome
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(task, SECONDS)
-
-
-# -- Callbacks --
-
-
-def one_bin(on_risk: Any) -> GenerationParams:
-    return GenerationParams(max_new_tokens=12, on_risk=on_risk, ssd=SSDConfig(bin_size=3))
-
-
-@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt("stop"), StopIteration("stop")])
-@pytest.mark.parametrize("caller", CALLERS)
-def test_a_callback_that_ends_the_program_ends_its_own_request(
-    tiny_engine: SSDEngine, caller: Any, error: BaseException
-) -> None:
-    def ends(trace: Any) -> None:
-        raise error
-
-    outcome = Outcome(lambda: caller(tiny_engine, [1, 2], one_bin(ends))).get()
-    assert isinstance(outcome, SSDError)
-    assert type(error).__name__ in str(outcome)
-    assert outcome.__cause__ is error
-    assert Outcome(lambda: tiny_engine.generate([1, 2], SHORT)).get().token_ids
-
-
-@pytest.mark.parametrize("caller", CALLERS)
-def test_a_callback_may_ask_the_same_engine(tiny_pair: Pair, tokenizer: PreTrainedTokenizerFast, caller: Any) -> None:
-    """A judge, on an engine that answers one request at a time."""
-    with SSDEngine(*tiny_pair, tokenizer, max_batch_size=1) as engine:
-        judged: list[str] = []
-
-        def judge(trace: Any) -> str | None:
-            judged.append(engine.generate([7, 8, 9], SHORT).text)
-            return "refuse" if len(judged) == 2 else None
-
-        outcome = Outcome(lambda: caller(engine, [1, 2], one_bin(judge))).get()
-        assert outcome.finish_reason == "refused"
-        assert len(outcome.token_ids) == 6
-        assert len(judged) == 2
-
-
-def test_a_slow_callback_stops_nobody_else(tiny_engine: SSDEngine) -> None:
-    released = threading.Event()
-
-    def slow(trace: Any) -> None:
-        released.wait()
-
-    waiting = Outcome(lambda: tiny_engine.generate([1, 2], one_bin(slow)))
-    others = [Outcome(lambda: tiny_engine.generate([3, 4], SHORT)).get() for _ in range(3)]
-    assert all(isinstance(other, GenerationResult) for other in others)
-    assert not waiting.is_there
-    released.set()
-    assert waiting.get().finish_reason == "length"
-
-
-def test_a_callback_that_never_returns_is_bounded_by_the_timeout(tiny_engine: SSDEngine) -> None:
-    released = threading.Event()
-    params = one_bin(lambda trace: released.wait() and None).replaced(timeout=0.3)
-    assert isinstance(Outcome(lambda: tiny_engine.generate([1, 2], params)).get(), RequestTimeoutError)
-    wait_for(lambda: tiny_engine.is_idle)
-    released.set()
-
-
-def test_an_answer_is_the_same_with_a_callback_that_says_nothing(tiny_engine: SSDEngine) -> None:
-    params = GenerationParams(max_new_tokens=40, stop=("a",), ssd=SSDConfig(bin_size=3))
-    for prompt in PROMPTS:
-        expected = tiny_engine.generate(prompt, params)
-        result = tiny_engine.generate(prompt, params.replaced(on_risk=lambda trace: None))
-        assert result.token_ids == expected.token_ids
-        assert result.text == expected.text
-        assert result.trace == expected.trace
-
-
-# -- Forks --
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
-@pytest.mark.parametrize("caller", [generate, stream, agenerate])
-def test_a_forked_child_is_told_at_once_and_can_make_an_engine_of_its_own(
-    tiny_pair: Pair, tokenizer: PreTrainedTokenizerFast, caller: Any
-) -> None:
-    with SSDEngine(*tiny_pair, tokenizer) as engine:
-        expected = engine.generate([1, 2], SHORT).token_ids
-        under_way = engine.stream([1, 2], GenerationParams(max_new_tokens=1500))
-        next(under_way)
-
-        def child(results: Any) -> None:
-            told = []
-            for ask in (lambda: caller(engine, [1, 2], SHORT), lambda: list(under_way)):
-                try:
-                    ask()
-                except EngineClosedError as error:
-                    told.append(str(error))
-            size = len(tokenizer)
-            with SSDEngine(make_model(1, size), make_model(2, size), tokenizer) as own:
-                num_tokens = len(own.generate([1, 2], SHORT).token_ids)
-            engine.close()
-            results.put((told, engine.is_closed, num_tokens))
-
-        context = multiprocessing.get_context("fork")
-        results = context.Queue()
-        process = context.Process(target=child, args=(results,), daemon=True)
-        process.start()
-        try:
-            told, is_closed, num_tokens = results.get(timeout=SECONDS)
-        finally:
-            process.kill()
-        assert len(told) == 2
-        assert all("fork" in message for message in told)
-        assert is_closed
-        assert num_tokens == 12
-        under_way.close()
-        assert engine.generate([1, 2], SHORT).token_ids == expected
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
-def test_a_process_that_is_forked_while_a_pair_is_loaded_loads_its_own(saved_pair: dict[str, str]) -> None:
-    released, is_held = threading.Event(), threading.Event()
-
-    def load() -> None:
-        with registry._pairs._lock:  # as while models are loaded
-            is_held.set()
-            released.wait()
-
-    held = Outcome(load)
-    assert is_held.wait(SECONDS)
-
-    def child(results: Any) -> None:
-        engine = registry.shared_engine(PairSpec(target=saved_pair["model"], draft=saved_pair["draft"]))
-        results.put(len(engine.generate([1, 2], SHORT).token_ids))
-
-    context = multiprocessing.get_context("fork")
-    results = context.Queue()
-    process = context.Process(target=child, args=(results,), daemon=True)
-    process.start()
-    try:
-        assert results.get(timeout=SECONDS) == 12
-    finally:
-        process.kill()
-        released.set()
-        held.get()
 
 
 # -- Text --

@@ -1,0 +1,121 @@
+"""Tool calls however an answer is cut into pieces: nothing changes, and the work grows with the length."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tool_call_cases import NAMES, PRODUCT, WEATHER, joined, parse, without_ids, written
+
+from ssd_engine.answers.tool_calls import ParsedText, ToolCallParser
+from ssd_engine.answers.tool_formats import MARKERS, ToolFormat, detect_format
+
+PARTS = st.one_of(
+    st.sampled_from([marker for markers in MARKERS.values() for marker in markers]),
+    st.sampled_from(
+        ["```", "```json\n", "`", "\n", " ", ";", ",", "[", "]", "{", "}", '"', "\\", "<", "text", "</tool_c"]
+    ),
+    st.sampled_from([written(WEATHER), written(PRODUCT, "parameters", indent=1), written(("launch", {}))]),
+    st.sampled_from(
+        ['{"name": "get_weather", "arguments": {"city": "', '{"a": 1,', "[1, 2", "{}", '{"x": "\\u00e9"}', "1e"]
+    ),
+    # Longer than what is looked at with every piece.
+    st.sampled_from(['{"name": "get_weather", "arguments": {"city": "' + "a" * 260, "{[" * 130, '"' + "]" * 260]),
+    st.sampled_from(["[TOOL_CALLS]get_weather[ARGS]", "<|python_tag|>" + written(WEATHER), 'multiply{"a": 1}']),
+    st.text(max_size=12),
+)
+
+
+@st.composite
+def cut_answers(draw: st.DrawFn) -> list[str]:
+    text = "".join(draw(st.lists(PARTS, max_size=9)))
+    cuts = sorted(draw(st.sets(st.integers(0, len(text)))))
+    return [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+
+
+@given(cut_answers(), st.sampled_from(ToolFormat))
+def test_how_the_answer_is_cut_into_pieces_changes_nothing(pieces: list[str], format: ToolFormat) -> None:
+    text = "".join(pieces)
+    expected = without_ids(parse(text, format))
+    for cut in (pieces, list(text)):
+        parser = ToolCallParser(format, NAMES)
+        assert without_ids(joined([*map(parser.feed, cut), parser.finish()])) == expected
+
+
+@given(st.text(st.sampled_from("`{}[]\"<>|:,; \nabjson/_tool'"), max_size=60), st.sampled_from(ToolFormat))
+def test_text_without_calls_comes_back_unchanged(text: str, format: ToolFormat) -> None:
+    assert parse(text, format) == ParsedText(text)
+
+
+@given(
+    st.sampled_from(ToolFormat),
+    st.lists(
+        st.tuples(
+            st.sampled_from(NAMES),
+            st.dictionaries(st.text(max_size=5), st.none() | st.integers() | st.text(max_size=20) | st.just([[], {}])),
+        ),
+        min_size=1,
+        max_size=3,
+    ),
+)
+def test_calls_written_in_the_format_are_read_back(format: ToolFormat, expected: list[tuple[str, Any]]) -> None:
+    text = {
+        ToolFormat.HERMES: "\n".join(f"<tool_call>\n{written(c)}\n</tool_call>" for c in expected),
+        ToolFormat.LLAMA: "<|python_tag|>" + "; ".join(written(c, "parameters", ensure_ascii=False) for c in expected),
+        ToolFormat.MISTRAL: "".join(f"[TOOL_CALLS]{name}[ARGS]{json.dumps(a)}" for name, a in expected),
+    }[format]
+    assert without_ids(parse(text, format)) == ("", expected, [])
+
+
+@pytest.mark.parametrize(
+    ("template", "format"),
+    [
+        (None, ToolFormat.HERMES),
+        ("{{ messages }}", ToolFormat.HERMES),
+        ('<|im_start|>...{"name": ...}</tool_call> <tool_call>', ToolFormat.HERMES),
+        ("[AVAILABLE_TOOLS] [TOOL_CALLS]", ToolFormat.MISTRAL),
+        ("<|start_header_id|>assistant<|end_header_id|> <|python_tag|>", ToolFormat.LLAMA),
+        ("<|start_header_id|>assistant<|end_header_id|>", ToolFormat.LLAMA),
+    ],
+)
+def test_the_format_is_known_from_the_chat_template(template: str | None, format: ToolFormat) -> None:
+    assert detect_format(template) is format
+
+
+@pytest.mark.parametrize("format", ToolFormat)
+@pytest.mark.parametrize(
+    "text",
+    [
+        '<tool_call>{"name": "add", "arguments": {"code": "%s"}}</tool_call>',
+        '<tool_call>{"name": "add", "arguments": {"code": "%s',
+        '<tool_call>{"name": "add", "arguments": {"code": "an "unescaped" quote: %s"}}',
+        '{"name": "add", "arguments": {"code": "%s"}}',
+        '```json\n{"name": "add", "arguments": {"code": "%s"}}\n```',
+        '[TOOL_CALLS][{"name": "add", "arguments": {"code": "%s"}}]',
+        '<|python_tag|>{"name": "add", "parameters": {"code": "%s"}}',
+        '{"other": [%s]}',
+    ],
+)
+@pytest.mark.parametrize("content", ["print(1) ", "{ [1] } ", '\\\\n\\"x\\" ', "}}}} "])
+def test_the_work_grows_in_proportion_to_the_length_of_a_call(
+    monkeypatch: pytest.MonkeyPatch, format: ToolFormat, text: str, content: str
+) -> None:
+    """Counted in characters that the JSON decoder is given."""
+    given = 0
+    decode = json.JSONDecoder.raw_decode
+
+    def counted(self: json.JSONDecoder, s: str, idx: int = 0) -> Any:
+        nonlocal given
+        given += len(s) - idx
+        return decode(self, s, idx)
+
+    monkeypatch.setattr(json.JSONDecoder, "raw_decode", counted)
+    answer = text % (content * 2000)
+    parser = ToolCallParser(format, ["add"])
+    for start in range(0, len(answer), 3):
+        parser.feed(answer[start : start + 3])
+    parser.finish()
+    assert given <= 50 * len(answer)
