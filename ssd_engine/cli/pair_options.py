@@ -102,7 +102,7 @@ def _parameter(name: str) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def described(description: str) -> dict[str, str]:
+def described(description: str) -> dict[str, Any]:
     """A field's description, with what None means as a default."""
     text, none, default = description.partition(" None: ")
     return {"help": text, "show_default": default.rstrip(".")} if none and default != "no." else {"help": text}
