@@ -22,7 +22,7 @@ from ssd_engine.serving.request import Event, Request
 class Engine(ABC):
     """Answers prompts. Safe to call from any number of threads and tasks, and usable as a context manager.
 
-    A kind of engine says how a request is checked (`_request`), where it is put in line, and how the target reads text;
+    A kind of engine says how a request is checked (`_checked`), where it is put in line, and how the target reads text;
     the ways to ask are the same for all.
     """
 
@@ -39,7 +39,6 @@ class Engine(ABC):
         self.config = config
         self._close = weakref.finalize(self, line.close)
 
-    @abstractmethod
     def _request(
         self,
         prompt: Prompt,
@@ -48,7 +47,23 @@ class Engine(ABC):
         tools: Tools | None,
         deliver: Deliver,
     ) -> Request:
-        """Check a request whose pieces go to `deliver`; what can be known to be wrong with it is raised here."""
+        """A request whose pieces go to `deliver`; what can be known to be wrong with it is raised here."""
+        if (error := self._line.closed_error) is not None:
+            raise error
+        params = params or GenerationParams()
+        return self._checked(prompt, params, params.ssd or self.config, draft_prompt, tools, deliver)
+
+    @abstractmethod
+    def _checked(
+        self,
+        prompt: Prompt,
+        params: GenerationParams,
+        config: SSDConfig,
+        draft_prompt: Prompt | None,
+        tools: Tools | None,
+        deliver: Deliver,
+    ) -> Request:
+        """Check a request to an engine that is open; `config` are the settings that hold for it."""
 
     @abstractmethod
     def count_tokens(self, prompt: Prompt, *, tools: Tools | None = None) -> int:

@@ -182,17 +182,14 @@ class SSDEngine(Engine):
         """Most tokens, prompt and answer together, that both models can see; None where neither names a limit."""
         return self._intake.context_length
 
-    def _request(
+    def _checked(
         self,
         prompt: Prompt,
-        params: GenerationParams | None,
+        params: GenerationParams,
+        config: SSDConfig,
         draft_prompt: Prompt | None,
         tools: Tools | None,
         deliver: Deliver,
     ) -> Request:
         """Check and encode a request; all that is wrong with it is raised here."""
-        if (error := self._line.closed_error) is not None:
-            raise error
-        params = params or GenerationParams()
-        config = params.ssd or self.config
         return self._intake.request(prompt, draft_prompt, params, config, tools, self._cache_positions, deliver)

@@ -95,9 +95,9 @@ def evaluate(
     )
     if quick and not any(vars(sources).values()):
         sources = replace(EvalSources.own(), utility=())  # problems take hundreds of tokens each
-    fetched(pair)
+    pair = resolve_spec(fetched(pair))
     read = None if labels is None else read_labels(labels)
-    judges = load_judges(judge or (), str(resolve_spec(pair).target), pair.quantizations[0])
+    judges = load_judges(judge or (), str(pair.target), pair.quantizations[0])
     with WorkProgress() as report:
         done = run(pair, sources, output, settings, report, judges=judges, labels=read, sweep=sweep)
     report_text = glance(done.report) if quick else (output / "report.md").read_text(encoding="utf-8")

@@ -74,10 +74,11 @@ class RemoteEngine(Engine):
         answer: Any = self._server.ask(lambda client: client.post("/tokenize", cast_to=object, body=body))
         return dict(answer)
 
-    def _request(
+    def _checked(
         self,
         prompt: Prompt,
-        params: GenerationParams | None,
+        params: GenerationParams,
+        config: SSDConfig,
         draft_prompt: Prompt | None,
         tools: Tools | None,
         deliver: Deliver,
@@ -87,11 +88,8 @@ class RemoteEngine(Engine):
         from ssd_engine.remote.request import chat_arguments
         from ssd_engine.trace.token_records import TokenReader
 
-        if (error := self._line.closed_error) is not None:
-            raise error
         if draft_prompt is not None:
             raise InvalidRequestError("draft_prompt: a server gives both models one prompt; leave it out")
-        params = params or GenerationParams()
         arguments = chat_arguments(self.name, prompt, params, tools)
         tokens = TokenReader(None)
         unbegun = AnswerSettings(
@@ -106,7 +104,7 @@ class RemoteEngine(Engine):
             target_ids=(),
             draft_ids=(),
             params=params,
-            config=params.ssd or self.config,
+            config=config,
             guide=None,
             answer=Answer(unbegun),
             deliver=deliver,
