@@ -150,6 +150,23 @@ def test_a_timeout_holds_for_the_whole_answer_and_the_connection_is_closed(event
         assert len(server.posts()) == 1
 
 
+def test_every_connection_of_a_batch_that_ran_out_of_time_is_closed() -> None:
+    """Caller and connection see the end of the time at once, in any order; 120 of them, for every order to occur."""
+    trickles = []
+
+    def script(call: Call) -> None:
+        trickles.append(Trickle(chunk([(6, " and", 9)])))
+        trickles[-1](call)
+
+    params = GenerationParams(max_new_tokens=100_000, timeout=0.3)
+    with serving(script) as server, RemoteEngine(server.url) as engine:
+        for _ in range(15):
+            results = engine.batch([MESSAGES] * 8, params)
+            assert all(isinstance(result, RequestTimeoutError) for result in results)
+        assert trickles
+        wait_for(lambda: all(trickle.is_left.is_set() for trickle in trickles))
+
+
 @pytest.mark.parametrize("way", ["sync", "async"])
 def test_a_stream_that_is_left_closes_its_connection(way: str) -> None:
     trickle = Trickle(chunk([(6, " and", 9)]))

@@ -174,8 +174,26 @@ class RemoteLine:
             raise error
 
     async def _answer(self, request: RemoteRequest, answer: RemoteAnswer) -> None:
+        """Let the answer be read until it ends, its time is over, or the caller gives it up.
+
+        The reader is a task of its own so that it is cancelled once: the end of the time and the caller that gives up
+        come at the same moment, and a second cancellation would keep the reader from closing its connection.
+        """
+        reader = asyncio.create_task(self._read(request, answer))
         try:
-            async with asyncio.timeout(request.remaining), await self._begun(request) as chunks:
+            done, _ = await asyncio.wait([reader], timeout=request.remaining)
+            if not done:
+                answer.stop()
+                request.deliver(request.timeout_error or told(TimeoutError(), self._url))
+        finally:
+            with self._lock:
+                self._running.pop(request, None)
+            reader.cancel()
+            await asyncio.wait([reader])
+
+    async def _read(self, request: RemoteRequest, answer: RemoteAnswer) -> None:
+        try:
+            async with await self._begun(request) as chunks:
                 async for chunk in chunks:
                     answer.take(chunk)
                     if answer.has_ended:
@@ -186,9 +204,6 @@ class RemoteLine:
         except Exception as error:
             answer.stop()
             request.deliver(request.timeout_error or told(error, self._url))
-        finally:
-            with self._lock:
-                self._running.pop(request, None)
 
     async def _begun(self, request: RemoteRequest) -> openai.AsyncStream[Any]:
         """The stream of the answer, once the server takes the request."""
