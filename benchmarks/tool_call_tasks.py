@@ -1,4 +1,7 @@
-"""The forty tasks of `tool_calls.py`: eight sets of tools, and for each set one task of every kind."""
+"""The forty tasks of `tool_calls.py`: eight sets of tools, and for each set one task of every kind.
+
+Long because it is a list.
+"""
 
 from __future__ import annotations
 

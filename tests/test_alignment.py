@@ -197,8 +197,8 @@ def test_a_killed_alignment_goes_on_and_ends_as_an_unbroken_one(
     with monkeypatch.context() as patch:
         patch.setattr(Journal, "append", killed_while_answering)
         assert align("--output", str(broken), *options).exit_code != 0
-    other = align("--output", str(broken), *options, "--seed", "1", "--resume")
-    assert "seed was 0 and is 1" in said(other)
+    other = align("--output", str(broken), *options, "--seed", "1", "--draft-quantization", "int8", "--resume")
+    assert "draft_quantization was None and is 'int8'; seed was 0 and is 1" in said(other)
     assert "--resume goes on with it" in said(align("--output", str(broken), *options))
     with monkeypatch.context() as patch:
         patch.setattr(_Reports, "on_step_end", killed_while_training)

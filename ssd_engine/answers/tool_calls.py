@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import secrets
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ssd_engine.answers.brackets import Brackets
+from ssd_engine.answers.call_json import call_from, decode, decode_object, invalid_call, is_open_string, may_go_on
 from ssd_engine.answers.detokenizer import start_of_partial
 from ssd_engine.answers.result import InvalidToolCall, ToolCall
 from ssd_engine.answers.tool_formats import MARKERS, ToolFormat
@@ -24,8 +24,6 @@ _HEAD = re.compile(
 """What a call without markup begins with."""
 _SHORT = 256
 """Characters of a buffer that is looked at with every piece."""
-_CERTAIN = 16
-"""Characters behind an error in JSON that make it one for certain, not a literal or an escape still being written."""
 
 
 @dataclass(frozen=True)
@@ -173,10 +171,10 @@ class ToolCallParser:
             self._buffer = self._buffer[first:]
         name, start = self._read_name() if self._named_calls else (None, 0)
         try:
-            value, end = _decode_object(self._buffer, start)
+            value, end = decode_object(self._buffer, start)
         except json.JSONDecodeError as error:
             return self._read_broken_call(error, name, final=final)
-        call = _call_from(value if name is None else {"name": name, "arguments": value})
+        call = call_from(value if name is None else {"name": name, "arguments": value})
         if isinstance(call, str):
             self._reject(end, call, value.get("name") if name is None else name)
         else:
@@ -210,7 +208,7 @@ class ToolCallParser:
 
     def _read_broken_call(self, error: json.JSONDecodeError, name: str | None, *, final: bool) -> bool:
         """Waits for the rest of the JSON, or for the marker behind JSON that no more text can mend."""
-        if not final and _is_open_string(error):
+        if not final and is_open_string(error):
             return False
         searched = 0 if final else error.pos
         found = [at for marker in self._borders if (at := self._buffer.find(marker, searched)) >= 0]
@@ -222,7 +220,7 @@ class ToolCallParser:
         return True
 
     def _reject(self, end: int, error: str, name: Any) -> None:
-        self._invalid.append(_invalid_call(self._buffer[:end], error, name))
+        self._invalid.append(invalid_call(self._buffer[:end], error, name))
 
     def _end_markup(self, end: int) -> None:
         self._buffer = self._buffer[end:].removeprefix(self._close)
@@ -240,9 +238,9 @@ class ToolCallParser:
             return ParsedText(), end
         while self._buffer.startswith(("{", "["), end):
             try:
-                value, value_end = _decode(self._buffer, end)
+                value, value_end = decode(self._buffer, end)
             except json.JSONDecodeError as error:
-                if not final and _may_go_on(error):
+                if not final and may_go_on(error):
                     return None, start
                 return self._read_broken_implicit(start, end, calls, error, closing, final=final)
             found = [self._implicit_call(item) for item in (value if isinstance(value, list) else [value])]
@@ -271,15 +269,15 @@ class ToolCallParser:
         if stop < 0 and not final:
             return None, start
         broken = self._buffer[end : stop if stop >= 0 else None]
-        is_cut = _is_open_string(error) or error.pos >= end + len(broken.rstrip())
+        is_cut = is_open_string(error) or error.pos >= end + len(broken.rstrip())
         reason = "the answer ended within this call" if is_cut else str(error)
-        return ParsedText("", calls, (_invalid_call(broken, reason, name),)), end + len(broken)
+        return ParsedText("", calls, (invalid_call(broken, reason, name),)), end + len(broken)
 
     def _implicit_call(self, value: Any) -> ToolCall | None:
         """`value` as a call of an offered tool, if it is one."""
         if not isinstance(value, dict) or not {"arguments", "parameters"} & value.keys():
             return None
-        call = _call_from(value)
+        call = call_from(value)
         return call if isinstance(call, ToolCall) and call.name in self._tool_names else None
 
     def _accept(self, parsed: ParsedText, end: int) -> None:
@@ -296,62 +294,6 @@ class ToolCallParser:
     def _emit(self, count: int) -> None:
         self._text.append(self._buffer[:count])
         self._buffer = self._buffer[count:]
-
-
-def _call_from(value: Mapping[str, Any]) -> ToolCall | str:
-    """The call that a JSON object stands for, or why it stands for none."""
-    name = value.get("name")
-    if not isinstance(name, str) or not name:
-        return f'the call names no tool: "name" is {json.dumps(name)}'
-    arguments = value.get("arguments", value.get("parameters"))
-    if isinstance(arguments, str) and arguments.strip():
-        try:
-            arguments, _ = _decode_object(arguments.strip(), 0)
-        except json.JSONDecodeError as error:
-            return f"the arguments of {name!r} are a string that is no JSON object: {error}"
-    if arguments in (None, ""):
-        arguments = {}
-    if not isinstance(arguments, dict):
-        return f"the arguments of {name!r} are not a JSON object but {json.dumps(arguments)}"
-    return ToolCall(_new_id(), name, arguments)
-
-
-def _invalid_call(text: str, error: str, name: Any) -> InvalidToolCall:
-    return InvalidToolCall(_new_id(), name if isinstance(name, str) and name else None, text.strip(), error)
-
-
-def _new_id() -> str:
-    return f"call_{secrets.token_hex(12)}"
-
-
-def _decode_object(text: str, start: int) -> tuple[dict[str, Any], int]:
-    if not text.startswith("{", start):
-        raise json.JSONDecodeError("Expecting a JSON object", text, start)
-    return _decode(text, start)
-
-
-def _decode(text: str, start: int) -> tuple[Any, int]:
-    """The JSON object or array at `start` and where it ends; raises `json.JSONDecodeError`.
-
-    Line breaks inside strings are let through: models write code into arguments without escaping them.
-    """
-    try:
-        value, end = json.JSONDecoder(strict=False).raw_decode(text, start)
-        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()  # NaN and half characters are no JSON
-    except json.JSONDecodeError:
-        raise
-    except (RecursionError, ValueError) as error:  # also thousands of brackets, and numbers of thousands of digits
-        raise json.JSONDecodeError(str(error), text, start) from error
-    return value, end
-
-
-def _is_open_string(error: json.JSONDecodeError) -> bool:
-    return error.msg.startswith("Unterminated string")
-
-
-def _may_go_on(error: json.JSONDecodeError) -> bool:
-    """Whether more text could still make JSON of it."""
-    return _is_open_string(error) or len(error.doc[error.pos :].rstrip()) < _CERTAIN
 
 
 def _skip(text: str, start: int, characters: str) -> int:

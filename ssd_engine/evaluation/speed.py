@@ -97,14 +97,15 @@ def run(
         with ExitStack() as stack:
             hosts = _loaded(together, (pair, on_vllm), stack, progress)
             tasks = list(_tasks(together, prompts, requests))
+            num_steps = len(tasks) + is_about_engine
             for done, (contender, group) in enumerate(tasks):
-                progress(f"{contender.name}, {len(group)} at once", done, len(tasks))
+                progress(f"{contender.name}, {len(group)} at once", done, num_steps)
                 answers = hosts[contender.host].answer(contender.decoding, group, max_new_tokens)
                 samples.setdefault(_key(contender, len(group)), []).append(answers)
             if is_about_engine:
                 engine = hosts[_ENGINE]
                 context_rows = tuple(_context_row(engine, length, max_new_tokens) for length in contexts)
-                progress("ssd under a grammar", len(tasks), len(tasks))
+                progress("ssd under a grammar", len(tasks), num_steps)
                 guided = measure_guided(engine)
     second_turn = _second_turn(pair) if is_about_engine else None
     rows = tuple(

@@ -6,15 +6,15 @@ import logging
 import os
 import threading
 import time
-import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic
+from typing import TYPE_CHECKING, Generic
 
 from ssd_engine.errors import EngineBusyError, EngineClosedError, SSDError
 from ssd_engine.serving.answer_thread import AnswerThread
 from ssd_engine.serving.decoder import Decoder, DecoderError, S
+from ssd_engine.serving.forks import after_fork, leave_behind
 from ssd_engine.serving.reading import PromptReading
 from ssd_engine.serving.request import Event, Request, Round, is_last
 
@@ -70,7 +70,7 @@ class Scheduler(Generic[S]):
         self._thread: threading.Thread | None = None
         self._reading = PromptReading()
         self._clock = clock
-        _schedulers.add(self)
+        after_fork(self)
 
     def submit(self, request: Request) -> None:
         """Put a request in line.
@@ -330,11 +330,11 @@ class Scheduler(Generic[S]):
         finally:
             del self._decoder
 
-    def _forget_worker(self) -> None:
+    def forget_worker(self) -> None:
         """In a forked child, where no thread but the one that forked goes on, and locks may be held for ever."""
         self._changed = threading.Condition()
         if not self._closed:
-            _left_behind.append(self._decoder)
+            leave_behind(self._decoder)
         self._closed = self._is_forked = True
         self._running, self._waiting = [], OrderedDict()
 
@@ -342,17 +342,3 @@ class Scheduler(Generic[S]):
 def _thread_for(request: Request) -> AnswerThread | None:
     """Where a request's pieces are made that asks its caller about risk."""
     return AnswerThread(request) if callable(request.params.on_risk) else None
-
-
-_left_behind: list[Any] = []
-"""Decoders of a parent process: vLLM would end the parent's processes where one is collected here."""
-_schedulers: weakref.WeakSet[Scheduler[Any]] = weakref.WeakSet()
-
-
-def _forget_workers() -> None:
-    for scheduler in list(_schedulers):
-        scheduler._forget_worker()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_workers)

@@ -22,13 +22,7 @@ from ssd_engine.config import GenerationParams
 from ssd_engine.engine import Engine
 from ssd_engine.errors import InvalidRequestError
 from ssd_engine.prompts.prompt import offered_tools
-from ssd_integrations.langchain.events import (
-    ChunkOfPiece,
-    areport_risk,
-    areporting,
-    report_risk,
-    reporting,
-)
+from ssd_integrations.langchain.events import ChunkOfPiece, areport_risk, areporting, report_risk, reporting
 from ssd_integrations.langchain.messages import to_ai_message, to_engine_messages, to_message_chunk
 from ssd_integrations.langchain.pair_model import PairModel
 from ssd_integrations.langchain.response_format import (
