@@ -8,7 +8,7 @@ VLLM_VENV := .venv-vllm
 VLLM_BIN := $(VLLM_VENV)/bin
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install install-vllm demo examples test test-fast test-vllm check docs format clean
+.PHONY: install install-vllm demo examples test test-fast test-lowest test-newest test-vllm check docs format clean
 
 install: $(VENV)/.installed
 
@@ -37,15 +37,30 @@ examples: demo  ## agents, a graph and RAG, in LangChain and LlamaIndex
 	$(BIN)/python examples/rag_langchain.py
 	$(BIN)/python examples/rag_llama_index.py
 
+# One process a core, each with one thread; the real pair has all threads, and is loaded once.
+fast = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -m "not real" --numprocesses auto
+
 test: install  ## the whole suite, the real pair included
-	$(BIN)/python -m pytest
+	$(call fast,$(VENV))
+	$(BIN)/python -m pytest -m real
 
 test-vllm: install-vllm  ## the vLLM backend and its server, the real pair included
 	$(VLLM_BIN)/ssd models pull
 	$(VLLM_BIN)/python -m pytest tests/test_verify_batch.py tests/test_vllm_*.py
 
 test-fast: install  ## without the real pair
-	$(BIN)/python -m pytest -m "not real"
+	$(call fast,$(VENV))
+
+test-lowest:  ## fast tests with the lowest versions that pyproject.toml claims
+	$(PYTHON) -m venv --clear .venv-lowest
+	.venv-lowest/bin/python $(PIP_INSTALL) uv
+	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest --resolution lowest-direct --editable ".[dev]"
+	$(call fast,.venv-lowest)
+
+test-newest:  ## fast tests with the newest versions there are; PYTHON=python3.14 chooses the interpreter
+	$(PYTHON) -m venv --clear .venv-newest
+	.venv-newest/bin/python $(PIP_INSTALL) --editable ".[dev]"
+	$(call fast,.venv-newest)
 
 check: install  ## formatter, linter, layers of the house, type checker
 	$(BIN)/ruff format --check .
@@ -62,4 +77,4 @@ format: install
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) build .cache dist *.egg-info
+	rm -rf $(VENV) .venv-* build .cache dist *.egg-info

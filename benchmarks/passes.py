@@ -21,11 +21,12 @@ from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.utils import logging
 
 from ssd_engine.backends.transformers.runner import ModelRunner
 from ssd_engine.models.checkpoints import LoadOptions, load_model
+from ssd_engine.models.forward import cache_argument
 from ssd_engine.models.presets import get_preset
 from ssd_engine.models.resolve import resolve_pair
 
@@ -69,11 +70,13 @@ def theirs(source: Path) -> Callable[[int], Callable[[], Any]]:
     model = AutoModelForCausalLM.from_pretrained(source, dtype="auto", use_safetensors=True).eval()
 
     def of(size: int) -> Callable[[], Any]:
-        cache = model(input_ids=torch.arange(1, CONTEXT + 1)[None], use_cache=True).past_key_values
+        cache = DynamicCache(config=model.config)
+        name = cache_argument(model)
+        model(input_ids=torch.arange(1, CONTEXT + 1)[None], use_cache=True, **{name: cache})
         token_ids = torch.ones(1, size, dtype=torch.int64)
 
         def once() -> None:
-            model(input_ids=token_ids, past_key_values=cache, use_cache=True)
+            model(input_ids=token_ids, use_cache=True, **{name: cache})
             cache.crop(-size)
 
         return once

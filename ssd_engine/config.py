@@ -182,7 +182,9 @@ class GenerationParams(Settings):
     template_kwargs: dict[str, Any] = Field(
         {}, description="Variables for the chat template, such as {'enable_thinking': False}; text in them stays text."
     )
-    timeout: float | None = Field(None, gt=0, description="Seconds from submission after which the request fails.")
+    timeout: float | None = Field(
+        None, gt=0, description="Seconds from submission after which the request fails; a server's client counts them."
+    )
     ssd: SSDConfig | None = Field(None, description="This request's own SSD settings; None: the engine's.")
     grammar: Grammar | None = Field(None, description="What the answer has to be; tools on offer may be called first.")
     tool_choice: str = Field(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -17,6 +18,7 @@ from conftest import ROOT
 from ssd_engine import SSDEngine
 from ssd_engine.cli import app
 
+NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 ELSEWHERE = ("org/", "127.0.0.1")
 """What stands in code that needs models of somebody, or a server (which `test_vllm_server.py` has)."""
@@ -106,6 +108,25 @@ def test_code_runs_on_the_default_pair(page: Path, real_engine: SSDEngine, monke
     for block in blocks(page, "python"):
         if can_run(block):
             exec(compile(block, name_of(page), "exec"), names)
+
+
+def code_cells(notebook: Path) -> list[dict[str, Any]]:
+    cells: list[dict[str, Any]] = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return [cell for cell in cells if cell["cell_type"] == "code"]
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=name_of)
+def test_a_notebook_shows_what_its_cells_gave(notebook: Path) -> None:
+    """And nothing of the machine that it ran on."""
+    assert all(cell["execution_count"] and cell["outputs"] for cell in code_cells(notebook))
+    assert not re.search(r"/(root|home|work|tmp)/|stderr", notebook.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=name_of)
+def test_a_notebook_runs_on_the_default_pair(notebook: Path, real_engine: SSDEngine) -> None:
+    names: dict[str, Any] = {}
+    for cell in code_cells(notebook):
+        exec(compile("".join(cell["source"]), name_of(notebook), "exec"), names)
 
 
 def test_the_site_is_built_without_a_warning() -> None:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from ssd_engine import GenerationParams, SSDEngine
 from ssd_engine.backends.transformers.graphs import StaticPass, bound_of
 from ssd_engine.backends.transformers.runner import ModelRunner
+from ssd_engine.models.forward import cache_argument
 
 
 @pytest.mark.parametrize(("family", "config"), [*CAUSAL, *WINDOWED])
@@ -51,7 +52,7 @@ def test_static_passes_compute_what_others_do(family: type[PreTrainedModel], con
     for _ in range(2):  # a replay finds what the first run has written
         logits = step.run(
             lambda ids, places: model(
-                input_ids=ids, position_ids=places, past_key_values=runner.cache, use_cache=True
+                input_ids=ids, position_ids=places, use_cache=True, **{cache_argument(model): runner.cache}
             ).logits[0]
         )
         torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)

@@ -341,3 +341,6 @@ def test_a_server_that_cannot_start_says_why(small_pair: tuple[str, str]) -> Non
     open_to_all = subprocess.run([*command, "--host", "0.0.0.0"], capture_output=True, text=True, env=without_key)
     assert open_to_all.returncode == 1
     assert "--api-key" in open_to_all.stderr
+    no_revision = subprocess.run([*command, "--target-revision", "v2"], capture_output=True, text=True, env=without_key)
+    assert no_revision.returncode == 1
+    assert "no revision 'v2'" in no_revision.stderr

@@ -6,7 +6,10 @@ import copy
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
+
+from ssd_engine.models.forward import cache_argument
 
 
 class Likelihood:
@@ -36,7 +39,7 @@ class Likelihood:
         cache = copy.deepcopy(self._cache)
         if known:
             cache.batch_repeat_interleave(len(rests))
-        logits = self._model(input_ids, past_key_values=cache, logits_to_keep=kept).logits.float()
+        logits = self._read(input_ids, cache, kept).float()
         expected = torch.tensor(words, device=logits.device).unsqueeze(-1)
         found = []
         for row, rest in zip(logits, rests, strict=True):
@@ -51,9 +54,12 @@ class Likelihood:
             return
         self._stem, self._cache = shared, DynamicCache()
         if shared:
-            self._model(
-                torch.tensor([shared], device=self._model.device), past_key_values=self._cache, logits_to_keep=1
-            )
+            self._read(torch.tensor([shared], device=self._model.device), self._cache, 1)
+
+    def _read(self, input_ids: Tensor, cache: DynamicCache, kept: int) -> Tensor:
+        """[rows, kept, V] logits at the last places of `input_ids` [rows, tokens], which `cache` takes in."""
+        logits: Tensor = self._model(input_ids, logits_to_keep=kept, **{cache_argument(self._model): cache}).logits
+        return logits
 
 
 def _shared(sequences: Sequence[Sequence[int]]) -> list[int]:

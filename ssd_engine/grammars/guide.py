@@ -21,7 +21,7 @@ _LIMITS = LLParserLimits(verbose_errors=False)  # messages hold no part of an an
 
 
 class Guide:
-    """Where one answer stands in its grammar. It moves on with every token, and back as far as it was settled."""
+    """Where one answer stands in its grammar. It moves on with every token, and back as far as it was committed."""
 
     def __init__(self, source: str, matcher: LLMatcher, num_bits: int, vocab_size: int, eos_ids: Sequence[int]) -> None:
         self.source = source
@@ -29,8 +29,8 @@ class Guide:
         self._matcher = matcher
         # Going back is done with a copy (a microsecond): the library's own rollback counts bytes, and loses count at
         # tokens that are named by their ids and at the end of the sequence (llguidance pull request 364).
-        self._settled = matcher.deep_copy()
-        self._num_settled = 0
+        self._committed = matcher.deep_copy()
+        self._num_committed = 0
         self._num_bits = num_bits
         self._vocab_size = vocab_size
         self._eos_ids = eos_ids
@@ -68,17 +68,17 @@ class Guide:
         self._require_no_error()
         self._token_ids += token_ids
 
-    def settle(self) -> None:
-        """The tokens so far stand."""
-        self._settled = self._matcher.deep_copy()
-        self._num_settled = len(self._token_ids)
+    def commit(self) -> None:
+        """Let the tokens so far stand: `go_back` goes no further."""
+        self._committed = self._matcher.deep_copy()
+        self._num_committed = len(self._token_ids)
 
     def go_back(self, num_tokens: int) -> None:
         """Forget all but the answer's first `num_tokens` tokens, among which are those that stand."""
         if num_tokens < len(self._token_ids):
-            again = self._token_ids[self._num_settled : num_tokens]
-            self._matcher = self._settled.deep_copy()
-            self._token_ids = self._token_ids[: self._num_settled]
+            again = self._token_ids[self._num_committed : num_tokens]
+            self._matcher = self._committed.deep_copy()
+            self._token_ids = self._token_ids[: self._num_committed]
             self.advance(again)
 
     def _forced(self) -> list[int]:

@@ -29,7 +29,9 @@ class PairOptions(BaseModel):
     """How a pair is loaded and run. None leaves a field to the preset, the checkpoint or the backend.
 
     These are options of `SSDEngine.from_pretrained` and `from_preset`, fields of `ChatSSD` and `SSDLLM`, and options of
-    the commands: a field that is added here is added everywhere (tests/test_pair_surfaces.py).
+    the commands: a field that is added here is added everywhere (tests/test_pair_surfaces.py). What it does, it does
+    where it is read: `LoadOptions.of` (both models of this process), `transformers_parts`, `VllmPair.of`. In a
+    description, what follows " None: " is shown as the default.
     """
 
     preset: str | None = Field(None, description="A named pair (ssd models list).")

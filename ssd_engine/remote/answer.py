@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 from ssd_engine.answers.answer import Answer, AnswerSettings
@@ -13,31 +13,16 @@ from ssd_engine.answers.tool_formats import ToolFormat
 from ssd_engine.config import SSDConfig
 from ssd_engine.errors import SSDError
 from ssd_engine.remote.errors import broke_off
+from ssd_engine.remote.request import RemoteRequest
 from ssd_engine.rule.choice import Choice
 from ssd_engine.rule.signals import Look
 from ssd_engine.serving.answer_thread import AnswerThread
-from ssd_engine.serving.request import Request, Round, is_last
+from ssd_engine.serving.request import Round, is_last
 from ssd_engine.trace.codes import TraceReader
 from ssd_engine.trace.token_records import TokenReader, beginning_of_record
 
 _ENDS: Mapping[str, Literal["stop", "length"]] = {"stop": "stop", "tool_calls": "stop", "length": "length"}
 """What a server's finish reasons say of an answer; any other says that it has none."""
-
-
-@dataclass(eq=False)
-class RemoteRequest(Request):
-    """A request to a server. Its prompt's ids are not known here, only their number, once the answer begins."""
-
-    arguments: dict[str, Any] = field(default_factory=dict)
-    """Of the client's `chat.completions.create`."""
-    tool_names: tuple[str, ...] = ()
-    refusal: SSDError | None = None
-    """Why the server has not taken the request yet."""
-
-    @property
-    def timeout_error(self) -> SSDError | None:
-        """As any request's; where the server was too busy, that is said instead."""
-        return super().timeout_error and (self.refusal or super().timeout_error)
 
 
 class RemoteAnswer:
@@ -53,7 +38,7 @@ class RemoteAnswer:
         """What signals said over a given beginning, until the first round is handed over."""
         self._thread = AnswerThread(request) if callable(request.params.on_risk) else None
         self._is_over = False
-        self.has_ended = False
+        self.is_finished = False
         """Whether the server has told the end of the answer."""
 
     @property
@@ -69,9 +54,9 @@ class RemoteAnswer:
         """
         if not chunk.choices:
             return
-        choice, told = chunk.choices[0], (chunk.model_extra or {}).get("ssd") or {}
-        if "eos_ids" in told:
-            self._begin(told)
+        choice, ssd = chunk.choices[0], (chunk.model_extra or {}).get("ssd") or {}
+        if "eos_ids" in ssd:
+            self._begin(ssd)
         if self._tokens is None and (choice.delta.content or choice.delta.tool_calls):
             raise SSDError(
                 f"the server at {self._url} does not tell how its tokens were chosen, so they may not be SSD's; give "
@@ -79,12 +64,12 @@ class RemoteAnswer:
             )
         reason = choice.finish_reason
         end = None if reason is None else _ENDS.get(reason)
-        self.has_ended = end is not None
+        self.is_finished = end is not None
         rounds: list[list[Choice]] = []
         if self._tokens is not None:
-            self._tokens.rest = told.get("rest", "")
-            self._beginning = beginning_of_record(told.get("beginning", ()))
-            rounds = self._tokens.rounds(told.get("tokens", ()), told.get("token_codes", ""))
+            self._tokens.rest = ssd.get("rest", "")
+            self._beginning = beginning_of_record(ssd.get("beginning", ()))
+            rounds = self._tokens.rounds(ssd.get("tokens", ()), ssd.get("token_codes", ""))
             if rounds and end is not None:
                 rounds[-1][-1] = replace(rounds[-1][-1], ends=end)
             for choices in rounds:
@@ -97,21 +82,21 @@ class RemoteAnswer:
         if self._thread is not None:
             self._thread.stop()
 
-    def _begin(self, told: Mapping[str, Any]) -> None:
+    def _begin(self, ssd: Mapping[str, Any]) -> None:
         request = self._request
-        config = SSDConfig(**told.get("config", {}))
+        config = SSDConfig(**ssd.get("config", {}))
         is_ssd = request.params.decoding == "ssd"
         self._tokens = TokenReader(TraceReader(config) if is_ssd else None)
-        self._cached_prompt_tokens = int(told["cached_prompt_tokens"])
-        request.target_ids = range(told["prompt_tokens"])
+        self._cached_prompt_tokens = int(ssd["cached_prompt_tokens"])
+        request.target_ids = range(ssd["prompt_tokens"])
         tools = request.tool_names
         request.answer = Answer(
             AnswerSettings(
                 params=request.params,
                 config=config,
-                eos_ids=frozenset(told["eos_ids"]),
+                eos_ids=frozenset(ssd["eos_ids"]),
                 detokenizer=self._tokens,
-                tool_parser=ToolCallParser(ToolFormat(told["tool_format"]), tools) if tools else None,
+                tool_parser=ToolCallParser(ToolFormat(ssd["tool_format"]), tools) if tools else None,
                 decode_token=self._tokens.decode,
             )
         )

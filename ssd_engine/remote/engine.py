@@ -84,8 +84,7 @@ class RemoteEngine(Engine):
         deliver: Deliver,
     ) -> Request:
         """Check a request; what is wrong with it beyond that, the server says."""
-        from ssd_engine.remote.answer import RemoteRequest
-        from ssd_engine.remote.request import chat_arguments
+        from ssd_engine.remote.request import RemoteRequest, chat_arguments
         from ssd_engine.trace.token_records import TokenReader
 
         if draft_prompt is not None:

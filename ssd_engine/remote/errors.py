@@ -21,7 +21,7 @@ _TOO_MANY = 429
 _NOT_THERE = (httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol, httpx.ProxyError)
 
 
-def told(error: Exception, url: str) -> SSDError:
+def as_ssd_error(error: Exception, url: str) -> SSDError:
     """`error`, which came of asking the server at `url`, as a caller is told of it."""
     ours = error if isinstance(error, SSDError) else _translated(error, url)
     ours.__cause__ = ours.__cause__ if ours is error else error

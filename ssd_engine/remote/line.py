@@ -25,8 +25,9 @@ from tenacity import (
 )
 
 from ssd_engine.errors import EngineClosedError
-from ssd_engine.remote.answer import RemoteAnswer, RemoteRequest
-from ssd_engine.remote.errors import broke_off, told
+from ssd_engine.remote.answer import RemoteAnswer
+from ssd_engine.remote.errors import as_ssd_error, broke_off
+from ssd_engine.remote.request import RemoteRequest
 from ssd_engine.serving.request import Request
 
 _AT_ONCE = 64
@@ -85,7 +86,7 @@ class RemoteLine:
             job, answer = self._running.get(request, (None, None))
         if answer is not None:
             answer.stop()
-        if job is not None and answer is not None and not answer.has_ended:
+        if job is not None and answer is not None and not answer.is_finished:
             job.cancel()
 
     def ask(self, question: Callable[[openai.AsyncOpenAI], Awaitable[T]]) -> T:
@@ -103,7 +104,7 @@ class RemoteLine:
         except CancelledError as error:
             raise EngineClosedError("the engine was closed before the server had answered") from error
         except Exception as error:
-            raise told(error, self._url) from None
+            raise as_ssd_error(error, self._url) from None
 
     def wait_for_place(self, timeout: float) -> bool:
         """False: a server is asked again for as long as it makes sense, so there is nothing more to wait for."""
@@ -184,7 +185,7 @@ class RemoteLine:
             done, _ = await asyncio.wait([reader], timeout=request.remaining)
             if not done:
                 answer.stop()
-                request.deliver(request.timeout_error or told(TimeoutError(), self._url))
+                request.deliver(request.timeout_error or as_ssd_error(TimeoutError(), self._url))
         finally:
             with self._lock:
                 self._running.pop(request, None)
@@ -196,14 +197,14 @@ class RemoteLine:
             async with await self._begun(request) as chunks:
                 async for chunk in chunks:
                     answer.take(chunk)
-                    if answer.has_ended:
+                    if answer.is_finished:
                         await _drain(chunks)
-                    if answer.has_ended or answer.is_over:
+                    if answer.is_finished or answer.is_over:
                         return
             raise broke_off(self._url, "the connection was closed")
         except Exception as error:
             answer.stop()
-            request.deliver(request.timeout_error or told(error, self._url))
+            request.deliver(request.timeout_error or as_ssd_error(error, self._url))
 
     async def _begun(self, request: RemoteRequest) -> openai.AsyncStream[Any]:
         """The stream of the answer, once the server takes the request."""
@@ -221,7 +222,7 @@ class RemoteLine:
             return stop_before_delay(patience if timeout is None else min(timeout, patience))(state)
 
         def note(state: RetryCallState) -> None:
-            request.refusal = told(_error_of(state), self._url)
+            request.refusal = as_ssd_error(_error_of(state), self._url)
 
         retrying = AsyncRetrying(
             retry=retry_if_exception(lambda error: _status(error) in _PATIENCE_SECONDS),

@@ -1,15 +1,33 @@
-"""A request as a server takes it: the arguments of the OpenAI client's `chat.completions.create`."""
+"""A request to a server, and what is sent for it: the arguments of the OpenAI client's `chat.completions.create`."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from ssd_engine.config import GenerationParams
-from ssd_engine.errors import InvalidRequestError
+from ssd_engine.errors import InvalidRequestError, SSDError
 from ssd_engine.prompts.conversation import Conversation, plain
 from ssd_engine.prompts.prompt import Prompt, Tools, offered_tools, parse_prompt
+from ssd_engine.serving.request import Request
+
+
+@dataclass(eq=False)
+class RemoteRequest(Request):
+    """A request to a server. Its prompt's ids are not known here, only their number, once the answer begins."""
+
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """Of the client's `chat.completions.create`."""
+    tool_names: tuple[str, ...] = ()
+    refusal: SSDError | None = None
+    """Why the server has not taken the request yet."""
+
+    @property
+    def timeout_error(self) -> SSDError | None:
+        """As any request's; where the server was too busy, that is said instead."""
+        return super().timeout_error and (self.refusal or super().timeout_error)
 
 
 def chat_arguments(model: str, prompt: Prompt, params: GenerationParams, tools: Tools | None) -> dict[str, Any]:

@@ -101,24 +101,24 @@ class Verifier:
             self.signals.leave(None)
         self._first_scheme = self.scheme
 
-    def settle(
+    def choose_tokens(
         self,
-        answers: Sequence[Callable[[Scheme, float], int]],
+        choosers: Sequence[Callable[[Scheme, float], int]],
         drafted: Sequence[int],
         logprobs: LogprobsOf,
         scores: Sequence[Scores],
     ) -> list[Choice]:
         """Go through a round's positions under the scheme control, until a token does not match or ends the answer.
 
-        `answers` say, position by position, which token a scheme and its weight choose, `scores` what signals give.
+        `choosers` say, position by position, which token a scheme and its weight choose, `scores` what signals give.
         """
         chosen: list[Choice] = []
-        for position, (answer, proposal) in enumerate(zip(answers, drafted, strict=True)):
+        for position, (choose, proposal) in enumerate(zip(choosers, drafted, strict=True)):
             # Read here, at the position itself: the scheme may have changed inside this round.
             look = None if self.signals is None else self.signals.look(scores[position])
             scheme = self.scheme
             alpha = self.config.alpha_union if scheme is Scheme.UNION else self.controller.alpha
-            token_id = answer(scheme, alpha)
+            token_id = choose(scheme, alpha)
             matched = token_id == proposal
             logprob, top = logprobs(position, scheme, alpha, token_id) if self.params.logprobs else (None, ())
             completed = self.controller.record(matched=matched) if scheme is not Scheme.NONE else None

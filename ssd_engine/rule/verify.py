@@ -1,4 +1,6 @@
-"""Step 3 of a round: which tokens stand, given both models' distributions and the drafted ids (paper, section 3.1).
+"""Step 3 of a round: which drafted tokens are accepted, and what replaces the first that is not (paper, section 3.1).
+
+This is the definition, and what the transformers backend runs; `verify_batch` decides the same for vLLM.
 
 A chosen token *matches* when it is the drafted one; the round ends after the first that does not. With sampling,
 acceptance and recovery follow Leviathan et al. (arXiv 2211.17192), with the composite in the place of the target, so
@@ -108,7 +110,7 @@ def verify(
     target = Predictions.of(target_logits, temperatures, allowed)
     draft = Predictions.of(draft_logits, temperatures, allowed)
     table = _Table(turns, target, draft, drafted, None if allowed is None else allowed.sum(-1), scores)
-    return [table.settle(index) for index in range(len(turns))]
+    return [table.choices_of(index) for index in range(len(turns))]
 
 
 class _Table:
@@ -185,15 +187,15 @@ class _Table:
         ids = torch.arange(target.p.shape[-1], device=greedy.device).expand_as(target.p)
         return draws.choose(ids=ids, p=target.p, q=draft.p, greedy=greedy)
 
-    def settle(self, index: int) -> list[Choice] | Exception:
-        """The tokens of sequence `index` that stand."""
+    def choices_of(self, index: int) -> list[Choice] | Exception:
+        """The tokens of sequence `index`: drafted ones that are accepted, then the one that replaces the next."""
         turn = self._turns[index]
         first = self._firsts[index]
         rows = self._rows[first : first + turn.num_positions]
         scores = self._scores[first : first + turn.num_positions]
         alphas = self._alphas[index]
 
-        def answer(row: list[int]) -> Callable[[Scheme, float], int]:
+        def chooser(row: list[int]) -> Callable[[Scheme, float], int]:
             def token(scheme: Scheme, alpha: float) -> int:
                 if row[1]:
                     raise SSDError(NOT_NUMBERS)
@@ -207,7 +209,9 @@ class _Table:
             return self._logprobs(first + position, scheme, alpha, token_id, turn.verifier.params.top_logprobs)
 
         try:
-            return turn.verifier.settle([answer(row) for row in rows], [row[0] for row in rows], logprobs, scores)
+            return turn.verifier.choose_tokens(
+                [chooser(row) for row in rows], [row[0] for row in rows], logprobs, scores
+            )
         except Exception as error:
             return error
 

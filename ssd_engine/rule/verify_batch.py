@@ -1,4 +1,4 @@
-"""The rule for many sequences in tensors: `verify` without a loop over sequences.
+"""The rule for many sequences in tensors, which vLLM runs: `verify` without a loop over sequences.
 
 It decides what `verify` decides, from the same sample spaces by the same `choose`. There the host goes through each
 sequence's positions; here all sequences go through their first position together, then their second, and so on, and

@@ -45,7 +45,7 @@ class AnswerThread:
         self._rounds.put(None)
 
     def _work(self) -> None:
-        while not (self._has_ended or self._request.has_ended) and (added := self._rounds.get()) is not None:
+        while not (self._has_ended or self._request.is_abandoned) and (added := self._rounds.get()) is not None:
             for event in self._request.events(added):
                 if is_last(event):
                     self._has_ended = True

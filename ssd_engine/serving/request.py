@@ -75,7 +75,7 @@ class Request:
         )
 
     @property
-    def has_ended(self) -> bool:
+    def is_abandoned(self) -> bool:
         """Whether nobody waits for more."""
         return self.is_cancelled or self.timeout_error is not None
 

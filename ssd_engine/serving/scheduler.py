@@ -34,8 +34,8 @@ class _Running(Generic[S]):
     """Where its pieces are made, if not in the worker."""
 
     @property
-    def has_ended(self) -> bool:
-        return self.request.has_ended or (self.thread is not None and self.thread.is_over)
+    def is_over(self) -> bool:
+        return self.request.is_abandoned or (self.thread is not None and self.thread.is_over)
 
     @property
     def is_reading_prompt(self) -> bool:
@@ -196,7 +196,7 @@ class Scheduler(Generic[S]):
     def _drop_ended(self) -> None:
         """Free the places of requests that were cancelled, ran out of time, or need no more tokens."""
         for running in list(self._running):
-            if running.has_ended:
+            if running.is_over:
                 error = running.request.timeout_error
                 self._end(running, *([] if error is None else [error]))
 
@@ -206,7 +206,7 @@ class Scheduler(Generic[S]):
                 request = next(iter(self._waiting), None)
             if request is None:
                 return
-            if request.has_ended:  # its caller has been told, or is about to find out
+            if request.is_abandoned:  # its caller has been told, or is about to find out
                 self._leave_line(request)
                 continue
             try:
@@ -242,7 +242,7 @@ class Scheduler(Generic[S]):
         """Read parts of prompts."""
         num_unread = sum(running.is_reading_prompt for running in self._running)
         for _ in range(self._reading.num_parts(num_unread, len(self._running) - num_unread)):
-            unread = [running for running in self._running if running.is_reading_prompt and not running.has_ended]
+            unread = [running for running in self._running if running.is_reading_prompt and not running.is_over]
             if not unread or self._closed:
                 return
             running = self._reading.choose(unread, lambda running: running.sequence.num_unread_tokens)
@@ -302,7 +302,7 @@ class Scheduler(Generic[S]):
             self._tell(running, *events)
 
     def _tell(self, running: _Running[S], *events: Event) -> None:
-        if running.thread is not None and (events or running.request.has_ended):
+        if running.thread is not None and (events or running.request.is_abandoned):
             running.thread.stop()
         for event in events:
             running.request.deliver(event)

@@ -15,16 +15,16 @@ from ssd_engine.trace.codes import TraceReader, begins_round
 
 def record(choice: Choice, text: str, decode: Callable[[int], str]) -> dict[str, Any]:
     """A token as JSON: `text` is what it adds to the answer; log-probabilities and signals where `choice` has them."""
-    told: dict[str, Any] = {"id": choice.token_id, "text": text}
+    entry: dict[str, Any] = {"id": choice.token_id, "text": text}
     if choice.look is not None:
-        told |= {"scores": dict(choice.look.scores), "alarms": list(choice.look.raised)}
+        entry |= {"scores": dict(choice.look.scores), "alarms": list(choice.look.raised)}
     if choice.logprob is not None:
-        told |= {
+        entry |= {
             "token": decode(choice.token_id),
             "logprob": choice.logprob,
             "top": [(token_id, decode(token_id), logprob) for token_id, logprob in choice.top_logprobs],
         }
-    return told
+    return entry
 
 
 def beginning_record(looks: Sequence[Look]) -> list[dict[str, Any]]:
@@ -32,9 +32,9 @@ def beginning_record(looks: Sequence[Look]) -> list[dict[str, Any]]:
     return [{"scores": dict(look.scores), "alarms": list(look.raised)} for look in looks]
 
 
-def beginning_of_record(told: Sequence[Mapping[str, Any]]) -> list[Look]:
+def beginning_of_record(entries: Sequence[Mapping[str, Any]]) -> list[Look]:
     """What `beginning_record` told."""
-    return [Look(each["scores"], tuple(each["alarms"])) for each in told]
+    return [Look(entry["scores"], tuple(entry["alarms"])) for entry in entries]
 
 
 class TokenReader:
@@ -57,8 +57,8 @@ class TokenReader:
         if self._reader is None:
             # The rule says only how many were accepted: all but the last one.
             choices = [
-                Choice(told["id"], matched=place < len(records) - 1, scheme=Scheme.NONE, bin=None)
-                for place, told in enumerate(records)
+                Choice(entry["id"], matched=place < len(records) - 1, scheme=Scheme.NONE, bin=None)
+                for place, entry in enumerate(records)
             ]
             starts = [0] if choices else []
         else:
@@ -66,11 +66,12 @@ class TokenReader:
                 raise ValueError(f"{len(records)} tokens came with {len(codes)} trace codes")
             numbers = [int(code, 16) for code in codes]
             choices = [
-                self._reader.read_code(told["id"], n, _look_of(told)) for told, n in zip(records, numbers, strict=True)
+                self._reader.read_code(entry["id"], n, _look_of(entry))
+                for entry, n in zip(records, numbers, strict=True)
             ]
             starts = [place for place, number in enumerate(numbers) if not place or begins_round(number)]
-        choices = [self._with_logprob(choice, told) for choice, told in zip(choices, records, strict=True)]
-        self._texts += [str(told["text"]) for told in records]
+        choices = [self._with_logprob(choice, entry) for choice, entry in zip(choices, records, strict=True)]
+        self._texts += [str(entry["text"]) for entry in records]
         return [choices[start:end] for start, end in zip(starts, [*starts[1:], len(choices)], strict=True)]
 
     def feed(self, token_id: int) -> str:
@@ -85,14 +86,14 @@ class TokenReader:
         """What a token is by itself, of those with log-probabilities."""
         return self._tokens[token_id]
 
-    def _with_logprob(self, choice: Choice, told: Mapping[str, Any]) -> Choice:
-        if "logprob" not in told:
+    def _with_logprob(self, choice: Choice, entry: Mapping[str, Any]) -> Choice:
+        if "logprob" not in entry:
             return choice
-        self._tokens[choice.token_id] = told["token"]
-        self._tokens |= {token_id: token for token_id, token, _ in told["top"]}
-        top = tuple((token_id, logprob) for token_id, _, logprob in told["top"])
-        return replace(choice, logprob=told["logprob"], top_logprobs=top)
+        self._tokens[choice.token_id] = entry["token"]
+        self._tokens |= {token_id: token for token_id, token, _ in entry["top"]}
+        top = tuple((token_id, logprob) for token_id, _, logprob in entry["top"])
+        return replace(choice, logprob=entry["logprob"], top_logprobs=top)
 
 
-def _look_of(told: Mapping[str, Any]) -> Look | None:
-    return Look(told["scores"], tuple(told["alarms"])) if "scores" in told else None
+def _look_of(entry: Mapping[str, Any]) -> Look | None:
+    return Look(entry["scores"], tuple(entry["alarms"])) if "scores" in entry else None

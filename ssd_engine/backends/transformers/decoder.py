@@ -148,11 +148,11 @@ class PairDecoder:
         scores = self._signals.read(used, draft_logits, target_logits, probe_scores) if any(used) else ()
         turns = [proposal.turn for proposal in proposals]
         outcomes = verify(turns, target_logits, draft_logits, drafted, allowed, scores)
-        settled = [_settled(proposal, outcome) for proposal, outcome in zip(proposals, outcomes, strict=True)]
+        accepted = [_accepted(proposal, outcome) for proposal, outcome in zip(proposals, outcomes, strict=True)]
         selection = time.perf_counter() - start - self._seconds_in_passes
         for sequence in sequences:
             sequence.timings.selection += selection
-        return settled
+        return accepted
 
     def _propose(self, proposals: Sequence[Proposal]) -> tuple[Tensor, Tensor, Tensor]:
         """Step 1: m drafts L tokens, one after another, from its own prompt and all output so far.
@@ -300,12 +300,12 @@ def _num_drafts(sequence: SequenceState, chosen_length: int) -> int:
     return min(wanted, sequence.num_remaining) if sequence.draft is not None else 0
 
 
-def _settled(proposal: Proposal, outcome: list[Choice] | Exception) -> list[Choice] | Exception:
+def _accepted(proposal: Proposal, outcome: list[Choice] | Exception) -> list[Choice] | Exception:
     """What a round added to an answer; from here on others have gone on, so whatever goes wrong is its own."""
     try:
         if isinstance(outcome, Exception):
             raise outcome
-        return proposal.settle(outcome)
+        return proposal.accept(outcome)
     except Exception as error:
         _failure_to_roll_back(proposal.sequence)  # the first error is what is told
         return error

@@ -20,6 +20,7 @@ from ssd_engine.backends.transformers.kv_cache import KVCache, Snapshot, count_c
 from ssd_engine.backends.transformers.layer_states import LayerStates
 from ssd_engine.backends.transformers.prefix_store import PrefixStore, block_ends
 from ssd_engine.backends.transformers.segments import Segment, SegmentedPass
+from ssd_engine.models.forward import cache_argument
 from ssd_engine.rule.draft_length import LONGEST
 
 _logger = logging.getLogger(__name__)
@@ -126,6 +127,7 @@ class ModelRunner:
         self.hidden: Tensor | None = None
         """[T, H] of the last `forward`, where the runner has a layer; it stands until the next pass."""
         self._run: Callable[..., Any] = self.model
+        self._cache_argument = cache_argument(model)
         self.vocab_size = vocab_size
         self._num_layers = count_cache_layers(model.config)
         use_segment_attention(model, self._num_layers)
@@ -316,10 +318,5 @@ class ModelRunner:
         return outputs.logits[0], self._layer.latest[0]
 
     def _call(self, run: Callable[..., Any], token_ids: Tensor, positions: Tensor) -> Any:
-        return run(
-            input_ids=token_ids,
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-            return_dict=True,
-        )
+        cache = {self._cache_argument: self.cache}
+        return run(input_ids=token_ids, position_ids=positions, use_cache=True, return_dict=True, **cache)

@@ -43,7 +43,7 @@ class SequenceState:
         for row in self.rows:
             row.begin(opening)
         if guide is not None:
-            guide.settle()
+            guide.commit()
 
     @property
     def rows(self) -> list[Row]:
@@ -171,8 +171,8 @@ class Proposal:
             self.places.append(place + len(forced))
             self._look()
 
-    def settle(self, chosen: Sequence[Choice]) -> list[Choice]:
-        """Let the chosen tokens stand, with those that a grammar forces after each; returns all of them."""
+    def accept(self, chosen: Sequence[Choice]) -> list[Choice]:
+        """Take the chosen tokens into the answer, with those that a grammar forces after each; returns all of them."""
         sequence, guide = self.sequence, self.sequence.guide
         standing: list[Choice] = []
         for choice, forced in zip(chosen[:-1], self.forced, strict=False):
@@ -183,7 +183,7 @@ class Proposal:
             guide.go_back(sequence.num_tokens + len(standing))
             guide.advance([last.token_id])
             forced = guide.take_forced(sequence.num_remaining - len(standing) - 1)
-            guide.settle()
+            guide.commit()
         standing += [last, *self.verifier.forced(forced, last)]
         sequence.accept(standing, len(forced))
         return standing
