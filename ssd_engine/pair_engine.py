@@ -62,7 +62,7 @@ class SSDEngine(Engine):
             prefix_cache_bytes: most memory that each model's kept prompt prefixes may take; None: 512 MiB.
             compile: decode through `torch.compile`. Tokens come faster once the prompt has been read, and the engine
                 is ready later: by half a minute, or a minute and more on a machine that has not compiled this pair
-                before. Needs torch 2.13, a C++ compiler (on a GPU, Triton) and models without sliding windows.
+                before. Needs a C++ compiler (on a GPU, Triton) and models without sliding windows.
             parts: instead of all of the above.
 
         Raises:

@@ -14,7 +14,6 @@ from families import CAUSAL, VOCAB, WINDOWED, build
 from torch import nn
 from torch._dynamo.utils import counters
 from torch._inductor import config as inductor_config
-from torch.torch_version import TorchVersion
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from ssd_engine import GenerationParams, SSDEngine
@@ -89,9 +88,6 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model(0, VOCAB)
     monkeypatch.setattr(model, "_no_split_modules", [])
     with pytest.raises(ModelLoadError, match="does not name its layers"):
-        ModelRunner(model, VOCAB, compile=True)
-    monkeypatch.setattr(torch, "__version__", TorchVersion("2.12.1"))
-    with pytest.raises(ModelLoadError, match=r"needs torch 2\.13 or newer, and this is 2\.12\.1"):
         ModelRunner(model, VOCAB, compile=True)
     assert not any("forward" in vars(module) for module in model.modules())
 

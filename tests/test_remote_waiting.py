@@ -27,17 +27,16 @@ class Trickle:
         self.is_left = threading.Event()
 
     def __call__(self, call: Call) -> None:
-        if self.event is None:
-            call.connection.recv(1)  # until the other side goes
-        else:
-            call.begin()
-            call.send(answer()[0])
-            try:
+        try:
+            if self.event is None:
+                call.connection.recv(1)  # until the other side goes
+            else:
+                call.begin()
+                call.send(answer()[0])
                 while not self.is_left.wait(0.01):
                     call.send(self.event)
-            except ConnectionError:
-                pass
-        self.is_left.set()
+        finally:
+            self.is_left.set()
 
 
 @every_way

@@ -163,8 +163,9 @@ def align(
         raise ModelLoadError(f"{draft_source} has no chat template, so it is no instruct model; align one that is")
     work = output / "work"
     models = {"target": pair.target, "draft": pair.draft, "target_name": names.target, "draft_name": names.draft}
-    loaded_as = ("quantization", "target_quantization", "draft_quantization", "target_revision", "draft_revision")
-    made_by = {**models, **{name: getattr(pair, name) for name in loaded_as}, "draft_adapter": start}
+    revisions = {"target_revision": pair.target_revision, "draft_revision": pair.draft_revision}
+    quantizations = dict(zip(("target_quantization", "draft_quantization"), pair.quantizations, strict=True))
+    made_by = {**models, **revisions, **quantizations, "dtype": pair.dtype, "draft_adapter": start}
     if not claim(work, {**made_by, **settings.model_dump(), "data": prompts.digest}) and not resume:
         raise InvalidRequestError(
             f"{output} holds an alignment already: --resume goes on with it, or give another --output"

@@ -60,6 +60,7 @@ class RemoteLine:
         self._pid = os.getpid()
         self._lock = threading.RLock()  # `close` may be called by a collection of garbage within it
         self._running: dict[Request, tuple[Future[None], RemoteAnswer]] = {}
+        self._readers: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -181,9 +182,10 @@ class RemoteLine:
         come at the same moment, and a second cancellation would keep the reader from closing its connection.
         """
         reader = asyncio.create_task(self._read(request, answer))
+        self._readers.add(reader)
         try:
             done, _ = await asyncio.wait([reader], timeout=request.remaining)
-            if not done:
+            if not done and not answer.is_finished:
                 answer.stop()
                 request.deliver(request.timeout_error or as_ssd_error(TimeoutError(), self._url))
         finally:
@@ -191,6 +193,7 @@ class RemoteLine:
                 self._running.pop(request, None)
             reader.cancel()
             await asyncio.wait([reader])
+            self._readers.discard(reader)
 
     async def _read(self, request: RemoteRequest, answer: RemoteAnswer) -> None:
         try:
@@ -237,7 +240,7 @@ class RemoteLine:
 
     async def _shut_down(self) -> None:
         loop = asyncio.get_running_loop()
-        jobs = asyncio.all_tasks() - {asyncio.current_task()}
+        jobs = asyncio.all_tasks() - {asyncio.current_task()} - self._readers
         for job in jobs:
             job.cancel()
         await asyncio.gather(*jobs, return_exceptions=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,11 +19,7 @@ class CompiledPasses:
     """A model as a compiled function; compiled at its first calls, once for any number of tokens and once for one."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        """Raises `ModelLoadError` where torch is too old or the model's passes cannot be compiled."""
-        if torch.__version__ < "2.13":  # compared as versions
-            raise ModelLoadError(
-                f"compile needs torch 2.13 or newer, and this is {torch.__version__}; leave compile out"
-            )
+        """Raises `ModelLoadError` where the model's passes cannot be compiled."""
         if not _is_causal(model):
             raise ModelLoadError(
                 f"model type {model.config.model_type!r} has layers with a sliding window, which cannot be compiled; "
@@ -76,7 +73,8 @@ class CompiledPasses:
             kind = type(layer)
             if kind not in regions:
                 regions[kind] = torch.compiler.nested_compile_region(kind.forward)
-            layer.forward = regions[kind].__get__(layer)
+            # Not a bound method: torch 2.14 would have every layer compute with the first one's weights.
+            layer.forward = partial(regions[kind], layer)
 
 
 def _layers(model: PreTrainedModel) -> list[nn.Module]:
