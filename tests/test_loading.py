@@ -187,6 +187,15 @@ def test_weights_that_do_not_fit_are_told_before_they_are_read(
         SSDEngine.from_pretrained(*folders)
 
 
+def test_caches_leave_room_for_weights_that_are_to_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 20_000)
+    cpu = torch.device("cpu")
+    assert memory.plan_positions(1, 64, None, cpu) == 10_000
+    assert memory.plan_positions(1, 64, None, cpu, reserved_bytes=12_000) == 4_000
+    with pytest.raises(ModelLoadError, match="kv_cache_bytes=9000 asks for"):
+        memory.plan_positions(1, 64, None, cpu, 9000, reserved_bytes=12_000)
+
+
 def test_pickled_weights_are_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text((folders[0] / "config.json").read_text())
     (tmp_path / "tokenizer.json").write_text((folders[0] / "tokenizer.json").read_text())

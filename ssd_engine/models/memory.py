@@ -21,6 +21,8 @@ def plan_positions(
     context_length: int | None,
     device: torch.device,
     kv_cache_bytes: int | None = None,
+    *,
+    reserved_bytes: int = 0,
 ) -> int:
     """Token positions for the caches of both models.
 
@@ -31,11 +33,12 @@ def plan_positions(
         device: where the caches live.
         kv_cache_bytes: memory for them. None: room for `max_batch_size` sequences of 4,096 positions and for one long
             context (32,768 positions), or half of the memory that is available, whichever is less.
+        reserved_bytes: what weights that are not loaded yet will take of it.
 
     Raises:
         ModelLoadError: the memory is not there.
     """
-    available = available_bytes(device)
+    available = max(available_bytes(device) - reserved_bytes, 0)
     if kv_cache_bytes is None:
         longest = context_length or _LONG_CONTEXT
         wanted = max(max_batch_size * min(longest, _POSITIONS_PER_SEQUENCE), min(longest, _LONG_CONTEXT))
@@ -62,7 +65,7 @@ def plan_positions(
 
 def require_room(sources: Sequence[str | Path], device: str) -> None:
     """Raise `ModelLoadError` where folders' weights are more than the memory that is left: else loading is killed."""
-    needed = sum(path.stat().st_size for source in sources for path in Path(source).glob("*.safetensors"))
+    needed = sum(map(stored_bytes, sources))
     available = available_bytes(torch.device(device))
     if needed > available:
         names = " and ".join(repr(str(source)) for source in sources)
@@ -70,6 +73,11 @@ def require_room(sources: Sequence[str | Path], device: str) -> None:
             f"{names} needs at least {_gigabytes(needed)} of memory, and {_gigabytes(available)} are available on "
             f"{device}; close what else runs there, or use a smaller model"
         )
+
+
+def stored_bytes(source: str | Path) -> int:
+    """What the weights in a folder take on disk; 0 for what is no folder."""
+    return sum(path.stat().st_size for path in Path(source).glob("*.safetensors"))
 
 
 def available_bytes(device: torch.device) -> int:

@@ -22,7 +22,7 @@ from ssd_engine.models.checkpoints import (
     require_same_tokens,
     stored_fingerprint,
 )
-from ssd_engine.models.memory import plan_positions, require_room
+from ssd_engine.models.memory import plan_positions, require_room, stored_bytes
 from ssd_engine.models.pair import NO_ADAPTER, PairSpec
 from ssd_engine.rule.draft_signals import FILE as SIGNALS_FILE
 from ssd_engine.rule.draft_signals import DraftSignals
@@ -166,7 +166,19 @@ def _memory(
         return {"max_model_len": spec.max_model_len, "kv_cache_memory_bytes": spec.kv_cache_bytes}
     require_room(sources, "cpu")
     per_position = sum(_bytes_per_position(config, spec.dtype) for config in configs)
-    positions = plan_positions(per_position, max_batch_size, context_length, torch.device("cpu"), spec.kv_cache_bytes)
+    # While vLLM loads weights in its own type, the files that it reads them from are in memory too.
+    weights = sum(
+        int(stored_bytes(source) * (1 + _dtype_of(config, spec.dtype).itemsize / _dtype_of(config, None).itemsize))
+        for source, config in zip(sources, configs, strict=True)
+    )
+    positions = plan_positions(
+        per_position,
+        max_batch_size,
+        context_length,
+        torch.device("cpu"),
+        spec.kv_cache_bytes,
+        reserved_bytes=weights,
+    )
     longest = min(context_length or positions, positions)
     return {"max_model_len": spec.max_model_len or longest, "kv_cache_memory_bytes": positions * per_position}
 
@@ -176,5 +188,10 @@ def _bytes_per_position(config: PreTrainedConfig, dtype: str | None) -> int:
     text = config.get_text_config()
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    stored = text.dtype if dtype is None else as_dtype(dtype)
-    return 2 * int(text.num_hidden_layers * heads * size * (stored or torch.float32).itemsize)
+    return 2 * int(text.num_hidden_layers * heads * size * _dtype_of(config, dtype).itemsize)
+
+
+def _dtype_of(config: PreTrainedConfig, dtype: str | None) -> torch.dtype:
+    """The type that weights are loaded in; the checkpoint's own where none is given."""
+    own = config.get_text_config().dtype
+    return as_dtype(dtype) if dtype is not None else own or torch.float32
