@@ -17,6 +17,7 @@ class Likelihood:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
+        self._cache_argument = cache_argument(model)
         self._stem: list[int] = []
         self._cache = DynamicCache()
 
@@ -58,7 +59,7 @@ class Likelihood:
 
     def _read(self, input_ids: Tensor, cache: DynamicCache, kept: int) -> Tensor:
         """[rows, kept, V] logits at the last places of `input_ids` [rows, tokens], which `cache` takes in."""
-        logits: Tensor = self._model(input_ids, logits_to_keep=kept, **{cache_argument(self._model): cache}).logits
+        logits: Tensor = self._model(input_ids, logits_to_keep=kept, **{self._cache_argument: cache}).logits
         return logits
 
 

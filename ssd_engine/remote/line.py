@@ -243,7 +243,7 @@ class RemoteLine:
         jobs = asyncio.all_tasks() - {asyncio.current_task()} - self._readers
         for job in jobs:
             job.cancel()
-        await asyncio.gather(*jobs, return_exceptions=True)
+        await asyncio.gather(*jobs, *self._readers, return_exceptions=True)
         with suppress(Exception):
             await self._client.close()
         loop.stop()
