@@ -84,6 +84,12 @@ class SignalConfig(Settings):
         1, ge=1, description="n: each score moves the mean that is compared by 1/n of the way; 1: scores as they are."
     )
 
+    latch: bool = Field(
+        default=False,
+        description="An alarm in a given beginning holds to the answer's first token, for which the draft says what it "
+        "said where it would break the beginning off.",
+    )
+
     @model_validator(mode="after")
     def _some_signal(self) -> SignalConfig:
         if not self.thresholds:
@@ -105,7 +111,8 @@ class SignalConfig(Settings):
         """The settings in a line."""
         smoothing = [f"smoothing {self.smoothing}"] if self.smoothing > 1 else []
         thresholds = [f"{name} {value:g}" for name, value in self.thresholds.items()]
-        return ", ".join([*thresholds, f"hold {self.hold}", *smoothing])
+        latch = ["latch"] if self.latch else []
+        return ", ".join([*thresholds, f"hold {self.hold}", *smoothing, *latch])
 
 
 class SSDConfig(Settings):

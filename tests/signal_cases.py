@@ -17,6 +17,8 @@ from ssd_engine.models.checkpoints import fingerprint
 from ssd_engine.rule.draft_signals import DraftSignals, Probe
 
 REFUSAL_IDS = tuple(range(40, 400, 24))
+BREAK_IDS = tuple(range(40, 400, 2))
+"""Many, so that these models, which know nothing, have places where one of them is likely."""
 CALM = {"match_threshold": 0.0}
 """The match ratio never asks for Union."""
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
@@ -33,7 +35,7 @@ def pair(tokenizer: PreTrainedTokenizerFast) -> tuple[PreTrainedModel, PreTraine
 def signals(pair: tuple[PreTrainedModel, PreTrainedModel]) -> DraftSignals:
     weight = 0.1 * torch.randn(32, generator=torch.Generator().manual_seed(3))
     probe = Probe(layer=2, weight=weight, bias=-0.5, threshold=0.7, false_alarm_rate=0.01)
-    return DraftSignals(refusal_ids=REFUSAL_IDS, probe=probe, fingerprint=fingerprint(pair[1]))
+    return DraftSignals(refusal_ids=REFUSAL_IDS, break_ids=BREAK_IDS, probe=probe, fingerprint=fingerprint(pair[1]))
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +46,11 @@ def engine(
         yield engine
 
 
-def config(hold: int = 3, smoothing: int = 1, **settings: Any) -> SSDConfig:
+def config(hold: int = 3, smoothing: int = 1, *, latch: bool = False, **settings: Any) -> SSDConfig:
     """All signals, at thresholds that these models pass now and then; `settings` of the rest, or other thresholds."""
     thresholds = {name: settings.pop(name) for name in SIGNALS if name in settings}
     thresholds = thresholds or {"refusal_mass": 0.3, "probe": 0.9, "kl": 0.4}
-    return SSDConfig(signals={**thresholds, "hold": hold, "smoothing": smoothing}, **settings)
+    return SSDConfig(signals={**thresholds, "hold": hold, "smoothing": smoothing, "latch": latch}, **settings)
 
 
 # -- What an engine does --

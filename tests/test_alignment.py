@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerFast
 from typer.testing import Result
 
-from ssd_engine import GenerationParams, SSDConfig, SSDEngine
+from ssd_engine import DraftSignals, GenerationParams, SSDConfig, SSDEngine
 from ssd_engine.alignment.beginnings import Beginning, make_beginnings
 from ssd_engine.alignment.training import _Reports
 from ssd_engine.campaigns.journal import Journal
@@ -95,6 +95,16 @@ def test_signals_come_with_the_adapter_and_tell_harmful_requests(
         )
     assert sum(harmful) / len(harmful) > 0.5 > sum(harmless) / len(harmless)
     assert min(sorted(harmful)[2:]) > max(harmless), "most of the harmful ones, two of which were kept from training"
+
+
+def test_refusals_that_break_a_beginning_off_are_told_from_those_at_once(
+    aligned: tuple[Path, Result], tokenizer: PreTrainedTokenizerFast
+) -> None:
+    signals = DraftSignals.load(aligned[0])
+    breaking, at_once = (tokenizer.encode(text)[0] for text in ("…\n\nI have to stop here", "I'm sorry, but I can't"))
+    assert breaking in signals.break_ids
+    assert at_once in set(signals.refusal_ids) - set(signals.break_ids)
+    assert set(signals.break_ids) <= set(signals.refusal_ids)
 
 
 def test_an_alignment_goes_on_from_an_adapter_in_its_last_layers_alone_with_texts_by_the_draft(

@@ -76,6 +76,7 @@ def test_what_is_saved_is_loaded(signals: DraftSignals, tmp_path: Path) -> None:
     signals.save(tmp_path)
     loaded = DraftSignals.load(tmp_path)
     assert loaded.refusal_ids == signals.refusal_ids
+    assert loaded.break_ids == signals.break_ids
     assert loaded.fingerprint == signals.fingerprint
     assert loaded.probe is not None
     assert signals.probe is not None
@@ -83,6 +84,9 @@ def test_what_is_saved_is_loaded(signals: DraftSignals, tmp_path: Path) -> None:
     assert [loaded.probe.layer, loaded.probe.bias, loaded.probe.threshold] == [2, -0.5, 0.7]
     without = DraftSignals(refusal_ids=(4, 5))
     without.save(tmp_path)
+    assert DraftSignals.load(tmp_path) == without
+    path = tmp_path / "signals.safetensors"
+    save_file({"refusal_ids": torch.tensor([4, 5])}, path, metadata={"format": "1"})  # an older one
     assert DraftSignals.load(tmp_path) == without
 
 
@@ -105,6 +109,7 @@ def test_a_request_whose_signals_are_not_there_is_told_which(
         ({"layer": 4}, "reads layer 4, and the draft has 3"),
         ({"fingerprint": "0" * 16}, "made for weights with the mark 0000000000000000"),
         ({"refusal_ids": (5, 9999)}, "token id 9999 begins a refusal"),
+        ({"break_ids": (5, 9998)}, "token id 9998 begins a refusal"),
     ],
 )
 def test_signals_of_another_draft_are_refused(

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from ssd_engine.backends.vllm.given import given_places, listen
 from ssd_engine.backends.vllm.requests import RequestSettings, RequestTable
 from ssd_engine.config import SIGNALS, GenerationParams, SignalConfig, SSDConfig
+from ssd_engine.rule.draft_signals import DraftSignals
 from ssd_engine.rule.predictions import Predictions
 from ssd_engine.rule.scheme import Scheme
 from ssd_engine.rule.scheme_batch import SchemeBatch
@@ -26,14 +27,15 @@ VOCAB = 17
 
 thresholds = st.sampled_from([None, 0.0, 0.3, 0.5, 0.8, 1.0])
 heard = st.builds(
-    lambda mass, probe, kl, hold, smoothing: SignalConfig(
-        refusal_mass=mass, probe=probe, kl=kl, hold=hold, smoothing=smoothing
+    lambda mass, probe, kl, hold, smoothing, latch: SignalConfig(
+        refusal_mass=mass, probe=probe, kl=kl, hold=hold, smoothing=smoothing, latch=latch
     ),
     thresholds,
     thresholds,
     st.sampled_from([0.2, 0.6]),
     st.integers(1, 6),
     st.integers(1, 4),
+    st.booleans(),
 )
 configs = st.builds(
     SSDConfig,
@@ -49,7 +51,8 @@ def test_every_row_follows_its_own_signal_control(settings: list[SignalConfig], 
     generator = torch.Generator().manual_seed(seed)
     batch = SignalBatch(SignalBatch.rows_of(settings, CPU), REFUSAL_IDS)
     controls = [SignalControl(each, set(REFUSAL_IDS.tolist())) for each in settings]
-    for _ in range(20):
+    num_given = 8
+    for place in range(20):
         # Tenths, so that some are a threshold; -1 where a signal gives nothing.
         tenths = torch.randint(-1, 10, (len(settings), len(SIGNALS)), generator=generator)
         scores = torch.where(tenths < 0, -1.0, tenths / 10)
@@ -63,6 +66,12 @@ def test_every_row_follows_its_own_signal_control(settings: list[SignalConfig], 
             assert raised[row].item() == bool(look.raised)
             assert {name: smoothed[row, SIGNALS.index(name)].item() for name in look.scores} == look.scores
         assert batch.asks_for_union.tolist() == [control.asks_for_union for control in controls]
+        assert batch.is_latched.tolist() == [each.config.latch and each.asks_for_union for each in controls]
+        if place < num_given and bool(counts.all()):
+            masses = torch.randint(0, 10, (len(settings),), generator=generator) / 10
+            is_surest = batch.leave_given(masses).tolist()
+            assert is_surest == [each.leave_given(mass) for each, mass in zip(controls, masses.tolist(), strict=True)]
+            continue
         batch.leave(token_ids, counts)
         for control, token_id, is_counted in zip(controls, token_ids.tolist(), counts.tolist(), strict=True):
             if is_counted:
@@ -113,10 +122,14 @@ def test_a_batch_of_rounds_chooses_what_each_sequence_would_alone(settings: list
 @given(st.integers(1, 9), st.integers(0, 12), st.integers(0, 2**32))
 def test_a_beginning_that_is_read_in_parts_is_heard_once_and_in_order(part: int, num_given: int, seed: int) -> None:
     """A prompt of 12 tokens in steps of a few, beside a request of another kind that the step reads before it."""
-    prompt, settings = 12, SignalConfig(probe=0.7, hold=4, smoothing=2)
-    probe = torch.rand(prompt, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    latch = bool(torch.rand(1, generator=generator) < 0.5)
+    prompt, settings = 12, SignalConfig(probe=0.7, hold=4, smoothing=2, latch=latch)
+    probe, logits = torch.rand(prompt, generator=generator), torch.randn(prompt, VOCAB, generator=generator)
+    logits[:, 7] *= 4
+    masses = logits.softmax(-1)[:, 7]
     config = SSDConfig(signals=settings)
-    table = RequestTable(CPU, REFUSAL_IDS.tolist())
+    table = RequestTable(CPU, DraftSignals(refusal_ids=tuple(REFUSAL_IDS.tolist()), break_ids=(7,)))
     asked = {"config": config, "seed": None, "temperature": 0.0, "top_k": None, "top_p": 1.0}
     other = table.enter("other", RequestSettings(**asked))
     slot = table.enter("heard", RequestSettings(**asked, num_given=num_given))
@@ -127,7 +140,7 @@ def test_a_beginning_that_is_read_in_parts_is_heard_once_and_in_order(part: int,
         def heard(at: torch.Tensor, computed: int = computed) -> tuple[torch.Tensor, torch.Tensor]:
             positions = at - 3 + computed  # the other request's tokens come first
             heard_after.extend(positions.tolist())
-            return torch.zeros(len(at), VOCAB), probe[positions]
+            return logits[positions], probe[positions]
 
         places = given_places(
             [other, slot, None],
@@ -140,10 +153,18 @@ def test_a_beginning_that_is_read_in_parts_is_heard_once_and_in_order(part: int,
         listen(places, heard, table)
     expected = list(range(max(prompt - 1 - num_given, 0), prompt - 1)) if num_given else []
     assert heard_after == expected
-    control, highest = SignalControl(settings), -1.0
+    control, highest, surest = SignalControl(settings), -1.0, None
     for position in expected:
-        highest = max(highest, control.look({"probe": probe[position].item()}).risk)
-        control.leave(None)
+        score = {"probe": probe[position].item()}
+        highest = max(highest, control.look(score).risk)
+        surest = position if control.leave_given(masses[position].item()) else surest
+    latched = table.latched(slot)
+    if surest is None or not control.asks_for_union:
+        assert latched is None
+    else:
+        assert latched is not None
+        assert torch.equal(latched, logits[surest])
+    assert table.latched(other) is None
     slots = torch.tensor([slot, other])
     assert table.signals(slots).asks_for_union.tolist() == [control.asks_for_union, False]
     assert table.beginnings(slots)[:, SIGNALS.index("probe")].tolist() == pytest.approx([highest, -1.0])

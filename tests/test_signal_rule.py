@@ -49,6 +49,22 @@ def test_smoothing_passes_over_a_single_score_and_not_over_a_run_of_them() -> No
         assert walk(SignalControl(SignalConfig(probe=0.5, hold=1, smoothing=smoothing)), scores) == expected
 
 
+def test_an_alarm_in_a_beginning_holds_to_the_answers_first_place_where_it_is_latched() -> None:
+    for latch, expected in ((False, "------"), (True, "uuu---")):
+        control = SignalControl(SignalConfig(probe=0.5, hold=3, latch=latch))
+        for score in (0, 0.9, 0, 0, 0, 0, 0, 0):
+            control.look({"probe": score})
+            control.leave_given(0.0)
+        assert walk(control, [0, 0, 0, 0, 0, 0]) == expected
+
+
+def test_the_draft_is_surest_to_break_off_where_it_does_so_likelier_than_before_and_than_not() -> None:
+    masses = [0.2, 0.5, 0.6, 0.6, 0.4, 0.9, 0.7]
+    for latch, expected in ((True, [False, False, True, False, False, True, False]), (False, [False] * 7)):
+        control = SignalControl(SignalConfig(probe=0.5, latch=latch))
+        assert [control.leave_given(mass) for mass in masses] == expected
+
+
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
 def test_without_smoothing_scores_are_compared_as_they_are(scores: list[float]) -> None:
     control = SignalControl(SignalConfig(probe=0.5))

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 from typing import Any
 
 import pytest
+from reference import composite, next_logits, softmax, union
 from signal_cases import (  # noqa: F401 (fixtures)
     BEGUN,
+    BREAK_IDS,
     CALM,
     QUESTION,
+    REFUSAL_IDS,
     config,
     engine,
     expected_scores,
@@ -56,13 +60,15 @@ def test_scores_and_schemes_are_what_the_rule_says(
         pytest.param({"temperature": 1.2, "seed": 11, "top_p": 0.9}, id="sampled"),
         pytest.param({"grammar": Grammar(regex=r"(quick brown fox|lazy|dog)(, (jumps|[a-z ]{3,9}))*\.")}, id="grammar"),
         pytest.param({"continue_final_message": True}, id="continued"),
+        pytest.param({"continue_final_message": True, "latch": True}, id="latched"),
     ],
 )
 @pytest.mark.parametrize("is_calm", [True, False])
 def test_answers_do_not_depend_on_the_number_of_drafts(
     engine: SSDEngine, params: dict[str, Any], is_calm: bool
 ) -> None:
-    settings = config(**(CALM if is_calm else {"bin_size": 3}))
+    latch, params = params.get("latch", False), {name: each for name, each in params.items() if name != "latch"}
+    settings = config(latch=latch, **(CALM if is_calm else {"bin_size": 3}))
     messages = BEGUN if "continue_final_message" in params else QUESTION
     answers = [
         engine.generate(
@@ -80,9 +86,7 @@ def test_a_given_beginning_is_scored_place_by_place(
     pair: tuple[PreTrainedModel, PreTrainedModel], engine: SSDEngine, signals: DraftSignals
 ) -> None:
     """The beginning's own tokens, each at its place; KL is not told there, and the prompt before it is not scored."""
-    encode = engine.tokenizer.encode
-    before = encode("<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n")
-    given = encode(BEGUN[-1]["content"])
+    before, given = given_of(engine)
     result = engine.generate(BEGUN, GenerationParams(max_new_tokens=4, continue_final_message=True, ssd=config()))
     assert result.usage.prompt_tokens == len(before + given)
     places = [expected_scores(pair, signals, before + given[:place]) for place in range(len(given))]
@@ -105,6 +109,72 @@ def test_a_beginning_can_bring_union_for_the_first_token(engine: SSDEngine) -> N
         place=last - len(scores), signal="probe", score=scores[last], threshold=highest
     )
     assert result.trace.risk == "elevated"
+
+
+def given_of(engine: SSDEngine) -> tuple[list[int], list[int]]:
+    """The tokens before the beginning, and the beginning's."""
+    before = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
+    return engine.tokenizer.encode(before), engine.tokenizer.encode(BEGUN[-1]["content"])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_latched_alarm_puts_at_the_answers_first_place_what_the_draft_said_where_it_would_break_off(
+    pair: tuple[PreTrainedModel, PreTrainedModel], engine: SSDEngine, temperature: float
+) -> None:
+    target, draft = pair
+    vocab = target.config.vocab_size
+    before, given = given_of(engine)
+    logits = [next_logits(draft, before + given[:place], vocab) for place in range(len(given))]
+    masses = [sum(softmax(each)[token_id] for token_id in BREAK_IDS) for each in logits]
+    assert max(masses) > 0.5
+    breaking = logits[masses.index(max(masses))]
+    p_target = softmax(next_logits(target, before + given, vocab), temperature or 1.0)
+    p_draft = softmax(breaking, temperature or 1.0)
+    settings = config(hold=1, latch=True, refusal_mass=0.0, **CALM)
+    result = engine.generate(
+        BEGUN,
+        GenerationParams(
+            max_new_tokens=3,
+            continue_final_message=True,
+            ssd=settings,
+            temperature=temperature,
+            seed=1,
+            logprobs=True,
+            top_logprobs=5,
+        ),
+    )
+    likeliest = composite(p_target, p_draft, union(p_target, p_draft, settings.sample_space_size), settings.alpha_union)
+    weights = {token_id: max(weight, 0.0) for token_id, weight in likeliest.items()}
+    expected = {token_id: math.log(weight / sum(weights.values())) for token_id, weight in weights.items() if weight}
+    assert result.trace.schemes[0] is Scheme.UNION
+    refusal_mass = sum(softmax(breaking)[token_id] for token_id in REFUSAL_IDS)
+    assert result.trace.signal_scores["refusal_mass"][0] == pytest.approx(refusal_mass, abs=1e-4)
+    assert result.logprobs is not None
+    if temperature:
+        assert result.logprobs[0].logprob == pytest.approx(expected[result.token_ids[0]], abs=1e-3)
+    else:
+        assert result.token_ids[0] == max(weights, key=lambda token_id: weights[token_id])
+
+
+def test_without_an_alarm_in_the_beginning_nothing_is_latched(engine: SSDEngine) -> None:
+    params = GenerationParams(max_new_tokens=12, continue_final_message=True)
+    answers = [
+        engine.generate(BEGUN, params.replaced(ssd=config(latch=latch, probe=1.0, **CALM))) for latch in (False, True)
+    ]
+    assert not answers[0].trace.alarms
+    assert told(answers[0]) == told(answers[1])
+    assert scores_of(answers[0]) == scores_of(answers[1])
+
+
+def test_a_grammar_comes_before_a_latched_alarm(engine: SSDEngine) -> None:
+    params = GenerationParams(max_new_tokens=8, continue_final_message=True, grammar=Grammar(regex="(yes|no) [a-z]+"))
+    answers = [
+        engine.generate(BEGUN, params.replaced(ssd=config(hold=99, latch=latch, refusal_mass=0.0, **CALM)))
+        for latch in (False, True)
+    ]
+    assert answers[0].text[:2] in {"ye", "no"}
+    assert told(answers[0]) == told(answers[1])
+    assert scores_of(answers[0]) == scores_of(answers[1])  # the draft's word at the first place is its own
 
 
 def test_a_beginning_has_its_scores_also_where_the_prompt_was_kept(

@@ -89,8 +89,8 @@ def test_a_grammar_hides_nothing_from_signals(engines: tuple[SSDEngine, SSDEngin
 
 
 def test_a_given_beginning_brings_union_for_the_first_token(engines: tuple[SSDEngine, SSDEngine]) -> None:
-    for hold, smoothing in ((1, 1), (60, 1), (60, 4)):
-        config = settings(refusal_mass=None, kl=None, probe=0.5, hold=hold, smoothing=smoothing)
+    for hold, smoothing, latch in ((1, 1, False), (60, 1, False), (60, 4, False), (1, 1, True)):
+        config = settings(refusal_mass=None, kl=None, probe=0.5, hold=hold, smoothing=smoothing, latch=latch)
         params = GenerationParams(max_new_tokens=12, continue_final_message=True, ssd=config)
         for _ in range(2):  # the second time, from a prompt that vLLM has read before
             result, expected = (engine.generate(BEGUN, params) for engine in engines)

@@ -61,6 +61,7 @@ def make_signals(
     )
     return DraftSignals(
         refusal_ids=refusal_ids_of(training),
+        break_ids=break_ids_of(training),
         probe=Probe(
             layer=layer, weight=weight, bias=bias, threshold=threshold, false_alarm_rate=settings.false_alarm_rate
         ),
@@ -70,11 +71,18 @@ def make_signals(
 
 def refusal_ids_of(examples: Sequence[Example]) -> tuple[int, ...]:
     """The tokens with which the refusals of the examples begin."""
-    return tuple(
-        sorted(
-            {ending.token_ids[0] for example in examples if example.kind == "recovery" for ending in example.endings}
-        )
-    )
+    refusals = [ending for example in examples if example.kind == "recovery" for ending in example.endings]
+    return tuple(sorted({refusal.token_ids[0] for refusal in refusals}))
+
+
+def break_ids_of(examples: Sequence[Example]) -> tuple[int, ...]:
+    """The tokens with which those refusals begin that follow a beginning: they come later than the example's first."""
+    found = set()
+    for example in examples:
+        if example.kind == "recovery":
+            at_once = min(refusal.place for refusal in example.endings)
+            found |= {refusal.token_ids[0] for refusal in example.endings if refusal.place > at_once}
+    return tuple(sorted(found))
 
 
 def _states(

@@ -21,8 +21,8 @@ NOT_OPTIONS = ("backend", "config", "device_map", "engine_args", "name")
 """Fields that no command has an option for: a command has one backend, and names itself what it serves; settings have
 options of their own, and mappings have no place on a command line."""
 _SIGNAL_HELP = (
-    "What else calls for Union: refusal_mass=, probe= or kl= a number from 0 to 1, hold= tokens, smoothing= places; "
-    "repeatable. 'none' for none."
+    "What else calls for Union: refusal_mass=, probe= or kl= a number from 0 to 1, hold= tokens, smoothing= places, "
+    "latch=true; repeatable. 'none' for none."
 )
 
 

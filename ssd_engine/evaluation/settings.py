@@ -86,7 +86,7 @@ def sweep_configs(base: SSDConfig) -> list[SSDConfig]:
     """The base, and what it is with other values.
 
     With all of `alpha_union` and `match_threshold`, with those of `bin_size`, and, where it uses signals, with those of
-    each one's threshold, of how long they hold and of how they are smoothed.
+    each one's threshold, of how long they hold, of how they are smoothed and of whether they are latched.
     """
     grid: list[dict[str, Any]] = [
         {"alpha_union": a, "match_threshold": t} for a, t in product(SWEEP_ALPHA_UNION, SWEEP_MATCH_THRESHOLD)
@@ -98,6 +98,7 @@ def sweep_configs(base: SSDConfig) -> list[SSDConfig]:
         ]
         changes += [("hold", value) for value in SWEEP_SIGNAL_HOLD]
         changes += [("smoothing", value) for value in SWEEP_SIGNAL_SMOOTHING]
+        changes += [("latch", value) for value in (False, True)]
         grid += [{"signals": base.signals.replaced(**{name: value})} for name, value in changes]
     configs = [base, *(base.replaced(**changes) for changes in grid)]
     return list(dict.fromkeys(configs))

@@ -55,7 +55,9 @@ class DraftSignals:
     """What signals are read from one draft with."""
 
     refusal_ids: tuple[int, ...] = ()
-    """Tokens that begin a refusal, those that break a sentence off for one included."""
+    """Tokens that begin a refusal, those that break a text off for one included."""
+    break_ids: tuple[int, ...] = ()
+    """Those that break a text off; none: it is not known which do."""
     probe: Probe | None = None
     fingerprint: str | None = None
     """Of the model that these were made for, as an adapter's; None: they are taken to fit."""
@@ -72,7 +74,7 @@ class DraftSignals:
 
     def require_fit(self, *, hidden_size: int, num_layers: int, vocabulary_size: int, fingerprint: str | None) -> None:
         """Raise `ModelLoadError` where these are not of a draft of that kind; `fingerprint` None: it is not known."""
-        unknown = next((i for i in self.refusal_ids if not 0 <= i < vocabulary_size), None)
+        unknown = next((i for i in (*self.refusal_ids, *self.break_ids) if not 0 <= i < vocabulary_size), None)
         wrong: str | None = None
         if unknown is not None:
             wrong = f"token id {unknown} begins a refusal in them, and the pair has {vocabulary_size} tokens"
@@ -137,14 +139,18 @@ class DraftSignals:
                 false_alarm_rate=float(about["false_alarm_rate"]),
             )
         refusal_ids = tuple(map(int, tensors["refusal_ids"].tolist()))
-        return cls(refusal_ids=refusal_ids, probe=probe, fingerprint=about.get("fingerprint"))
+        break_ids = (
+            tuple(map(int, tensors["break_ids"].tolist())) if "break_ids" in tensors else ()
+        )  # older ones lack it
+        return cls(refusal_ids=refusal_ids, break_ids=break_ids, probe=probe, fingerprint=about.get("fingerprint"))
 
     def save(self, folder: str | Path) -> Path:
         """Write the file into a folder; returns where it is."""
         import torch
         from safetensors.torch import save_file
 
-        tensors = {"refusal_ids": torch.tensor(self.refusal_ids, dtype=torch.int64)}
+        ids = {"refusal_ids": self.refusal_ids, "break_ids": self.break_ids}
+        tensors = {name: torch.tensor(token_ids, dtype=torch.int64) for name, token_ids in ids.items()}
         about: dict[str, Any] = {"format": _FORMAT}
         if self.fingerprint is not None:
             about["fingerprint"] = self.fingerprint

@@ -8,9 +8,15 @@ import torch
 from torch import Tensor
 
 from ssd_engine.config import SIGNALS, SignalConfig
+from ssd_engine.rule.signals import SURE
 
-_SETTINGS = 2 + len(SIGNALS)
-_COLUMNS = ("places_left", "is_refusing", *(f"mean of {name}" for name in SIGNALS), "hold", "smoothing", *SIGNALS)
+_MEANS = 3
+_SETTINGS = _MEANS + len(SIGNALS)
+_THRESHOLDS = _SETTINGS + 3
+_COLUMNS = (
+    *("places_left", "is_refusing", "highest_break_mass", *(f"mean of {name}" for name in SIGNALS)),
+    *("hold", "smoothing", "latch", *SIGNALS),
+)
 """What makes up a row, in float64: state, then settings. NaN: a mean of nothing yet, a signal that is not used."""
 
 
@@ -29,9 +35,9 @@ class SignalBatch:
         rows = []
         for config in configs:
             thresholds = {} if config is None else config.thresholds
-            hold, smoothing = (0, 1) if config is None else (config.hold, config.smoothing)
-            settings = [hold, smoothing, *(thresholds.get(signal, unused) for signal in SIGNALS)]
-            rows.append([0.0, 0.0, *(unused for _ in SIGNALS), *map(float, settings)])
+            own = (0, 1, False) if config is None else (config.hold, config.smoothing, config.latch)
+            settings = [*own, *(thresholds.get(signal, unused) for signal in SIGNALS)]
+            rows.append([0.0, 0.0, SURE, *(unused for _ in SIGNALS), *map(float, settings)])
         return torch.tensor(rows, dtype=torch.float64, device=device).view(-1, len(_COLUMNS))
 
     @property
@@ -42,7 +48,12 @@ class SignalBatch:
     @property
     def thresholds(self) -> Tensor:
         """[R, signals] float64, NaN for those that are not used."""
-        return self.rows[:, _SETTINGS + 2 :]
+        return self.rows[:, _THRESHOLDS:]
+
+    @property
+    def is_latched(self) -> Tensor:
+        """[R] bool: whether an alarm in a given beginning holds at the answer's first place, before any was chosen."""
+        return self.asks_for_union & (self.rows[:, _SETTINGS + 2] > 0)
 
     def look(self, scores: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
         """Take in what the signals give, `scores` [R, signals], at the next place of each sequence that `counts` [R].
@@ -55,13 +66,13 @@ class SignalBatch:
             they were compared, smoothed where the settings say so.
         """
         hold, smoothing = self.rows[:, _SETTINGS], self.rows[:, _SETTINGS + 1, None]
-        scores, means = scores.double(), self.rows[:, 2:_SETTINGS]
+        scores, means = scores.double(), self.rows[:, _MEANS:_SETTINGS]
         is_given = scores >= 0
         has_mean = is_given & ~means.isnan()
         smoothed = torch.where(has_mean, means * (1 - 1 / smoothing) + scores / smoothing, scores)
         has_alarm = (smoothed >= self.thresholds).any(-1) & counts
         raised = has_alarm & ~self.asks_for_union
-        self.rows[:, 2:_SETTINGS] = torch.where(is_given & counts[:, None], smoothed, means)
+        self.rows[:, _MEANS:_SETTINGS] = torch.where(is_given & counts[:, None], smoothed, means)
         self.rows[:, 0] = torch.where(has_alarm, hold, self.rows[:, 0])
         return raised, smoothed
 
@@ -70,3 +81,15 @@ class SignalBatch:
         begins_refusal = (self.rows[:, 0] > 0) & torch.isin(token_ids, self._refusal_ids) & counts
         self.rows[:, 1] = self.rows[:, 1].maximum(begins_refusal.double())
         self.rows[:, 0] = (self.rows[:, 0] - counts.double()).clamp_min(0.0)
+
+    def leave_given(self, break_masses: Tensor) -> Tensor:
+        """Go past a place of each sequence's given beginning, where its draft breaks off with `break_masses` [R].
+
+        Returns:
+            [R] bool: whether it is surer to do so than at all places before, and than not.
+        """
+        is_latching = self.rows[:, _SETTINGS + 2] > 0
+        self.rows[:, 0] = torch.where(is_latching, self.rows[:, 0], (self.rows[:, 0] - 1).clamp_min(0.0))
+        is_surest = is_latching & (break_masses > self.rows[:, 2])
+        self.rows[:, 2] = torch.where(is_surest, break_masses.double(), self.rows[:, 2])
+        return is_surest

@@ -48,11 +48,17 @@ class SignalReader:
         """`device`: where the draft's logits are."""
         self._probe = signals.probe
         self._refusal_ids = torch.tensor(signals.refusal_ids, dtype=torch.int64, device=device)
+        self._break_ids = torch.tensor(signals.break_ids, dtype=torch.int64, device=device)
 
     def probe_scores(self, hidden: Tensor) -> Tensor:
         """[P] float32 scores of the probe, on the logits' device; `hidden` [P, H] are states of its layer."""
         assert self._probe is not None
         return self._probe.scores(hidden).to(self._refusal_ids.device)
+
+    def break_masses(self, draft_logits: Tensor) -> list[float]:
+        """The probability that the draft breaks off, by its logits [P, V]."""
+        masses: list[float] = refusal_mass(draft_logits, self._break_ids).tolist()
+        return masses
 
     def read(
         self,

@@ -18,7 +18,10 @@ the signals ask for it or the match ratio does; the match ratio goes on counting
 that a grammar forces has no score and does not count as a place.
 
 Where an answer continues a given beginning, the beginning's places come first: their scores raise alarms in the same
-way, and nothing is chosen there.
+way, and nothing is chosen there. With `latch` an alarm among them holds to the answer's first place, and there the
+draft says what it said where it was surest to break the beginning off, if its probability to do so was at least a half
+somewhere. A draft turns back from harmful text where it begins rather than hundreds of tokens later, when all that is
+before speaks for going on.
 """
 
 from __future__ import annotations
@@ -30,6 +33,10 @@ from ssd_engine.config import Signal, SignalConfig
 
 Scores = Mapping[Signal, float]
 """What the signals that are used give at one place."""
+
+
+SURE = 0.5
+"""A latched alarm puts no distribution at an answer's first place that more likely goes on with something else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +75,8 @@ class SignalControl:
     _places_left: int = field(default=0, init=False)
     """Places for which the last alarm still holds."""
     _is_refusing: bool = field(default=False, init=False)
+    _highest_break_mass: float = field(default=SURE, init=False)
+    """At the places of a given beginning; at first what it has to exceed."""
     _means: dict[Signal, float] = field(default_factory=dict, init=False)
 
     @property
@@ -93,7 +102,20 @@ class SignalControl:
         before = self._means.get(name)
         return score if before is None else before * (1 - 1 / smoothing) + score / smoothing
 
-    def leave(self, token_id: int | None) -> None:
-        """Go past the place: `token_id` was chosen there; None: its token was given."""
+    def leave(self, token_id: int) -> None:
+        """Go past the place, where `token_id` was chosen."""
         self._is_refusing = self._is_refusing or (self._places_left > 0 and token_id in self.refusal_ids)
         self._places_left = max(self._places_left - 1, 0)
+
+    def leave_given(self, break_mass: float) -> bool:
+        """Go past a place of a given beginning, where the draft breaks off with the probability `break_mass`.
+
+        Returns:
+            Whether it is surer to do so than at all places before, and than not.
+        """
+        if not self.config.latch:
+            self._places_left = max(self._places_left - 1, 0)
+            return False
+        is_surest = break_mass > self._highest_break_mass
+        self._highest_break_mass = max(break_mass, self._highest_break_mass)
+        return is_surest

@@ -77,6 +77,11 @@ class Verifier:
         """The signals that are used."""
         return () if self.signals is None else self.signals.config.thresholds.keys()
 
+    @property
+    def is_latched(self) -> bool:
+        """Whether an alarm in a given beginning holds at the answer's first place, before any choice."""
+        return self.signals is not None and self.signals.config.latch and self.signals.asks_for_union
+
     def opening(self, token_ids: Sequence[int]) -> list[Choice]:
         """Tokens that a grammar forces before any is chosen."""
         return self._forced(token_ids, self._first_scheme)
@@ -93,13 +98,20 @@ class Verifier:
             for i in token_ids
         ]
 
-    def look_back(self, scores: Sequence[Scores]) -> None:
-        """Take in what the signals give at further places of a given beginning."""
+    def look_back(self, scores: Sequence[Scores], break_masses: Sequence[float]) -> int | None:
+        """Take in what the signals give at further places of a given beginning, and how likely the draft breaks off.
+
+        Returns:
+            At which of these places the draft is surer to break off than at all before, if at any.
+        """
         assert self.signals is not None
-        for each in scores:
+        surest = None
+        for place, (each, mass) in enumerate(zip(scores, break_masses, strict=True)):
             self.beginning.append(self.signals.look(each))
-            self.signals.leave(None)
+            if self.signals.leave_given(mass):
+                surest = place
         self._first_scheme = self.scheme
+        return surest
 
     def choose_tokens(
         self,

@@ -106,7 +106,9 @@ class PairDecoder:
         if heard is not None and used:
             probe = self._signals.probe_scores(heard.hidden) if "probe" in used and heard.hidden is not None else None
             scores = self._signals.read([used] * len(heard.logits), heard.logits, None, probe)
-            sequence.verifier.look_back(scores)
+            surest = sequence.verifier.look_back(scores, self._signals.break_masses(heard.logits))
+            if surest is not None:
+                sequence.breaking_logits = heard.logits[surest].float()
 
     @torch.inference_mode()
     def round(self, sequences: Sequence[SequenceState]) -> list[list[Choice] | Exception]:
@@ -202,12 +204,16 @@ class PairDecoder:
         if len(token_ids) > len(rows):
             ends = [end - 1 for end in itertools.accumulate(counts)]
             logits, hidden = logits[ends], None if hidden is None else hidden[ends]
+        logits = logits.to(torch.float32, copy=True)
+        for row, proposal in enumerate(proposals):
+            if (latched := proposal.latched) is not None:
+                logits[row] = latched
         verifiers = [proposal.verifier for proposal in proposals]
         allowed = _stacked([proposal.allowed[-1] for proposal in proposals], logits.device)
         places = [proposal.places[-1] for proposal in proposals]
         uses_probe = hidden is not None and any("probe" in verifier.used_signals for verifier in verifiers)
         scores = self._signals.probe_scores(hidden) if hidden is not None and uses_probe else None
-        return logits.to(torch.float32, copy=True), propose(logits, verifiers, places, allowed), scores
+        return logits, propose(logits, verifiers, places, allowed), scores
 
     def _read(self, proposals: Sequence[Proposal], drafted: Tensor) -> Tensor:
         """Step 2: M reads what it has not read and all drafts but the last, in one pass.

@@ -17,6 +17,7 @@ from ssd_engine.rule.verify import Turn
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from ssd_engine.backends.transformers.runner import Row
     from ssd_engine.grammars.guide import Guide
@@ -39,6 +40,8 @@ class SequenceState:
         self.acceptance = Acceptance()
         self.num_tokens = len(opening)
         """Tokens of the answer that stand."""
+        self.breaking_logits: Tensor | None = None
+        """[V] the draft's, where it is surest to break a given beginning off."""
         self._opening = opening
         for row in self.rows:
             row.begin(opening)
@@ -137,6 +140,17 @@ class Proposal:
     def is_drafting(self) -> bool:
         """Whether another token is to be drafted."""
         return self.sequence.draft is not None and len(self.forced) < len(self.places)
+
+    @property
+    def latched(self) -> Tensor | None:
+        """[V] what the draft says at the answer's first place, where an alarm in a given beginning is latched.
+
+        A grammar that forbids the likeliest of it wants something else there.
+        """
+        logits, allowed = self.sequence.breaking_logits, self.allowed[-1]
+        if logits is None or self.places[-1] > 0 or not self.verifier.is_latched:
+            return None
+        return logits if allowed is None or allowed[int(logits.argmax())] else None
 
     @property
     def unread(self) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,4 +78,21 @@ def listen(
             scores = torch.full((len(at), len(SIGNALS)), -1.0, device=device)
             scores[:, SIGNALS.index("refusal_mass")] = refusal_mass(logits, table.refusal_ids)
             scores[:, SIGNALS.index("probe")] = probe_scores
-            table.look_back(each.slot, scores)
+            table.look_back(each.slot, scores, logits)
+
+
+def put_latched(positions: Mapping[int, int], draft: Tensor, target: Tensor, table: RequestTable) -> None:
+    """Where an alarm in a given beginning is latched, put what the draft says at the answer's first place then.
+
+    A grammar that forbids the likeliest of it wants something else there.
+
+    Args:
+        positions: of answers that start, among P positions, and their requests' slots.
+        draft: [P, V] logits, which change in place.
+        target: [P, V] logits; -inf where a grammar forbids a token.
+        table: the requests.
+    """
+    for position, slot in positions.items():
+        latched = table.latched(slot)
+        if latched is not None and target[position, latched.argmax()] != -torch.inf:
+            draft[position] = latched.to(draft.dtype)

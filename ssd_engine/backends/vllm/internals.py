@@ -21,7 +21,7 @@ from vllm.logger import init_logger
 from vllm.platforms import current_platform
 from vllm.v1.outputs import LogprobsTensors, SamplerOutput
 
-from ssd_engine.backends.vllm.given import GivenPlaces, given_places, listen
+from ssd_engine.backends.vllm.given import GivenPlaces, given_places, listen, put_latched
 from ssd_engine.backends.vllm.proposer import Drafting, KeepingProposer, Kept
 from ssd_engine.backends.vllm.requests import (
     EXTRA_ARG,
@@ -75,7 +75,7 @@ class SSDModelRunner(_ModelRunner):
         self.drafter: KeepingProposer = KeepingProposer(vllm_config, device, runner=self)
         self._signals = configured_signals(vllm_config)
         self.drafter.probe = self._signals.probe
-        self._table = RequestTable(device, self._signals.refusal_ids)
+        self._table = RequestTable(device, self._signals)
         self._unmasked: Tensor | None = None
         """The target's logits of the step under way, as they were before grammars' masks; None: there are none."""
         # What holds for requests that say nothing: a server's own settings, or vLLM's rule.
@@ -128,7 +128,7 @@ class SSDModelRunner(_ModelRunner):
             return super()._sample(logits, spec_decode_metadata)
         has_others = any(slot is None for slot in slots)
         output = super()._sample(logits.clone(), spec_decode_metadata) if has_others else None
-        step = self._step_logits(logits, spec_decode_metadata, np.array(list(own)), kept)
+        step = self._step_logits(logits, spec_decode_metadata, own, kept)
         self._has_failed = self._has_failed or bool(step.draft[:, 0].isnan().any())
         own_slots = torch.tensor(list(own.values()), device=logits.device)
         num_others = self.input_batch.sampling_metadata.max_num_logprobs or 0
@@ -167,9 +167,9 @@ class SSDModelRunner(_ModelRunner):
         )
         return self._table.enter(request_id, settings)
 
-    def _step_logits(self, logits: Tensor, metadata: Any, rows: NDArray[np.int64], kept: Kept) -> StepLogits:
-        """What both models say for the requests in `rows` [R] of the batch."""
-        device = logits.device
+    def _step_logits(self, logits: Tensor, metadata: Any, own: dict[int, int], kept: Kept) -> StepLogits:
+        """What both models say for R requests: their rows in the batch, and their slots in the table."""
+        device, rows, slots = logits.device, np.array(list(own)), list(own.values())
         every_num_drafts = np.array(metadata.num_draft_tokens)
         num_drafts = every_num_drafts[rows]
         kept_rows = np.array([kept.rows.get(self.input_batch.req_ids[row], -1) for row in rows])
@@ -198,6 +198,9 @@ class SSDModelRunner(_ModelRunner):
         if not bool(is_kept.all()):
             read, probe_scores[~is_kept] = self._read_first(metadata, first[kept_rows < 0])
             from_draft[~is_kept] = read.to(from_draft.dtype)
+            starting = np.flatnonzero((kept_rows < 0) & (answered == 0))
+            positions = {int(_starts(counts)[row]): slots[row] for row in starting}
+            put_latched(positions, from_draft, logits[at], self._table)
         scores = self._scores((logits if self._unmasked is None else self._unmasked)[at], from_draft, probe_scores)
         if not self.input_batch.sampling_metadata.no_penalties:  # they hold for both models, as masks do
             spread = logits.new_zeros(logits.shape).index_copy_(0, at, from_draft)

@@ -16,6 +16,7 @@ from ssd_engine.errors import InvalidRequestError
 from ssd_engine.rule.draft_signals import DraftSignals
 from ssd_engine.rule.scheme_batch import SchemeBatch
 from ssd_engine.rule.signal_batch import SignalBatch
+from ssd_engine.rule.signal_scores import refusal_mass
 
 EXTRA_ARG = "ssd"
 """The key of `SamplingParams.extra_args` under which a request asks for SSD."""
@@ -98,10 +99,12 @@ class RequestTable:
     So they are found wherever vLLM's batch has moved them, and a step looks all of its requests up at once.
     """
 
-    def __init__(self, device: torch.device, refusal_ids: Sequence[int] = ()) -> None:
-        """`refusal_ids`: tokens that begin a refusal, where signals are used."""
+    def __init__(self, device: torch.device, signals: DraftSignals | None = None) -> None:
+        """`signals`: what signals are read from the draft with; None: no request uses any."""
         self._device = device
-        self._refusal_ids = torch.tensor(refusal_ids, dtype=torch.int64, device=device)
+        signals = signals or DraftSignals()
+        self._refusal_ids = torch.tensor(signals.refusal_ids, dtype=torch.int64, device=device)
+        self._break_ids = torch.tensor(signals.break_ids, dtype=torch.int64, device=device)
         self._slots: dict[str, int] = {}
         self._settings: dict[str, RequestSettings] = {}
         self._uses: Counter[Signal] = Counter()
@@ -111,6 +114,8 @@ class RequestTable:
         self._signals = SignalBatch.rows_of([], device)
         self._num_given: dict[int, int] = {}
         """Of slots with a given beginning that is heard."""
+        self._breaking_logits: dict[int, Tensor] = {}
+        """Of some of these: [V] the draft's, where it is surest to break the beginning off."""
         self._beginnings = torch.empty(0, len(SIGNALS), device=device)
         """Each signal's highest score over the given beginning; -1 where there is none."""
         self._seeds = torch.empty(0, dtype=torch.int64, device=device)
@@ -143,6 +148,7 @@ class RequestTable:
         slot = self._slots.pop(request_id, None)
         if slot is not None:
             self._uses.subtract(self._settings.pop(request_id).used_signals)
+            self._breaking_logits.pop(slot, None)
             self._free.append(slot)
 
     def schemes(self, slots: Tensor) -> SchemeBatch:
@@ -157,14 +163,29 @@ class RequestTable:
         """Tokens at the prompt's end that are a given beginning whose risk signals are to tell."""
         return self._num_given[slot]
 
-    def look_back(self, slot: int, scores: Tensor) -> None:
-        """Take in what signals say at the next places of a given beginning: `scores` [P, signals], -1 for nothing."""
+    def look_back(self, slot: int, scores: Tensor, logits: Tensor) -> None:
+        """Take in the next P places of a given beginning.
+
+        Args:
+            slot: the request's.
+            scores: [P, signals] what signals say, -1 for nothing.
+            logits: [P, V] the draft's.
+        """
         signals = SignalBatch(self._signals[slot : slot + 1], self._refusal_ids)
-        for each in scores[:, None]:
-            counts = torch.ones(1, dtype=torch.bool, device=scores.device)
-            _, smoothed = signals.look(each, counts)
-            signals.leave(torch.full((1,), -1, device=scores.device), counts)
+        counts = torch.ones(1, dtype=torch.bool, device=scores.device)
+        is_surest = []
+        for each, break_mass in zip(scores, refusal_mass(logits, self._break_ids), strict=True):
+            _, smoothed = signals.look(each[None], counts)
+            is_surest.append(signals.leave_given(break_mass[None]))
             self._beginnings[slot] = self._beginnings[slot].maximum(smoothed[0])
+        surest = torch.cat(is_surest).nonzero()
+        if len(surest):
+            self._breaking_logits[slot] = logits[surest[-1, 0]].clone()
+
+    def latched(self, slot: int) -> Tensor | None:
+        """[V] what the draft says at the answer's first place, where an alarm in a given beginning is latched."""
+        is_latched = bool(SignalBatch(self._signals[slot : slot + 1], self._refusal_ids).is_latched)
+        return self._breaking_logits.get(slot) if is_latched else None
 
     def beginnings(self, slots: Tensor) -> Tensor:
         """[R, signals] each signal's highest score over the given beginnings; -1 where there is none."""
