@@ -16,26 +16,28 @@ from transformers.utils import logging
 from ssd_engine import GenerationParams, SSDConfig, SSDEngine
 from ssd_engine.evaluation.speed import PROMPTS
 
-WAYS = {
-    "target": GenerationParams(max_new_tokens=48, decoding="target"),
-    **{
-        str(length): GenerationParams(max_new_tokens=48, ssd=SSDConfig(num_draft_tokens=length))
-        for length in (1, 2, 3, 4, 5, 6, "auto")
-    },
-}
+LENGTHS = (1, 2, 3, 4, 5, 6, "auto")
+
+
+def ways_of(config: SSDConfig) -> dict[str, GenerationParams]:
+    """The target alone, and SSD by the number of tokens in a draft, with the pair's other settings."""
+    params = GenerationParams(max_new_tokens=48)
+    drafting = {str(length): params.replaced(ssd=config.replaced(num_draft_tokens=length)) for length in LENGTHS}
+    return {"target": params.replaced(decoding="target"), **drafting}
 
 
 def main(count: int) -> None:
     """Measure and print."""
     logging.disable_progress_bar()
-    speeds: dict[str, list[float]] = {name: [] for name in WAYS}
     rates: list[float] = []
     with SSDEngine.from_preset() as engine:
-        engine.generate("Hello", GenerationParams(max_new_tokens=8, ssd=SSDConfig(num_draft_tokens="auto")))
+        ways = ways_of(engine.config)
+        speeds: dict[str, list[float]] = {name: [] for name in ways}
+        engine.generate("Hello", ways["auto"])
         for turn, prompt in enumerate(PROMPTS[:count]):
-            names = list(WAYS)
+            names = list(ways)
             for name in names[turn % len(names) :] + names[: turn % len(names)]:
-                result = engine.generate([{"role": "user", "content": prompt}], WAYS[name])
+                result = engine.generate([{"role": "user", "content": prompt}], ways[name])
                 decoded = len(result.token_ids) - result.trace.round_sizes[0]
                 speeds[name].append(decoded / (result.timings.total - result.timings.first_token))
                 if name == "3":

@@ -148,6 +148,10 @@ class SSDConfig(Settings):
         raise ValueError("give a number from 1 to 64, or 'auto'")
 
 
+UnsupportedContent = Literal["error", "placeholder"]
+"""What becomes of content that a text model cannot read."""
+
+
 class Grammar(Settings):
     """What an answer has to be; give one of the three. What is wrong with it shows when a request uses it."""
 
@@ -169,10 +173,16 @@ class Grammar(Settings):
         return self
 
 
+DEFAULT_NEW_TOKENS = 2048
+"""Most tokens of an answer to a request that names no limit: a file that an agent writes fits in."""
+
+
 class GenerationParams(Settings):
     """Settings of one request. An unusable value raises `InvalidRequestError`."""
 
-    max_new_tokens: int = Field(512, ge=1, description="Most tokens to generate.")
+    max_new_tokens: int | None = Field(
+        None, ge=1, description="Most tokens to generate. None: what the context window has left, up to 2,048."
+    )
     temperature: float = Field(
         0.0, ge=0, allow_inf_nan=False, description="0 is greedy; above, both models' logits are divided by it."
     )
@@ -188,6 +198,11 @@ class GenerationParams(Settings):
     continue_final_message: bool = Field(default=False, description="Go on from the last assistant message.")
     template_kwargs: dict[str, Any] = Field(
         {}, description="Variables for the chat template, such as {'enable_thinking': False}; text in them stays text."
+    )
+    unsupported_content: UnsupportedContent = Field(
+        "error",
+        description="Images, audio and files in a user's message, which these models cannot read: 'error', or "
+        "'placeholder', a note in their place.",
     )
     timeout: float | None = Field(
         None, gt=0, description="Seconds from submission after which the request fails; a server's client counts them."
@@ -213,6 +228,11 @@ class GenerationParams(Settings):
         2, ge=1, description="Bins of tokens under Union, one after the other, from which on `on_risk` acts."
     )
     refusal_text: str = Field(REFUSAL_TEXT, min_length=1, description="What an answer ends with that is refused.")
+
+    @property
+    def limit(self) -> int:
+        """Most tokens to generate, where the context window has room for them."""
+        return DEFAULT_NEW_TOKENS if self.max_new_tokens is None else self.max_new_tokens
 
     @field_validator("tool_choice", mode="before")
     @classmethod

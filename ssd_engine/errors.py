@@ -25,6 +25,14 @@ class ModelLoadError(SSDError):
     """A model, tokenizer or adapter that could not be found, fetched, checked or loaded."""
 
 
+class ServerConnectionError(ModelLoadError, ConnectionError):
+    """No server answers where one was named."""
+
+
+class AuthenticationError(ModelLoadError):
+    """A server does not take the key that it got."""
+
+
 class VocabularyMismatchError(ModelLoadError, ValueError):
     """Target and draft give one token id two different strings."""
 

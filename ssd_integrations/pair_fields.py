@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import Any
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 
-from ssd_engine.config import Decoding, GenerationParams, OnRisk, SSDConfig
+from ssd_engine.config import Decoding, GenerationParams, OnRisk, SSDConfig, UnsupportedContent
 from ssd_engine.engine import Engine
 from ssd_engine.errors import InvalidRequestError
 from ssd_engine.models.pair import PairOptions, PairSpec
@@ -30,6 +31,7 @@ _REQUEST_FIELDS = (
     "on_risk",
     "risk_bins",
     "refusal_text",
+    "unsupported_content",
 )
 _SETTINGS_FIELDS = ("num_draft_tokens", "draft_system_prompt")
 """Fields that are settings of the algorithm too, and hold whatever `config` says."""
@@ -62,6 +64,33 @@ class PairFields(PairOptions):
     )
     risk_bins: int | None = Field(None, description="Bins under Union that `on_risk` allows; None: 2.")
     refusal_text: str | None = Field(None, description="What an answer that is refused ends with.")
+
+    unsupported_content: UnsupportedContent | None = Field(
+        None,
+        description="'placeholder' puts a note in the place of images, audio and files of a user, which the models "
+        "cannot read; None: they are an error.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_names(cls, given: Any) -> Any:
+        """Take transformers' name for `max_tokens`, and refuse names that mean nothing, as calls do."""
+        if not isinstance(given, dict):
+            return given
+        if "max_new_tokens" in given:
+            if given.get("max_tokens") is not None:
+                raise InvalidRequestError(
+                    f"max_tokens={given['max_tokens']!r} and max_new_tokens={given['max_new_tokens']!r} are one "
+                    "setting; give one of them"
+                )
+            given = {**given, "max_tokens": given["max_new_tokens"]}
+            del given["max_new_tokens"]
+        known = {name for field, info in cls.model_fields.items() for name in (field, info.alias) if name}
+        for name in sorted(given.keys() - known):
+            near = get_close_matches(name, sorted(known), n=1)
+            advice = f"is {near[0]!r} meant?" if near else "leave it out"
+            raise InvalidRequestError(f"{cls.__name__} has no field {name!r}; {advice}")
+        return given
 
     @property
     def _named_pair(self) -> dict[str, Any]:
@@ -96,10 +125,15 @@ class PairFields(PairOptions):
         if self.base_url is not None:
             key = self.api_key.get_secret_value() if self.api_key else None
             return shared_remote_engine(self.base_url, key, self.model)
+        return shared_engine(self._pair_spec)
+
+    @property
+    def _pair_spec(self) -> PairSpec:
+        """The pair that is loaded here."""
         named = self._named_pair
         # vLLM drafts as many tokens as its settings say when it starts.
         config = self.config if self.backend == "vllm" else None
-        return shared_engine(PairSpec(target=named.pop("model", None), config=config, **named))
+        return PairSpec(target=named.pop("model", None), config=config, **named)
 
     def _params(self, overrides: dict[str, Any]) -> GenerationParams:
         """The fields with a call's own settings over them; None leaves the engine's default.

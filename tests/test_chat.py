@@ -99,10 +99,10 @@ def test_private_use_characters_in_text_stay(renderer: ChatRenderer, tokenizer: 
     assert tokenizer.decode(renderer.encode_text(text)) == text
 
 
-def test_text_blocks_are_joined(renderer: ChatRenderer) -> None:
+def test_text_blocks_stand_on_lines_of_their_own(renderer: ChatRenderer) -> None:
     blocks = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     as_blocks = renderer.encode(Conversation.parse([{"role": "user", "content": blocks}]))
-    assert as_blocks == renderer.encode(Conversation.parse([{"role": "user", "content": "ab"}]))
+    assert as_blocks == renderer.encode(Conversation.parse([{"role": "user", "content": "a\nb"}]))
 
 
 def test_developer_messages_are_system_messages(renderer: ChatRenderer) -> None:

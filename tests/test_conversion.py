@@ -109,7 +109,7 @@ def test_a_file_that_is_no_gguf_is_a_clear_error_and_leaves_nothing(index: Path,
 def test_a_pair_is_converted_together_and_once(tiny_gguf: tuple[GGUFSource, PreTrainedModel]) -> None:
     target, _ = tiny_gguf
     draft = replace(target, title="Tiny draft")
-    pair = Preset(name="tiny", description="", target=target, draft=draft, licence="none")
+    pair = Preset(name="tiny", description="", target=target, draft=draft, licence="none", context_length=64)
     assert local_folder(target) is None
     folders = resolve_pair(pair)
     assert folders == (str(converted_folder(target)), str(converted_folder(draft)))

@@ -30,6 +30,7 @@ from ssd_engine.answers.result import Piece, ToolCall
 from ssd_engine.answers.tool_calls import ToolCallParser
 from ssd_engine.answers.tool_formats import ToolFormat
 from ssd_engine.errors import InvalidRequestError, RequestTimeoutError
+from ssd_engine.prompts.conversation import Conversation
 from ssd_integrations.langchain import ChatSSD
 from ssd_integrations.langchain.messages import to_engine_messages, to_message_chunk
 
@@ -196,7 +197,7 @@ def test_every_message_class_finds_its_role() -> None:
     ]
     converted = to_engine_messages(messages)
     assert [message["role"] for message in converted] == ["system", "user", "assistant", "tool", "user"]
-    assert converted[2]["content"] == [{"type": "text", "text": "a"}]
+    assert Conversation.parse(converted).messages[2]["content"] == "a"
     assert converted[2]["tool_calls"][0]["function"] == {"name": "population", "arguments": {"city": "Lyon"}}
     assert converted[3]["name"] == "population"
     with pytest.raises(InvalidRequestError, match="RemoveMessage"):

@@ -110,7 +110,7 @@ def test_text_of_every_text_block_is_kept_in_order() -> None:
 )
 def test_content_that_the_models_cannot_read_is_refused_by_type(llm: SSDLLM, block: ContentBlock) -> None:
     message = ChatMessage(role="user", blocks=[TextBlock(text="See:"), block])
-    with pytest.raises(InvalidRequestError, match=f"user message holds a block of type '{block.block_type}'"):
+    with pytest.raises(InvalidRequestError, match=f"'{block.block_type}' content"):
         llm.chat([message])
     assert llm.complete(QUESTION).text
 

@@ -154,6 +154,7 @@ def test_a_presets_adapter_is_merged_unless_it_is_declined(
         target=folders[0],
         draft=folders[1],
         licence="none",
+        context_length=64,
         config=SSDConfig(num_draft_tokens=4),
         adapter_config=SSDConfig(signals=SignalConfig(refusal_mass=0.5)),
     )

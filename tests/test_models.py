@@ -93,7 +93,7 @@ def test_a_folder_resolves_to_itself(tmp_path: Path) -> None:
 
 
 def test_a_model_of_the_hub_that_cannot_be_reached_is_a_clear_error() -> None:
-    pair = Preset(name="tiny", description="", target=PINNED, draft=PINNED, licence="none")
+    pair = Preset(name="tiny", description="", target=PINNED, draft=PINNED, licence="none", context_length=64)
     with pytest.raises(ModelLoadError, match=rf"someone/tiny could not .*{COMMIT}\): not asked, .*OFFLINE is set"):
         pull_pair(pair)
     assert local_folder(PINNED) is None

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tool_call_cases import NAMES, PRODUCT, WEATHER, joined, parse, without_ids, written
 
-from ssd_engine.answers.tool_calls import ParsedText, ToolCallParser
+from ssd_engine.answers.parsed_text import ParsedText
+from ssd_engine.answers.tool_calls import ToolCallParser
 from ssd_engine.answers.tool_formats import MARKERS, ToolFormat, detect_format
 
 PARTS = st.one_of(
@@ -25,6 +26,10 @@ PARTS = st.one_of(
     # Longer than what is looked at with every piece.
     st.sampled_from(['{"name": "get_weather", "arguments": {"city": "' + "a" * 260, "{[" * 130, '"' + "]" * 260]),
     st.sampled_from(["[TOOL_CALLS]get_weather[ARGS]", "<|python_tag|>" + written(WEATHER), 'multiply{"a": 1}']),
+    st.sampled_from(
+        ["<tools>", "</tools>", "<function_call>", "</function_call>", "```xml\n", "```python\n", "\n{", "<to"]
+    ),
+    st.sampled_from(['{"tool_calls": [', '{"type": "function", "function": ', "\n" + written(WEATHER)]),
     st.text(max_size=12),
 )
 

@@ -7,9 +7,21 @@ import re
 from typing import Any
 
 import pytest
-from tool_call_cases import NAMES, PRODUCT, WEATHER, WHOLE_ANSWERS, calls, joined, parse, without_ids, written
+from tool_call_cases import (
+    BEHIND_A_SENTENCE,
+    NAMES,
+    PRODUCT,
+    WEATHER,
+    WHOLE_ANSWERS,
+    calls,
+    joined,
+    parse,
+    without_ids,
+    written,
+)
 
-from ssd_engine.answers.tool_calls import ParsedText, ToolCallParser
+from ssd_engine.answers.parsed_text import ParsedText
+from ssd_engine.answers.tool_calls import ToolCallParser
 from ssd_engine.answers.tool_formats import ToolFormat
 
 
@@ -84,6 +96,18 @@ def test_text_around_calls_is_kept_without_the_blanks_next_to_the_markup() -> No
     assert without_ids(parse(text)) == ("Let me look.Then this:Done. \n", [WEATHER, PRODUCT], [])
 
 
+@pytest.mark.parametrize("name", BEHIND_A_SENTENCE)
+@pytest.mark.parametrize("format", ToolFormat)
+def test_a_sentence_and_then_a_call(format: ToolFormat, name: str) -> None:
+    assert without_ids(parse(BEHIND_A_SENTENCE[name], format)) == ("Sure, let me check.", [WEATHER], [])
+
+
+def test_json_on_a_line_of_its_own_is_a_call_at_the_end_of_the_answer_alone() -> None:
+    example = f"You would write\n{written(WEATHER)}\nand get the weather."
+    assert without_ids(parse(example)) == (example, [], [])
+    assert parse(f"Let me see.\n{written(WEATHER)[:-9]}").invalid_tool_calls[0].name == "get_weather"
+
+
 def test_text_is_given_at_once_and_a_call_as_soon_as_it_is_complete() -> None:
     parser = ToolCallParser(ToolFormat.HERMES, NAMES)
     assert parser.feed("Let me").text == "Let me"
@@ -94,7 +118,8 @@ def test_text_is_given_at_once_and_a_call_as_soon_as_it_is_complete() -> None:
     assert calls(parser.feed("}")) == [WEATHER]
     assert parser.feed("\n</tool_call>") == ParsedText()
     assert parser.feed("\nSee ``").text == "See"
-    assert parser.feed("`python\n").text == " ```python"
+    assert parser.feed("`python\n").text == ""
+    assert parser.feed("x = 1\n").text == " ```python\nx = 1"
     assert parser.finish().text == "\n"
 
 
@@ -191,14 +216,14 @@ def test_text_goes_on_behind_a_fence_with_a_broken_call() -> None:
         (
             ToolFormat.HERMES,
             '<tool_call>{"name": "f", "arguments": {"x": NaN}}</tool_call>',
-            None,
+            "f",
             '{"name": "f", "arguments": {"x": NaN}}',
             "not JSON compliant",
         ),
         (
             ToolFormat.HERMES,
             '<tool_call>{"name": "f", "arguments": {"x": "\\ud83d"}}</tool_call>',
-            None,
+            "f",
             '{"name": "f", "arguments": {"x": "\\ud83d"}}',
             "surrogates",
         ),

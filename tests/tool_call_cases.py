@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ssd_engine.answers.tool_calls import ParsedText, ToolCallParser
+from ssd_engine.answers.parsed_text import ParsedText
+from ssd_engine.answers.tool_calls import ToolCallParser
 from ssd_engine.answers.tool_formats import ToolFormat
 
 NAMES = ("get_weather", "multiply")
@@ -87,4 +88,35 @@ WHOLE_ANSWERS = {
         '[TOOL_CALLS]get_weather[CALL_ID]a1b2c3d4e[ARGS]{"city": "Paris"}',
         [WEATHER],
     ),
+    "OpenAI's list": (
+        ToolFormat.HERMES,
+        '{"tool_calls": [' + f"{written(WEATHER)}, {written(PRODUCT)}]}}",
+        [WEATHER, PRODUCT],
+    ),
+    "OpenAI's call": (
+        ToolFormat.HERMES,
+        '{"type": "function", "function": ' + written(("get_weather", '{"city": "Paris"}')) + "}",
+        [WEATHER],
+    ),
+    "a fence around the format's markup": (
+        ToolFormat.HERMES,
+        f"```xml\n<tool_call>\n{written(WEATHER)}\n</tool_call>\n```",
+        [WEATHER],
+    ),
+    **{
+        f"{format}, fenced as {language}": (format, f"```{language}\n{written(WEATHER)}\n```", [WEATHER])
+        for format in ToolFormat
+        for language in ("", "json", "python", "tool_call", "xml")
+    },
+    **{
+        f"{format}, in <{tag}>": (format, f"<{tag}>\n{written(WEATHER)}\n</{tag}>", [WEATHER])
+        for format in ToolFormat
+        for tag in ("tools", "function_call", "tool_calls", "function")
+    },
+}
+BEHIND_A_SENTENCE = {
+    "bare JSON": f"Sure, let me check.\n{written(WEATHER)}",
+    "bare JSON, blanks": f"Sure, let me check.\n\n  {written(WEATHER)}\n",
+    "a fence": f"Sure, let me check.\n```python\n{written(WEATHER)}\n```",
+    "a tag": f"Sure, let me check. <tools>{written(WEATHER)}</tools>",
 }

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from ssd_engine.answers.detokenizer import StopStrings
+from ssd_engine.answers.parsed_text import ParsedText
 from ssd_engine.answers.result import (
     FinishReason,
     GenerationResult,
@@ -18,7 +19,7 @@ from ssd_engine.answers.result import (
     Usage,
 )
 from ssd_engine.answers.risk import risk_action, risk_error
-from ssd_engine.answers.tool_calls import ParsedText, ToolCallParser
+from ssd_engine.answers.tool_calls import ToolCallParser
 from ssd_engine.config import GenerationParams, SSDConfig
 from ssd_engine.errors import JailbreakRiskError
 from ssd_engine.trace.safety_trace import SafetyTrace
@@ -80,7 +81,7 @@ class Answer:
         """Whether an answer of `num_tokens` tokens ends with `choice`, whatever its text."""
         settings = self._settings
         is_end = choice.ends is not None or choice.token_id in settings.eos_ids
-        return is_end or num_tokens >= settings.params.max_new_tokens
+        return is_end or num_tokens >= settings.params.limit
 
     def begin(self, looks: Sequence[Look]) -> None:
         """Take in what signals said over a given beginning, before the first round."""
@@ -145,7 +146,7 @@ class Answer:
         visible = self._stop.feed(text)
         if self._stop.found or choice.token_id in self._settings.eos_ids:
             self._ended = "stop"
-        elif len(self._token_ids) == self._settings.params.max_new_tokens:
+        elif len(self._token_ids) == self._settings.params.limit:
             self._ended = "length"
         elif choice.ends is not None:
             self._ended = choice.ends
@@ -192,6 +193,8 @@ class Answer:
             parsed += parser.finish()
         if not self._settings.params.parallel_tool_calls:  # not every call is guided: there may be more
             parsed = replace(parsed, tool_calls=parsed.tool_calls[: 0 if self._calls else 1])
+        if self._settings.params.tool_choice == "any":
+            parsed = self._without_repetition(parsed)
         self._texts.append(parsed.text)
         self._calls += parsed.tool_calls
         self._invalid_calls += parsed.invalid_tool_calls
@@ -200,6 +203,19 @@ class Answer:
         if self.is_finished:
             return ParsedText(parsed.text, tuple(self._calls), tuple(self._invalid_calls))
         return ParsedText(parsed.text)
+
+    def _without_repetition(self, parsed: ParsedText) -> ParsedText:
+        """The calls up to one that the answer has made already; there it ends.
+
+        Where a call has to come, small models go on with more of the same, which agents then run again and again.
+        """
+        made = [(call.name, call.arguments) for call in self._calls]
+        for place, call in enumerate(parsed.tool_calls):
+            if (call.name, call.arguments) in made:
+                self._ended = self._ended or "stop"
+                return ParsedText(parsed.text, parsed.tool_calls[:place])
+            made.append((call.name, call.arguments))
+        return parsed
 
     def _token_logprob(self, choice: Choice, logprob: float) -> TokenLogprob:
         decode = self._settings.decode_token

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import Mapping
 from typing import Any
 
 from ssd_engine.answers.result import InvalidToolCall, ToolCall
 
+_NAME = re.compile(r'[\s\[]*\{\s*"name"\s*:\s*"([^"\\]+)"')
+"""What a call in JSON begins with."""
 _CERTAIN = 16
 """Characters behind an error in JSON that make it one for certain, not a literal or an escape still being written."""
 
@@ -31,9 +34,24 @@ def call_from(value: Mapping[str, Any]) -> ToolCall | str:
     return ToolCall(_new_id(), name, arguments)
 
 
+def written_calls(value: Any) -> list[Any]:
+    """What may be calls in some JSON: itself, the items of a list, and what OpenAI's wrappings hold."""
+    if isinstance(value, list):
+        return [call for item in value for call in written_calls(item)]
+    match value:
+        case {"tool_calls": [*calls]}:
+            return written_calls(calls)
+        case {"function": {"name": str()} as function}:
+            return [function]
+    return [value]
+
+
 def invalid_call(text: str, error: str, name: Any) -> InvalidToolCall:
-    """A call of which `text` is all there is; `name` is the tool's, where it is one."""
-    return InvalidToolCall(_new_id(), name if isinstance(name, str) and name else None, text.strip(), error)
+    """A call of which `text` is all there is; `name` is the tool's, where it is one; else what the text begins with."""
+    if not isinstance(name, str) or not name:
+        begun = _NAME.match(text)
+        name = begun[1] if begun else None
+    return InvalidToolCall(_new_id(), name, text.strip(), error)
 
 
 def decode_object(text: str, start: int) -> tuple[dict[str, Any], int]:

@@ -5,41 +5,23 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ssd_engine.answers.brackets import Brackets
-from ssd_engine.answers.call_json import call_from, decode, decode_object, invalid_call, is_open_string, may_go_on
+from ssd_engine.answers.call_json import call_from, decode_object, invalid_call, is_open_string
 from ssd_engine.answers.detokenizer import start_of_partial
+from ssd_engine.answers.parsed_text import ParsedText
 from ssd_engine.answers.result import InvalidToolCall, ToolCall
 from ssd_engine.answers.tool_formats import MARKERS, ToolFormat
+from ssd_engine.answers.unmarked_calls import BLANKS, UnmarkedCalls, skip
 
 _FENCE = "```"
-_PARTS_OF_FENCE = ("", "`", "``")
-_BLANKS = " \t\r\n"
-_BLANK = r"[ \t\r\n]*"
-_HEAD = re.compile(
-    _BLANK.join(["", r"(?:\[[ \t\r\n]*)*\{", '"name"', ":", r'"([^"\\]+)"', ",", '"(?:arguments|parameters)"', ":"])
-)
-"""What a call without markup begins with."""
+_TAGS = ("<tools>", "<tool>", "<tool_calls>", "<functions>", "<function>", "<function_call>", "<function_calls>")
+"""What models put around a call that were taught another format, or none."""
+_LANGUAGE = re.compile(r"[\w+.-]*")
+_LINE_OF_JSON = re.compile(r"(?<=\n)[ \t]*[{\[]")
 _SHORT = 256
 """Characters of a buffer that is looked at with every piece."""
-
-
-@dataclass(frozen=True)
-class ParsedText:
-    """What became certain: ordinary text, and calls that are complete."""
-
-    text: str = ""
-    tool_calls: tuple[ToolCall, ...] = ()
-    invalid_tool_calls: tuple[InvalidToolCall, ...] = ()
-
-    def __add__(self, later: ParsedText) -> ParsedText:
-        return ParsedText(
-            self.text + later.text,
-            self.tool_calls + later.tool_calls,
-            self.invalid_tool_calls + later.invalid_tool_calls,
-        )
 
 
 class _State(Protocol):
@@ -51,9 +33,9 @@ class _State(Protocol):
 class ToolCallParser:
     """Parses one answer while it is written.
 
-    What the format's own markup encloses is a call, valid or invalid. In every format fenced JSON, and bare JSON that
-    is the whole answer, are calls too when they name an offered tool and give it arguments, invalid ones when they
-    break off; else they are plain text.
+    What the format's own markup encloses is a call, valid or invalid. In every format JSON is a call too that is
+    fenced, or in a tag for tools, or that begins a line and ends the answer, when it names an offered tool and gives it
+    arguments, an invalid one when it breaks off; else it is plain text.
 
     Each state looks at what the buffer begins with and waits as long as more text could change its mind, so what comes
     out depends on the answer alone, never on how it was cut into pieces.
@@ -64,13 +46,16 @@ class ToolCallParser:
         self._open = MARKERS[format][0]
         self._close = "</tool_call>" if format is ToolFormat.HERMES else ""
         self._borders = (self._open, self._close) if self._close else (self._open,)
-        self._tool_names = frozenset(tool_names)
+        self._unmarked = UnmarkedCalls(tool_names)
+        self._markers = (self._open, _FENCE, *(_TAGS if tool_names else ()))
         self._buffer = ""
         self._unseen: list[str] = []
         """Pieces that no state has looked at yet."""
         self._num_unseen = 0
         self._brackets = Brackets()
         self._after_call = False
+        self._is_fenced = False
+        """Whether a fence is open around the format's own markup."""
         self._state: _State = self._read_start
         self._clear_parsed()
 
@@ -111,11 +96,11 @@ class ToolCallParser:
 
     def _read_start(self, *, final: bool) -> bool:
         """The answer has not begun, or it begins with JSON that may be all of it."""
-        start = _skip(self._buffer, 0, _BLANKS)
+        start = skip(self._buffer, 0, BLANKS)
         if start == len(self._buffer) and not final:
             return False
         if self._buffer.startswith(("{", "["), start):
-            parsed, end = self._read_implicit(start, "", final=final)
+            parsed, end = self._unmarked.read(self._buffer, start, "", final=final)
             if parsed is None or (parsed != ParsedText() and end == len(self._buffer) and not final):
                 return False
             if parsed != ParsedText() and end == len(self._buffer):
@@ -128,45 +113,86 @@ class ToolCallParser:
         """Ordinary text, up to where a call may begin."""
         if self._after_call:
             self._buffer = self._buffer.lstrip()
+            if self._is_fenced and self._buffer in ("", "`", "``") and not final:
+                return False
+            if self._is_fenced:
+                self._buffer = self._buffer.removeprefix(_FENCE).lstrip()
+                self._is_fenced = False
             self._after_call = not self._buffer
-        found = [(at, marker) for marker in (self._open, _FENCE) if (at := self._buffer.find(marker)) >= 0]
-        if not found:
+        found = [(at, marker) for marker in self._markers if (at := self._buffer.find(marker)) >= 0]
+        line = _LINE_OF_JSON.search(self._buffer) if self._unmarked.tool_names else None
+        at, marker = min(found, default=(len(self._buffer), ""))
+        if line is not None and line.end() - 1 < at:
+            return self._read_line(line.end() - 1, final=final)
+        if not marker:
             self._emit(len(self._buffer) if final else self._start_of_marker())
             return False
-        at, marker = min(found)
-        before = len(self._buffer[:at].rstrip())
-        self._emit(before)
-        at -= before
+        at = self._emit_before(at)
         if marker == _FENCE:
             return self._read_fence(at, final=final)
+        if marker != self._open:
+            inside = at + len(marker)
+            return self._read_enclosed(inside, inside, f"</{marker[1:]}", final=final)
         self._buffer = self._buffer[at + len(marker) :]
         self._state = self._read_call
         return True
 
-    def _read_fence(self, fence: int, *, final: bool) -> bool:
-        """A fence with JSON in it; `fence` is its place in the buffer, behind blanks only."""
-        inside = _skip(self._buffer, fence, "`")
-        language = self._buffer[inside : inside + 4].lower()
-        if "json".startswith(language) and len(language) < 4 and not final:
+    def _read_line(self, start: int, *, final: bool) -> bool:
+        """A line that begins with JSON, which is a call where it ends the answer."""
+        start = self._emit_before(start)
+        parsed, end = self._unmarked.read(self._buffer, start, "", final=final)
+        if parsed is None or (parsed != ParsedText() and end == len(self._buffer) and not final):
             return False
-        start = _skip(self._buffer, inside + 4 if language == "json" else inside, _BLANKS)
+        if parsed != ParsedText() and end == len(self._buffer):
+            self._accept(parsed, end)
+        else:
+            self._emit(start + 1)
+        return True
+
+    def _read_fence(self, fence: int, *, final: bool) -> bool:
+        """A fence with a call in it; `fence` is its place in the buffer, behind blanks only."""
+        ticks = skip(self._buffer, fence, "`")
+        language = _LANGUAGE.match(self._buffer, ticks)
+        assert language is not None  # it may be empty
+        start = skip(self._buffer, language.end(), BLANKS)
+        if start == len(self._buffer) and not final:
+            return False
+        if (marked := self._marked(start, final=final)) is None:
+            return False
+        if marked:  # the markup is what counts
+            self._is_fenced = True
+            self._buffer = self._buffer[start:]
+            return True
+        return self._read_enclosed(ticks, language.end(), _FENCE, final=final)
+
+    def _marked(self, start: int, *, final: bool) -> bool | None:
+        """Whether the format's own markup begins at `start`; None where it may yet."""
+        rest = self._buffer[start : start + len(self._open)]
+        if rest != self._open and self._open.startswith(rest) and not final:
+            return None
+        return rest == self._open
+
+    def _read_enclosed(self, opened: int, inside: int, closing: str, *, final: bool) -> bool:
+        """JSON between `inside` and `closing`; text up to `opened`, where it is no call."""
+        start = skip(self._buffer, inside, BLANKS)
         if start == len(self._buffer) and not final:
             return False
         if self._buffer.startswith(("{", "["), start):
-            parsed, end = self._read_implicit(start, _FENCE, final=final)
-            closing = self._buffer[end : end + len(_FENCE)]
-            if parsed is None or (parsed != ParsedText() and closing in _PARTS_OF_FENCE and not final):
+            parsed, end = self._unmarked.read(self._buffer, start, closing, final=final)
+            found = self._buffer[end : end + len(closing)]
+            is_open = found != closing and closing.startswith(found)
+            if parsed is None or (parsed != ParsedText() and is_open and not final):
                 return False
-            if parsed != ParsedText() and _FENCE.startswith(closing):
-                self._accept(parsed, end + len(closing))
+            if parsed != ParsedText() and closing.startswith(found):
+                self._accept(parsed, end + len(found))
                 return True
-        self._emit(inside)
+        self._emit(opened)
         return True
 
     def _read_call(self, *, final: bool) -> bool:
         """Behind the marker that begins a call, or another call in the same markup."""
-        self._buffer = self._buffer.lstrip(_BLANKS)
-        first = _skip(self._buffer, 0, _BLANKS + "[")
+        self._buffer = self._buffer.lstrip(BLANKS)
+        first = skip(self._buffer, 0, BLANKS + "[")
         if self._buffer.startswith("{", first):
             self._buffer = self._buffer[first:]
         name, start = self._read_name() if self._named_calls else (None, 0)
@@ -185,7 +211,7 @@ class ToolCallParser:
 
     def _read_rest_of_markup(self, *, final: bool) -> bool:
         """Behind a call: another one, or the closing marker. Stray separators and brackets are common there."""
-        self._buffer = self._buffer.lstrip(_BLANKS + ",;]}")
+        self._buffer = self._buffer.lstrip(BLANKS + ",;]}")
         if self._buffer.startswith("{"):
             self._state = self._read_call
             return True
@@ -227,59 +253,6 @@ class ToolCallParser:
         self._after_call = True
         self._state = self._read_text
 
-    def _read_implicit(self, start: int, closing: str, *, final: bool) -> tuple[ParsedText | None, int]:
-        """The calls without markup in the JSON at `start`, and where they end; nothing for other JSON, None to wait.
-
-        JSON that breaks off is a call, an invalid one, where it begins like a call or where whole calls precede it.
-        """
-        calls: tuple[ToolCall, ...] = ()
-        end = start
-        if not self._tool_names:
-            return ParsedText(), end
-        while self._buffer.startswith(("{", "["), end):
-            try:
-                value, value_end = decode(self._buffer, end)
-            except json.JSONDecodeError as error:
-                if not final and may_go_on(error):
-                    return None, start
-                return self._read_broken_implicit(start, end, calls, error, closing, final=final)
-            found = [self._implicit_call(item) for item in (value if isinstance(value, list) else [value])]
-            if not found or not all(found):
-                return ParsedText(), start
-            calls += tuple(call for call in found if call is not None)
-            end = _skip(self._buffer, value_end, _BLANKS + ";")
-        return ParsedText("", calls), end
-
-    def _read_broken_implicit(
-        self,
-        start: int,
-        end: int,
-        calls: tuple[ToolCall, ...],
-        error: json.JSONDecodeError,
-        closing: str,
-        *,
-        final: bool,
-    ) -> tuple[ParsedText | None, int]:
-        """`_read_implicit` where the JSON at `end`, behind whole `calls`, breaks off."""
-        head = _HEAD.match(self._buffer, end)
-        name = head[1] if head and head[1] in self._tool_names else None
-        if not calls and name is None:
-            return ParsedText(), start
-        stop = self._buffer.find(closing, end) if closing else -1
-        if stop < 0 and not final:
-            return None, start
-        broken = self._buffer[end : stop if stop >= 0 else None]
-        is_cut = is_open_string(error) or error.pos >= end + len(broken.rstrip())
-        reason = "the answer ended within this call" if is_cut else str(error)
-        return ParsedText("", calls, (invalid_call(broken, reason, name),)), end + len(broken)
-
-    def _implicit_call(self, value: Any) -> ToolCall | None:
-        """`value` as a call of an offered tool, if it is one."""
-        if not isinstance(value, dict) or not {"arguments", "parameters"} & value.keys():
-            return None
-        call = call_from(value)
-        return call if isinstance(call, ToolCall) and call.name in self._tool_names else None
-
     def _accept(self, parsed: ParsedText, end: int) -> None:
         self._calls += parsed.tool_calls
         self._invalid += parsed.invalid_tool_calls
@@ -287,15 +260,16 @@ class ToolCallParser:
         self._after_call = True
         self._state = self._read_text
 
+    def _emit_before(self, at: int) -> int:
+        """Emit the text before place `at`, without the blanks in between; returns what place that is now."""
+        before = len(self._buffer[:at].rstrip())
+        self._emit(before)
+        return at - before
+
     def _start_of_marker(self) -> int:
         """Where the text ends that stays text: before a marker's beginning, and the blanks before that."""
-        return len(self._buffer[: start_of_partial(self._buffer, (self._open, _FENCE))].rstrip())
+        return len(self._buffer[: start_of_partial(self._buffer, self._markers)].rstrip())
 
     def _emit(self, count: int) -> None:
         self._text.append(self._buffer[:count])
         self._buffer = self._buffer[count:]
-
-
-def _skip(text: str, start: int, characters: str) -> int:
-    """The first place from `start` on that holds none of `characters`."""
-    return len(text) - len(text[start:].lstrip(characters))

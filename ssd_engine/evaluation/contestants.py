@@ -177,7 +177,7 @@ class Rethinking:
         start = time.perf_counter()
         is_begun = params.continue_final_message
         prompt = self._renderer.encode(Conversation.parse(messages), continue_final_message=is_begun)
-        cost, answered, left = Cost(target_read=len(prompt)), list[int](), params.max_new_tokens
+        cost, answered, left = Cost(target_read=len(prompt)), list[int](), params.limit
         while True:
             if answered or is_begun:
                 cost += Cost(target_read=len(self._header))
@@ -210,7 +210,7 @@ class Rethinking:
     ) -> Attempt:
         """Carry the refusal on that the target has begun after the header, and end the answer with it."""
         refusal, last = list(begun.token_ids), begun
-        left = params.max_new_tokens - len(answered) - len(refusal)
+        left = params.limit - len(answered) - len(refusal)
         if not _has_ended(begun) and left > 0:
             last = self._ask([*prompt, *answered, *self._header, *refusal], params, left)
             cost += Cost(target_passes=last.trace.rounds)
@@ -246,7 +246,7 @@ class DraftFilter:
     def answer(self, messages: Sequence[Message], params: GenerationParams) -> Attempt:
         """The draft's refusal, or else the target's answer."""
         start = time.perf_counter()
-        looked = params.replaced(max_new_tokens=min(FILTER_TOKENS, params.max_new_tokens))
+        looked = params.replaced(max_new_tokens=min(FILTER_TOKENS, params.limit))
         asked = self._draft.answer(messages, looked)
         cost = asked.cost
         if find_refusal(asked.text, has_ended=asked.has_ended).holds:

@@ -6,28 +6,17 @@ The grammars are written in llguidance's dialect of Lark, where `<[id]>` is a to
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Any
 
 from ssd_engine.answers.tool_formats import MARKERS, ToolFormat
 from ssd_engine.config import GenerationParams, Grammar
-from ssd_engine.errors import InvalidRequestError
 from ssd_engine.grammars.guide import is_marker
+from ssd_engine.grammars.json_schema import LOOSE_STYLE, json_rule
 
 Tools = Sequence[Mapping[str, Any]]
-
-_JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-"""As `json.dumps` writes and models are used to; where no blanks are free, more tokens are forced."""
-
-_LOOSE_STYLE = {"whitespace_flexible": True, "whitespace_pattern": r"[ \t\r\n]{0,32}"}
-"""As models may write it that were not told to begin a call; but no blanks without end."""
-
-_MOST_REMAINDERS = 100_000
-"""Of the multiples that one schema asks for together: about a tenth of a second."""
 
 _BETWEEN_BARE_CALLS = {ToolFormat.HERMES: r'"\n"', ToolFormat.LLAMA: '"; "'}
 """Formats whose calls are understood without any markup, and what stands between two of these."""
@@ -76,7 +65,7 @@ class AnswerGrammar:
 
     def arguments_source(self, tool: Mapping[str, Any]) -> str:
         """The grammar of a tool's arguments alone, as far as its schema can be enforced."""
-        rule = f"start: %json {_json_rule(_parameters(tool), lenient=True)}"
+        rule = f"start: %json {json_rule(_parameters(tool), lenient=True)}"
         return json.dumps({"grammars": [{"lark_grammar": rule}]})
 
     @property
@@ -90,7 +79,7 @@ class AnswerGrammar:
         """Rules for `calls`: what follows the marker that begins the first call."""
         rules = []
         for i, tool in enumerate(tools):
-            rules.append(f"arguments_{i}: %json {_json_rule(_parameters(tool), lenient=lenient)}")
+            rules.append(f"arguments_{i}: %json {json_rule(_parameters(tool), lenient=lenient)}")
             rules.append(f"call_{i}: {self._call(tool['function']['name'], f'arguments_{i}')}")
         rules.append(f"call: {' | '.join(f'call_{i}' for i in range(len(tools)))}")
         match self.format:
@@ -156,7 +145,7 @@ class AnswerGrammar:
         rules = [r"BLANKS: /[ \t\r\n]{1,32}/"]
         for i, (tool, head) in enumerate(zip(tools, heads, strict=True)):
             rules += [f"head_{i}[lazy]: /{head}/", f"fenced_head_{i}[lazy]: /{_FENCED}{head}/"]
-            rules.append(f"loose_{i}: %json {_json_rule(_parameters(tool), lenient=lenient, style=_LOOSE_STYLE)}")
+            rules.append(f"loose_{i}: %json {json_rule(_parameters(tool), lenient=lenient, style=LOOSE_STYLE)}")
         first = [f'head_{i} BLANKS? loose_{i} BLANKS? "}}"' for i in range(len(tools))]
         calls = f"({' | '.join(first)})"
         fenced = f"({' | '.join('fenced_' + call for call in first)})"
@@ -185,7 +174,7 @@ def _parameters(tool: Mapping[str, Any]) -> Mapping[str, Any]:
 def _answer(grammar: Grammar) -> str:
     """The rule of what a request asks for."""
     if grammar.json_schema is not None:
-        return f"%json {_json_rule(grammar.json_schema, lenient=grammar.lenient)}"
+        return f"%json {json_rule(grammar.json_schema, lenient=grammar.lenient)}"
     if grammar.regex is not None:
         return f"/{_regex(grammar.regex)}/"
     return "@given"
@@ -199,83 +188,3 @@ def _literal(text: str) -> str:
 def _regex(pattern: str) -> str:
     """A pattern as it stands between slashes."""
     return re.sub(r"(\\.)|/", lambda match: match[1] or r"\/", pattern, flags=re.DOTALL).replace("\n", r"\n")
-
-
-def _json_rule(schema: Mapping[str, Any], *, lenient: bool, style: Mapping[str, Any] = _JSON_STYLE) -> str:
-    own_options = schema.get("x-guidance", {})
-    if not isinstance(own_options, Mapping):
-        raise InvalidRequestError(f"the schema has x-guidance={own_options!r}; give an object of options, or none")
-    schema = _countable(schema, lenient=lenient)
-    closed = schema if _combines(schema) else _closed(schema)
-    try:
-        return json.dumps({**closed, "x-guidance": {**style, "lenient": lenient, **own_options}})
-    except (TypeError, ValueError) as error:
-        raise InvalidRequestError(f"the schema cannot be written as JSON: {error}") from error
-
-
-def _combines(schema: Any) -> bool:
-    """Whether some object is described in several places: what one of them does not name, another may."""
-    if isinstance(schema, list):
-        return any(map(_combines, schema))
-    if not isinstance(schema, Mapping):
-        return False
-    others = schema.keys() & {"anyOf", "oneOf", "if", "not", "$ref", "dependentSchemas"}
-    return "allOf" in schema or bool("properties" in schema and others) or any(map(_combines, schema.values()))
-
-
-def _countable(schema: Any, *, lenient: bool) -> Any:
-    """A schema whose numbers have few remainders: a state is made for each, which else takes minutes, or for ever.
-
-    Raises:
-        InvalidRequestError: they have too many, and what cannot be enforced is not passed over (`lenient`).
-    """
-    steps: list[int] = []
-
-    def note(described: dict[str, Any]) -> dict[str, Any]:
-        step = described.get("multipleOf")
-        if isinstance(step, float) and math.isfinite(step):
-            _, digits, exponent = Decimal(str(step)).as_tuple()
-            step = int(Decimal((0, digits, max(int(exponent), 0))))
-        if isinstance(step, int):
-            steps.append(step or 1)
-        return described
-
-    _rewritten(schema, note)
-    if math.lcm(*steps) <= _MOST_REMAINDERS:
-        return schema
-    if not lenient:
-        raise InvalidRequestError(
-            f"the schema's multipleOf have more than {_MOST_REMAINDERS} remainders together, too many to enforce; give "
-            "smaller ones, or let them be passed over"
-        )
-    return _rewritten(schema, lambda described: {k: v for k, v in described.items() if k != "multipleOf"})
-
-
-def _closed(schema: Any) -> Any:
-    """A schema whose objects have no properties but those it names, unless it says that they may."""
-
-    def close(described: dict[str, Any]) -> dict[str, Any]:
-        if "properties" in described:
-            described.setdefault("additionalProperties", False)
-        return described
-
-    return _rewritten(schema, close)
-
-
-def _rewritten(schema: Any, rewrite: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
-    """A schema with `rewrite` done to each part that describes something."""
-    if isinstance(schema, list):
-        return [_rewritten(item, rewrite) for item in schema]
-    if not isinstance(schema, Mapping):
-        return schema
-    return rewrite({key: _rewritten_keyword(key, value, rewrite) for key, value in schema.items()})
-
-
-def _rewritten_keyword(key: str, value: Any, rewrite: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
-    if key in ("enum", "const", "default", "examples"):
-        return value
-    if key in ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas"):
-        if not isinstance(value, Mapping):
-            return value
-        return {name: _rewritten(described, rewrite) for name, described in value.items()}
-    return _rewritten(value, rewrite)

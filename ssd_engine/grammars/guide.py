@@ -12,6 +12,7 @@ import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from ssd_engine.errors import InvalidRequestError, SSDError
+from ssd_engine.grammars.json_schema import warn_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -121,6 +122,8 @@ class GrammarCompiler:
         matcher = LLMatcher(vocabulary, source, limits=_LIMITS)
         if matcher.is_error():
             raise InvalidRequestError(f"the grammar cannot be compiled: {matcher.get_error().strip()}")
+        for text in matcher.get_grammar_warnings():
+            warn_of(text)
         return Guide(source, matcher, vocabulary.vocab_size, self._vocab_size, self._eos_ids)
 
     def _make_vocabulary(self) -> LLTokenizer:

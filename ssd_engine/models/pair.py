@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -187,6 +188,18 @@ class PairSpec(PairOptions, Settings):
         return f"{Path(str(self.target)).stem} + {Path(str(self.draft)).stem}"
 
     @property
+    def context_length(self) -> int | None:
+        """Most tokens of prompt and answer, as far as it is known before anything is loaded."""
+        preset = self.named_preset
+        lengths = (
+            [preset.context_length]
+            if preset
+            else [_stored_context_length(str(name)) for name in (self.target, self.draft)]
+        )
+        known = [length for length in (*lengths, self.max_model_len) if length is not None]
+        return None if None in lengths else min(known)
+
+    @property
     def quantizations(self) -> tuple[str | None, str | None]:
         """Of target and draft."""
         return self.target_quantization or self.quantization, self.draft_quantization or self.quantization
@@ -201,3 +214,13 @@ class PairSpec(PairOptions, Settings):
         if self.signals is not None:
             changes["signals"] = None if self.signals == "none" else self.signals
         return (self.config or own).replaced(**changes)
+
+
+def _stored_context_length(folder: str) -> int | None:
+    """What a model's folder says of it; None where it says nothing, or there is no such folder."""
+    try:
+        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    length = {**config, **config.get("text_config", {})}.get("max_position_embeddings")
+    return length if isinstance(length, int) else None

@@ -75,6 +75,8 @@ class Preset:
     target: ModelSource
     draft: ModelSource
     licence: str
+    context_length: int
+    """Most tokens of prompt and answer together, by both checkpoints' settings."""
     config: SSDConfig = field(default_factory=SSDConfig)
     adapter_config: SSDConfig | None = None
     """Settings that suit it with the safety adapter that the package has for the draft; None: it has none."""
@@ -127,6 +129,7 @@ _PAIRS = (
             eos_token_ids=_QWEN_EOS,
         ),
         licence="Apache-2.0",
+        context_length=32_768,
         # The adapter's refusals begin with tokens of their own, whose probability tells of harm earlier and more surely
         # than the match ratio (docs/safety.md), which is left to catch what is far off.
         adapter_config=SSDConfig(signals=SignalConfig(refusal_mass=0.45, smoothing=8, latch=True), match_threshold=0.4),
@@ -137,6 +140,7 @@ _PAIRS = (
         target=HubSource("Qwen/Qwen2.5-7B-Instruct", "a09a35458c702b33eeacc393d103063234e8bc28"),
         draft=HubSource("Qwen/Qwen2.5-0.5B-Instruct", "7ae557604adf67be50417f59c2c2f167def9a775"),
         licence="Apache-2.0",
+        context_length=32_768,
     ),
     Preset(
         name="llama-3.1-8b",
@@ -144,6 +148,7 @@ _PAIRS = (
         target=HubSource("meta-llama/Llama-3.1-8B-Instruct", "0e9e39f249a16976918f6564b8830bc894c89659"),
         draft=HubSource("meta-llama/Llama-3.2-1B-Instruct", "9213176726f574b556790deb65791e0c5aa438b6"),
         licence="Llama 3.1 and 3.2 Community Licence",
+        context_length=131_072,
         config=SSDConfig(match_threshold=0.5),
     ),
 )

@@ -9,7 +9,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ssd_engine.config import UnsupportedContent
 from ssd_engine.errors import InvalidRequestError
+from ssd_engine.prompts.adapted import adaptations, joined
+from ssd_engine.prompts.content import text_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,12 +31,23 @@ class Conversation:
     tools: tuple[dict[str, Any], ...] = ()
 
     @classmethod
-    def parse(cls, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None) -> Conversation:
-        """Check `messages`; `InvalidRequestError` for an empty list, an unknown role or content that is no text."""
+    def parse(
+        cls,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        unsupported: UnsupportedContent = "error",
+    ) -> Conversation:
+        """Check `messages`; system messages at their head become one.
+
+        Raises:
+            InvalidRequestError: an empty list, an unknown role, or content that `text_of` refuses.
+        """
         if not messages:
             raise InvalidRequestError("the conversation is empty: messages=[]; give at least one message")
-        parsed = tuple(plain(_parse_message(index, message)) for index, message in enumerate(messages))
-        return cls(parsed, tuple(plain(tool) for tool in parse_tools(tools or ())))
+        parsed = [plain(_parse_message(index, message, unsupported)) for index, message in enumerate(messages)]
+        if head := list(itertools.takewhile(lambda message: message["role"] == "system", parsed)):
+            parsed[: len(head)] = [joined(head)]
+        return cls(tuple(parsed), tuple(plain(tool) for tool in parse_tools(tools or ())))
 
     def with_system_prompt(self, text: str) -> Conversation:
         """The conversation with `text` before its own system prompt."""
@@ -53,6 +67,11 @@ def parse_tools(tools: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], ...
 
 def _parse_tool(index: int, tool: Any) -> dict[str, Any]:
     function = tool.get("function") if isinstance(tool, Mapping) else None
+    kind = tool.get("type", "function") if isinstance(tool, Mapping) else "function"
+    if kind != "function":
+        raise InvalidRequestError(
+            f"tool {index} is {kind!r}, which another provider runs on its own servers; give a function in its place"
+        )
     if not isinstance(function, Mapping):
         raise InvalidRequestError(
             f'tool {index} is {tool!r}; give {{"type": "function", "function": {{"name": ..., "parameters": ...}}}}'
@@ -66,7 +85,7 @@ def _parse_tool(index: int, tool: Any) -> dict[str, Any]:
     return {**tool, "function": {key: value for key, value in function.items() if key != "strict"}}
 
 
-def _parse_message(index: int, message: Message) -> dict[str, Any]:
+def _parse_message(index: int, message: Message, unsupported: UnsupportedContent) -> dict[str, Any]:
     if not isinstance(message, Mapping) or "role" not in message:
         raise InvalidRequestError(f"message {index} is {message!r}; give a mapping with 'role' and 'content'")
     if message["role"] not in ROLES:
@@ -76,7 +95,7 @@ def _parse_message(index: int, message: Message) -> dict[str, Any]:
     # Chat templates know the older name alone, and some drop a message whose role they do not know.
     role = "system" if message["role"] == "developer" else message["role"]
     _require_calls(index, message.get("tool_calls"))
-    return {**message, "role": role, "content": _text_of(index, message.get("content"))}
+    return {**message, "role": role, "content": text_of(index, role, message.get("content"), unsupported)}
 
 
 def _require_calls(index: int, calls: Any) -> None:
@@ -90,25 +109,6 @@ def _require_calls(index: int, calls: Any) -> None:
                 f"message {index} has the tool call {call!r}; give "
                 '{"type": "function", "function": {"name": ..., "arguments": ...}}'
             )
-
-
-def _text_of(index: int, content: Any) -> str:
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, Sequence):
-        raise InvalidRequestError(f"message {index} has content of type {type(content).__name__}; give text")
-    return "".join(_text_of_block(index, block) for block in content)
-
-
-def _text_of_block(index: int, block: Any) -> str:
-    if isinstance(block, str):
-        return block
-    kind = block.get("type") if isinstance(block, Mapping) else type(block).__name__
-    if kind != "text" or not isinstance(block.get("text"), str):
-        raise InvalidRequestError(f"message {index} has {kind!r} content; this model reads text only, leave it out")
-    return str(block["text"])
 
 
 class ChatRenderer:
@@ -195,18 +195,30 @@ class ChatRenderer:
             raise InvalidRequestError(
                 "this model's tokenizer has no chat template, so it cannot read messages; give a str or token ids"
             )
-        try:
-            rendered = self.tokenizer.apply_chat_template(
-                messages,
-                tools=tools or None,
-                tokenize=False,
-                add_generation_prompt=not continue_final_message,
-                continue_final_message=continue_final_message,
-                **variables,
-            )
-        except Exception as error:  # a template is a program of the model's; it raises what it likes
-            raise InvalidRequestError(f"the model's chat template refuses this conversation: {error}") from error
-        return str(rendered)
+        instructions = [message["content"].strip() for message in messages if message["role"] == "system"]
+        accepted: list[str] = []
+        refusals: list[Exception] = []
+        for adapted in adaptations(messages):
+            try:
+                rendered = self.tokenizer.apply_chat_template(
+                    adapted,
+                    tools=tools or None,
+                    tokenize=False,
+                    add_generation_prompt=not continue_final_message,
+                    continue_final_message=continue_final_message,
+                    **variables,
+                )
+            except Exception as error:  # a template is a program of the model's; it raises what it likes
+                refusals.append(error)
+                continue
+            accepted.append(str(rendered))
+            if all(text in accepted[-1] for text in instructions):  # some pass over roles that they do not know
+                return accepted[-1]
+        if accepted:
+            return accepted[0]
+        raise InvalidRequestError(f"the model's chat template refuses this conversation: {refusals[0]}") from refusals[
+            0
+        ]
 
     def _encode(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)

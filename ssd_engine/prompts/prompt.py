@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from ssd_engine.config import GenerationParams
+from ssd_engine.config import GenerationParams, UnsupportedContent
 from ssd_engine.errors import ContextLengthError, InvalidRequestError
 from ssd_engine.prompts.conversation import ChatRenderer, Conversation, Message, parse_tools
 
@@ -16,7 +16,7 @@ Tools = Sequence[Mapping[str, Any]]
 ParsedPrompt = str | Conversation | list[int]
 
 
-def parse_prompt(prompt: Prompt, tools: Tools | None) -> ParsedPrompt:
+def parse_prompt(prompt: Prompt, tools: Tools | None, unsupported: UnsupportedContent = "error") -> ParsedPrompt:
     """Tell the three kinds of prompt apart."""
     if not isinstance(prompt, Sequence):
         raise InvalidRequestError(f"the prompt is of type {type(prompt).__name__}; give messages, text or token ids")
@@ -25,7 +25,7 @@ def parse_prompt(prompt: Prompt, tools: Tools | None) -> ParsedPrompt:
     elif prompt and all(isinstance(item, int) for item in prompt):
         parsed = list(cast("Sequence[int]", prompt))
     else:
-        return Conversation.parse(cast("Sequence[Message]", prompt), tools)
+        return Conversation.parse(cast("Sequence[Message]", prompt), tools, unsupported)
     if tools:
         raise InvalidRequestError("tools need a prompt of messages; this one is text or token ids")
     return parsed
@@ -92,12 +92,9 @@ class PromptEncoder:
     def encode(self, prompt: ParsedPrompt, params: GenerationParams) -> list[int]:
         """`token_ids`, checked against this model's context window."""
         ids = self.token_ids(prompt, params)
-        if self.context_length and len(ids) + params.max_new_tokens > self.context_length:
-            raise ContextLengthError(
-                f"a prompt of {len(ids)} tokens and max_new_tokens={params.max_new_tokens} need "
-                f"{len(ids) + params.max_new_tokens} positions; the {self.name}'s context window has "
-                f"{self.context_length}: shorten the prompt or lower max_new_tokens"
-            )
+        if self.context_length:
+            limit = f"the {self.name}'s context window has {self.context_length}"
+            require_room(len(ids), params, self.context_length, f"{limit}: shorten the prompt")
         return ids
 
     def num_given(self, prompt: ParsedPrompt, token_ids: Sequence[int], params: GenerationParams) -> int:
@@ -107,3 +104,16 @@ class PromptEncoder:
         before = self.renderer.encode_before_final_message(prompt, template_kwargs=params.template_kwargs)
         shared = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(token_ids, before, strict=False))
         return len(token_ids) - sum(1 for _ in shared)
+
+
+def require_room(num_tokens: int, params: GenerationParams, positions: int, limit: str) -> None:
+    """Raise `ContextLengthError` where a prompt of `num_tokens` and its answer need more than `positions`.
+
+    An answer without a limit of its own needs one. `limit` says what has so few, and what helps beside fewer tokens.
+    """
+    wanted = params.max_new_tokens or 1
+    if num_tokens + wanted > positions:
+        raise ContextLengthError(
+            f"a prompt of {num_tokens} tokens and max_new_tokens={params.max_new_tokens} need at least "
+            f"{num_tokens + wanted} positions; {limit} or lower max_new_tokens"
+        )

@@ -17,6 +17,9 @@ from ssd_engine.serving.request import Request
 if TYPE_CHECKING:
     from ssd_engine.remote.line import RemoteLine
 
+_ANY_NUMBER = 2**31
+"""Of tokens: more than any answer has."""
+
 
 class RemoteEngine(Engine):
     """Answers prompts through a server that `ssd serve` started; needs the extra `remote`.
@@ -90,6 +93,8 @@ class RemoteEngine(Engine):
         if draft_prompt is not None:
             raise InvalidRequestError("draft_prompt: a server gives both models one prompt; leave it out")
         arguments = chat_arguments(self.name, prompt, params, tools)
+        if params.max_new_tokens is None:  # the server knows how many tokens the prompt has
+            params = params.replaced(max_new_tokens=self._context_length or _ANY_NUMBER)
         tokens = TokenReader(None)
         unbegun = AnswerSettings(
             params=params,

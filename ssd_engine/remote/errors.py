@@ -7,11 +7,12 @@ import openai
 
 from ssd_engine.config import API_KEY_VARIABLE
 from ssd_engine.errors import (
+    AuthenticationError,
     ContextLengthError,
     EngineBusyError,
     InvalidRequestError,
-    ModelLoadError,
     RequestTimeoutError,
+    ServerConnectionError,
     SSDError,
 )
 
@@ -51,7 +52,7 @@ def _translated(error: Exception, url: str) -> SSDError:
 
 def _lost(error: Exception, url: str) -> SSDError:
     if isinstance(error, _NOT_THERE):
-        return ModelLoadError(f"no server answers at {url}; start one with ssd serve")
+        return ServerConnectionError(f"no server answers at {url}; start one with ssd serve")
     if isinstance(error, httpx.TimeoutException | TimeoutError):
         return RequestTimeoutError(
             f"the server at {url} was silent for too long; see whether it still works, or give the request a timeout, "
@@ -66,7 +67,9 @@ def _status_error(error: openai.APIStatusError, url: str) -> SSDError:
     if error.status_code in _BAD_REQUEST:
         return (ContextLengthError if body.get("type") == "ContextLengthError" else InvalidRequestError)(message)
     if error.status_code in _NO_ACCESS:
-        return ModelLoadError(f"the server at {url} does not take the key; give api_key, or set {API_KEY_VARIABLE}")
+        return AuthenticationError(
+            f"the server at {url} does not take the key; give api_key, or set {API_KEY_VARIABLE}"
+        )
     if error.status_code == _TOO_MANY:
         return EngineBusyError(f"the server at {url} takes no more requests: {message}; come again later")
     return SSDError(f"the server at {url} answered {error.status_code}: {message}")

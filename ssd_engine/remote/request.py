@@ -37,7 +37,7 @@ def chat_arguments(model: str, prompt: Prompt, params: GenerationParams, tools: 
         InvalidRequestError: what a server cannot be asked for.
     """
     tools = offered_tools(tools or (), params.tool_choice)
-    parsed = parse_prompt(prompt, tools)
+    parsed = parse_prompt(prompt, tools, params.unsupported_content)
     if not isinstance(parsed, Conversation):
         raise InvalidRequestError("the prompt is text or token ids; a server takes messages")
     if params.decoding == "target":

@@ -41,7 +41,7 @@ class Verifier:
             generator.seed()
         else:
             generator.manual_seed(params.seed)
-        places = params.max_new_tokens if params.temperature else 0
+        places = params.limit if params.temperature else 0
         self._uniforms = torch.rand(places, 3, generator=generator, dtype=torch.float64)
 
     @property

@@ -12,7 +12,7 @@ from ssd_engine.answers.detokenizer import Detokenizer
 from ssd_engine.answers.tool_calls import ToolCallParser
 from ssd_engine.answers.tool_formats import MARKERS, detect_format
 from ssd_engine.config import GenerationParams, SSDConfig
-from ssd_engine.errors import ContextLengthError, InvalidRequestError
+from ssd_engine.errors import InvalidRequestError
 from ssd_engine.grammars.answer_grammar import AnswerGrammar
 from ssd_engine.grammars.guide import GrammarCompiler, Guide
 from ssd_engine.prompts.conversation import ChatRenderer
@@ -22,6 +22,7 @@ from ssd_engine.prompts.prompt import (
     Tools,
     offered_tools,
     parse_prompt,
+    require_room,
     with_draft_system_prompt,
 )
 from ssd_engine.rule.draft_signals import DraftSignals
@@ -101,7 +102,7 @@ class Intake:
     @_of_bounded_depth()
     def prompt_ids(self, prompt: Prompt, tools: Tools | None, params: GenerationParams) -> list[int]:
         """The ids of `prompt` as the target reads it, template included, however many; errors as for `request`."""
-        return self._target.token_ids(parse_prompt(prompt, tools), params)
+        return self._target.token_ids(parse_prompt(prompt, tools, params.unsupported_content), params)
 
     @_of_bounded_depth()
     def request(
@@ -123,19 +124,18 @@ class Intake:
         if params.decoding == "ssd":
             self.require_signals(config)
         tools = offered_tools(tools or (), params.tool_choice)
-        parsed = parse_prompt(prompt, tools)
+        parsed = parse_prompt(prompt, tools, params.unsupported_content)
         if draft_prompt is not None:
-            for_draft = parse_prompt(draft_prompt, tools)
+            for_draft = parse_prompt(draft_prompt, tools, params.unsupported_content)
         else:
             for_draft = with_draft_system_prompt(parsed, config.draft_system_prompt)
         target_ids, draft_ids = self._target.encode(parsed, params), self._draft.encode(for_draft, params)
-        needed = max(len(target_ids), len(draft_ids)) + params.max_new_tokens
-        if needed > positions:  # it could only wait forever
-            raise ContextLengthError(
-                f"a prompt of {needed - params.max_new_tokens} tokens and max_new_tokens={params.max_new_tokens} need "
-                f"{needed} positions; the key-value cache has {positions}: "
-                "raise kv_cache_bytes, shorten the prompt or lower max_new_tokens"
-            )
+        longest = max(len(target_ids), len(draft_ids))
+        cache = f"the key-value cache has {positions}: raise kv_cache_bytes, shorten the prompt"
+        require_room(longest, params, positions, cache)  # else it could only wait forever
+        if params.max_new_tokens is None:
+            room = min(positions, self.context_length or positions) - longest
+            params = params.replaced(max_new_tokens=min(params.limit, room))
         num_given = self._draft.num_given(for_draft, draft_ids, params) if config.signals is not None else 0
         guide = self._guide(params, tools)
         answer = self._answer(params, config, tools)

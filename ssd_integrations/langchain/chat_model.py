@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, closing
 from typing import Any, Literal, cast
 
@@ -14,14 +14,13 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import get_config_list
-from langchain_core.tools import BaseTool
-from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from ssd_engine.answers.result import Piece
 from ssd_engine.config import GenerationParams
 from ssd_engine.engine import Engine
 from ssd_engine.errors import InvalidRequestError
 from ssd_engine.prompts.prompt import offered_tools
+from ssd_integrations.langchain.errors import langchain_errors
 from ssd_integrations.langchain.events import ChunkOfPiece, areport_risk, areporting, report_risk, reporting
 from ssd_integrations.langchain.messages import to_ai_message, to_engine_messages, to_message_chunk
 from ssd_integrations.langchain.pair_model import PairModel
@@ -33,8 +32,8 @@ from ssd_integrations.langchain.response_format import (
     with_schema,
 )
 from ssd_integrations.langchain.structured_output import answer_parser, call_parser, structured
-
-ToolLike = dict[str, Any] | type | Callable[..., Any] | BaseTool
+from ssd_integrations.langchain.tools import ToolLike, tool_specification
+from ssd_integrations.notes import with_note
 
 
 class ChatSSD(PairModel):
@@ -130,7 +129,10 @@ class ChatSSD(PairModel):
         **kwargs: Any,
     ) -> ChatResult:
         model = self._for_call(kwargs)
-        with closing(model.load().stream(**model._request(messages, stop, kwargs))) as pieces:
+        with (
+            langchain_errors(),
+            closing(model.load().stream(**model._request(messages, stop, kwargs))) as pieces,
+        ):
             for piece in pieces:
                 report_risk(piece, run_manager)
         return model._chat_result(piece)
@@ -143,10 +145,11 @@ class ChatSSD(PairModel):
         **kwargs: Any,
     ) -> ChatResult:
         model = self._for_call(kwargs)
-        engine = await model._aload()
-        async with aclosing(engine.astream(**model._request(messages, stop, kwargs))) as pieces:
-            async for piece in pieces:
-                await areport_risk(piece, run_manager)
+        with langchain_errors():
+            engine = await model._aload()
+            async with aclosing(engine.astream(**model._request(messages, stop, kwargs))) as pieces:
+                async for piece in pieces:
+                    await areport_risk(piece, run_manager)
         return model._chat_result(piece)
 
     def _stream(
@@ -158,12 +161,15 @@ class ChatSSD(PairModel):
     ) -> Iterator[ChatGenerationChunk]:
         calls = 0
         model = self._for_call(kwargs)
-        with closing(model.load().stream(**model._request(messages, stop, kwargs))) as pieces:
+        with (
+            langchain_errors(),
+            closing(model.load().stream(**model._request(messages, stop, kwargs))) as pieces,
+        ):
             for piece in pieces:
                 chunk = model._chunk(piece, calls)
                 calls += len(piece.tool_calls) + len(piece.invalid_tool_calls)
                 if run_manager:
-                    run_manager.on_llm_new_token(piece.text, chunk=chunk)
+                    run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
 
     async def _astream(
@@ -175,14 +181,15 @@ class ChatSSD(PairModel):
     ) -> AsyncIterator[ChatGenerationChunk]:
         calls = 0
         model = self._for_call(kwargs)
-        engine = await model._aload()
-        async with aclosing(engine.astream(**model._request(messages, stop, kwargs))) as pieces:
-            async for piece in pieces:
-                chunk = model._chunk(piece, calls)
-                calls += len(piece.tool_calls) + len(piece.invalid_tool_calls)
-                if run_manager:
-                    await run_manager.on_llm_new_token(piece.text, chunk=chunk)
-                yield chunk
+        with langchain_errors():
+            engine = await model._aload()
+            async with aclosing(engine.astream(**model._request(messages, stop, kwargs))) as pieces:
+                async for piece in pieces:
+                    chunk = model._chunk(piece, calls)
+                    calls += len(piece.tool_calls) + len(piece.invalid_tool_calls)
+                    if run_manager:
+                        await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                    yield chunk
 
     def invoke(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> AIMessage:
         """Answer; `on_risk` and scheme switches are reported to callbacks."""
@@ -226,7 +233,7 @@ class ChatSSD(PairModel):
         )
 
     def _chat_result(self, last: Piece) -> ChatResult:
-        result = last.result
+        result = with_note(last).result
         assert result is not None
         info = {"finish_reason": result.finish_reason}
         return ChatResult(
@@ -235,6 +242,7 @@ class ChatSSD(PairModel):
         )
 
     def _chunk(self, piece: Piece, first_call: int) -> ChatGenerationChunk:
+        piece = with_note(piece)
         return ChunkOfPiece.of(piece, message=to_message_chunk(piece, self.model_name, first_call))
 
     async def _aload(self) -> Engine:
@@ -266,7 +274,7 @@ class ChatSSD(PairModel):
         """
         bound = {"tool_choice": tool_choice, "parallel_tool_calls": parallel_tool_calls, "strict": strict, **kwargs}
         bound = {name: value for name, value in bound.items() if value is not None}
-        specifications = [convert_to_openai_tool(tool) for tool in tools]
+        specifications = [tool_specification(tool) for tool in tools]
         offered_tools(specifications, GenerationParams(tool_choice=tool_choice).tool_choice)
         return self.bind(tools=specifications, **bound)
 
@@ -288,8 +296,8 @@ class ChatSSD(PairModel):
                 "function_calling": the schema is a tool that is called; "json_mode": the answer is some JSON object,
                 and the prompt has to say which.
             include_raw: give `{"raw": message, "parsed": object, "parsing_error": ...}`, and raise nothing.
-            strict: False: what a schema has that cannot be enforced is passed over; else it is an error, except that
-                None passes over it for "function_calling".
+            strict: True: what a schema has that cannot be enforced is an error; else it is passed over, with a warning,
+                and left to pydantic's validation.
             tools: offered beside the schema; where the answer calls some, what is parsed is None, so `include_raw`
                 goes with them. For "json_schema" alone.
             kwargs: settings of `GenerationParams` for these answers.
@@ -314,7 +322,7 @@ class ChatSSD(PairModel):
             )
             return structured(model, answer_parser(schema), include_raw=include_raw)
         if method == "function_calling":
-            tool = convert_to_openai_tool(schema)
+            tool = tool_specification(schema)
             name = tool["function"]["name"]
             model = self.bind_tools(
                 [tool],
@@ -341,5 +349,5 @@ class ChatSSD(PairModel):
 
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[ToolLike] | None = None) -> int:
         """Tokens of the prompt that `messages` and `tools` make, chat template included."""
-        specifications = [convert_to_openai_tool(tool) for tool in tools or ()]
+        specifications = [tool_specification(tool) for tool in tools or ()]
         return self.load().count_tokens(to_engine_messages(messages), tools=specifications or None)

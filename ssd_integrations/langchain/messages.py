@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from langchain_core.messages import (
@@ -23,9 +24,6 @@ from langchain_core.messages.tool import tool_call_chunk
 
 from ssd_engine.answers.result import GenerationResult, Piece, TokenLogprob, Usage
 from ssd_engine.errors import InvalidRequestError
-
-_CALL_BLOCKS = {"tool_call", "tool_use", "tool_call_chunk", "invalid_tool_call", "server_tool_call", "function_call"}
-"""Content blocks that repeat what `AIMessage.tool_calls` says."""
 
 
 def to_engine_messages(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
@@ -52,16 +50,20 @@ def _to_engine_message(message: BaseMessage) -> dict[str, Any]:
 
 
 def _from_ai_message(message: AIMessage) -> dict[str, Any]:
-    content = message.content
-    if isinstance(content, list):
-        content = [b for b in content if not (isinstance(b, dict) and b.get("type") in _CALL_BLOCKS)]
-    converted: dict[str, Any] = {"role": "assistant", "content": content}
-    if message.tool_calls:
-        converted["tool_calls"] = [
-            {"id": call["id"], "type": "function", "function": {"name": call["name"], "arguments": call["args"]}}
-            for call in message.tool_calls
-        ]
-    return converted
+    converted: dict[str, Any] = {"role": "assistant", "content": message.content}
+    calls = [_call(call["id"], call["name"], call["args"]) for call in message.tool_calls]
+    function = message.additional_kwargs.get("function_call")
+    if not calls and isinstance(function, dict):  # OpenAI's older form, in threads that were kept
+        calls = [_call(None, function.get("name"), function.get("arguments"))]
+    return {**converted, "tool_calls": calls} if calls else converted
+
+
+def _call(call_id: str | None, name: Any, arguments: Any) -> dict[str, Any]:
+    """A call as the engine takes it; text that is no JSON stays what it is."""
+    if isinstance(arguments, str):
+        with suppress(ValueError):
+            arguments = json.loads(arguments or "{}")
+    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 def to_ai_message(result: GenerationResult, model_name: str) -> AIMessage:

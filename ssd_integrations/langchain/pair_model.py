@@ -55,10 +55,19 @@ class PairModel(PairFields, BaseChatModel):
         return self._pair_name if self.engine is None else self.engine.name
 
     def _resolve_model_profile(self) -> ModelProfile:
-        # Agents look here before they ask for structured output the direct way.
-        return ModelProfile(
+        # Agents look here before they ask for structured output the direct way, or shorten a long history.
+        profile = ModelProfile(
             text_inputs=True, text_outputs=True, tool_calling=True, tool_choice=True, structured_output=True
         )
+        limit = self._context_length
+        return profile if limit is None else {**profile, "max_input_tokens": limit, "max_output_tokens": limit}
+
+    @property
+    def _context_length(self) -> int | None:
+        """Most tokens of prompt and answer, as far as that is known without loading anything."""
+        if self.engine is not None:
+            return self.engine.context_length
+        return None if self.base_url is not None else self._pair_spec.context_length
 
     @property
     def _llm_type(self) -> str:
@@ -80,7 +89,27 @@ class PairModel(PairFields, BaseChatModel):
             return self.engine
         if self._engine is None or self._engine.is_closed:
             self._engine = self._shared_engine()
+            limit = self._engine.context_length
+            if limit is not None:
+                self.profile = {"max_input_tokens": limit, "max_output_tokens": limit, **(self.profile or {})}
         return self._engine
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """A copy that shares the loaded models."""
+        memo = {} if memo is None else memo
+        memo |= {id(engine): engine for engine in (self.engine, self._engine)}
+        return super().__deepcopy__(memo)
+
+    def __getstate__(self) -> dict[Any, Any]:
+        """Names and settings; the other process loads the models."""
+        if self.engine is not None:
+            raise TypeError(
+                "ChatSSD(engine=...) holds models in memory and cannot be pickled; "
+                "name the pair instead: ChatSSD(model=..., draft=...) or ChatSSD(preset=...)"
+            )
+        state = super().__getstate__()
+        private = state["__pydantic_private__"]
+        return {**state, "__pydantic_private__": private and {**private, "_engine": None}}
 
     def _for_call(self, kwargs: dict[str, Any]) -> Self:
         """This model, or the pair that a call names instead: a preset, or a target for the same draft or another."""

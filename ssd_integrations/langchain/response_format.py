@@ -8,15 +8,21 @@ from typing import Any
 
 from langchain_core.messages import BaseMessage, SystemMessage
 from langchain_core.utils.function_calling import convert_to_json_schema
+from langchain_core.utils.pydantic import is_basemodel_subclass
 
 from ssd_engine.config import Grammar
 from ssd_engine.errors import InvalidRequestError
+from ssd_integrations.schemas import is_recursive, json_schema_of_model
 
 Schema = dict[str, Any] | type
 
 
 def json_schema_of(schema: Schema) -> dict[str, Any]:
     """A pydantic class, TypedDict, JSON Schema or OpenAI function as JSON Schema."""
+    if isinstance(schema, type) and is_basemodel_subclass(schema):
+        own = json_schema_of_model(schema)
+        if is_recursive(own):  # LangChain writes references out, and so ends where one comes back
+            return {"title": schema.__name__, **own}
     if isinstance(schema, dict) and "title" not in schema and {"type", "properties", "$ref", "anyOf"} & schema.keys():
         schema = {"title": "Answer", **schema}
     return convert_to_json_schema(schema)
@@ -42,7 +48,7 @@ def to_grammar(response_format: Any) -> Grammar | None:
         case {"type": "json_object"}:
             return Grammar(json_schema={"type": "object"})
         case {"type": "json_schema", "json_schema": {"schema": dict() as schema, **rest}}:
-            return Grammar(json_schema=schema, lenient=rest.get("strict") is False)
+            return Grammar(json_schema=schema, lenient=rest.get("strict") is not True)
     raise InvalidRequestError(
         f"response_format={response_format!r} is none; give a pydantic class, {{'type': 'text'}}, "
         "{'type': 'json_object'} or {'type': 'json_schema', 'json_schema': {'name': ..., 'schema': {...}}}"

@@ -107,9 +107,11 @@ class SSDLLM(PairLLM):
     @property
     def metadata(self) -> LLMMetadata:
         """The pair's real limits; loads the models at first use."""
+        window = self.engine.context_length or DEFAULT_CONTEXT_WINDOW
+        params = self._params({})
         return LLMMetadata(
-            context_window=self.engine.context_length or DEFAULT_CONTEXT_WINDOW,
-            num_output=self._params({}).max_new_tokens,
+            context_window=window,
+            num_output=params.max_new_tokens or min(params.limit, window // 4),
             is_chat_model=True,
             is_function_calling_model=self.is_function_calling_model,
             model_name=self.engine.name,

@@ -33,8 +33,7 @@ def to_engine_messages(messages: Sequence[ChatMessage], system_prompt: str | Non
     """Messages as the engine takes them; `system_prompt` leads a conversation that does not start with its own.
 
     Raises:
-        InvalidRequestError: a message holds a block other than text and tool calls, or tool arguments that are
-            no JSON object.
+        InvalidRequestError: tool arguments that are no JSON object.
     """
     tool_names: dict[str, str] = {}
     converted = [_to_engine_message(message, tool_names) for message in messages]
@@ -46,11 +45,12 @@ def to_engine_messages(messages: Sequence[ChatMessage], system_prompt: str | Non
 def _to_engine_message(message: ChatMessage, tool_names: dict[str, str]) -> dict[str, Any]:
     """One message. `tool_names` maps the id of each call seen so far to its tool's name, and is added to."""
     role = _ROLE_ALIASES.get(message.role, message.role.value)
-    converted: dict[str, Any] = {"role": role, "content": "\n".join(_texts(message.blocks, role))}
-    calls = [block for block in message.blocks if isinstance(block, ToolCallBlock)]
+    converted: dict[str, Any] = {"role": role, "content": _content(message.blocks)}
+    calls = [_to_engine_tool_call(block) for block in message.blocks if isinstance(block, ToolCallBlock)]
+    calls = calls or [_from_openai(call) for call in message.additional_kwargs.get("tool_calls") or ()]
     if calls:
-        converted["tool_calls"] = [_to_engine_tool_call(call) for call in calls]
-        tool_names |= {call.tool_call_id: call.tool_name for call in calls if call.tool_call_id}
+        converted["tool_calls"] = calls
+        tool_names |= {call["id"]: call["function"]["name"] for call in calls if call["id"]}
     if role == "tool":
         call_id = message.additional_kwargs.get("tool_call_id")
         name = message.additional_kwargs.get("name") or tool_names.get(call_id or "")
@@ -58,30 +58,45 @@ def _to_engine_message(message: ChatMessage, tool_names: dict[str, str]) -> dict
     return converted
 
 
-def _texts(blocks: Iterable[ContentBlock], role: str) -> list[str]:
-    texts: list[str] = []
+def _content(blocks: Iterable[ContentBlock]) -> str | list[dict[str, Any]]:
+    """The text; where there are blocks of other kinds, all blocks: the engine says what becomes of them."""
+    contents = _contents(blocks)
+    texts = [content["text"] for content in contents if content["type"] == "text"]
+    return "\n".join(texts) if len(texts) == len(contents) else contents
+
+
+def _contents(blocks: Iterable[ContentBlock]) -> list[dict[str, Any]]:
+    """Blocks as the engine has them."""
+    contents: list[dict[str, Any]] = []
     for block in blocks:
         match block:
             case TextBlock():
-                texts.append(block.text)
+                contents.append({"type": "text", "text": block.text})
             case CitableBlock():
-                texts += _texts(block.content, role)
+                contents += _contents(block.content)
             case CitationBlock():
-                texts += _texts([block.cited_content], role)
+                contents += _contents([block.cited_content])
             # Calls travel beside the text; past reasoning is not read again; prefixes are cached without a mark.
             case ToolCallBlock() | ThinkingBlock() | CachePoint():
                 pass
             case _:
-                raise InvalidRequestError(
-                    f"A {role} message holds a block of type {block.block_type!r}; the models read text alone. "
-                    "Leave the block out, or put its content into words in a TextBlock."
-                )
-    return texts
+                contents.append({"type": block.block_type})
+    return contents
 
 
 def _to_engine_tool_call(call: ToolCallBlock) -> dict[str, Any]:
     function = {"name": call.tool_name, "arguments": tool_arguments(call)}
     return {"id": call.tool_call_id or "", "type": "function", "function": function}
+
+
+def _from_openai(call: Any) -> dict[str, Any]:
+    """A call of `additional_kwargs`, where older messages and other integrations keep the OpenAI client's objects."""
+    call = call if isinstance(call, dict) else call.model_dump()
+    function = call.get("function") or {}
+    block = ToolCallBlock(
+        tool_call_id=call.get("id"), tool_name=function.get("name", ""), tool_kwargs=function.get("arguments") or "{}"
+    )
+    return _to_engine_tool_call(block)
 
 
 def tool_arguments(call: ToolCallBlock) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from llama_index.core.base.llms.types import (
 )
 
 from ssd_engine.answers.result import GenerationResult, InvalidToolCall, Piece, TokenLogprob, ToolCall
+from ssd_integrations.notes import note_on, with_note
 
 
 @dataclass
@@ -35,7 +36,7 @@ class Answer:
 
     def chat_response(self, result: GenerationResult) -> ChatResponse:
         """The whole answer at once."""
-        self.text = result.text
+        self.text = result.text or note_on(result)
         self._add_calls(result.tool_calls, result.invalid_tool_calls)
         return ChatResponse(
             message=self._message(),
@@ -55,6 +56,7 @@ class Answer:
 
     def add_to_chat(self, piece: Piece) -> ChatResponse | None:
         """The answer up to and with `piece`; None when the piece says nothing new."""
+        piece = with_note(piece)
         self.text += piece.text
         self._add_calls(piece.tool_calls, piece.invalid_tool_calls)
         if not (piece.text or piece.tool_calls or piece.invalid_tool_calls or piece.result):

@@ -67,14 +67,14 @@ class PairDecoder:
         opening: list[int] = []
         if guide is not None:
             guide.go_back(0)  # it has been here before, where there was no room
-            opening = guide.take_forced(params.max_new_tokens)
+            opening = guide.take_forced(params.limit)
         with ExitStack() as undone:
-            target = self._target.open(target_ids, params.max_new_tokens)
+            target = self._target.open(target_ids, params.limit)
             if target is None:
                 return None
             undone.callback(self._target.close, target)
             given = num_given if verifier.used_signals else 0
-            draft = self._draft.open(draft_ids, params.max_new_tokens, given) if verifier.drafts else None
+            draft = self._draft.open(draft_ids, params.limit, given) if verifier.drafts else None
             if verifier.drafts and draft is None:
                 return None
             if draft is not None:

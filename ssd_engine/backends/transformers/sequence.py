@@ -71,7 +71,7 @@ class SequenceState:
     @property
     def num_remaining(self) -> int:
         """Tokens that the answer may still have."""
-        return self.verifier.params.max_new_tokens - self.num_tokens
+        return self.verifier.params.limit - self.num_tokens
 
     @property
     def is_complete(self) -> bool:
@@ -172,7 +172,7 @@ class Proposal:
         """Take in a drafted token; its id is needed where there is a grammar alone."""
         guide = self.sequence.guide
         place = self.places[-1] + 1
-        remaining = self.verifier.params.max_new_tokens - place
+        remaining = self.verifier.params.limit - place
         forced: list[int] = []
         if guide is not None and token_id is not None:
             if not guide.allowed[token_id]:

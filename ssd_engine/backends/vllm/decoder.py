@@ -168,7 +168,7 @@ class VllmDecoder:
         if is_ssd:
             requested_config(config.model_dump(), self._pair.num_draft_tokens)
         return SamplingParams(
-            max_tokens=params.max_new_tokens,
+            max_tokens=params.limit,
             temperature=params.temperature,
             top_p=params.top_p,
             top_k=params.top_k or 0,

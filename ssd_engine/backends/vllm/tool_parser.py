@@ -20,7 +20,8 @@ from vllm.entrypoints.generate.base.protocol import (
 )
 from vllm.tool_parsers.abstract_tool_parser import ToolParser
 
-from ssd_engine.answers.tool_calls import ParsedText, ToolCallParser
+from ssd_engine.answers.parsed_text import ParsedText
+from ssd_engine.answers.tool_calls import ToolCallParser
 from ssd_engine.answers.tool_formats import ToolFormat, detect_format
 
 

@@ -1,0 +1,76 @@
+"""One conversation in other shapes, for chat templates that know fewer roles, or want user and assistant by turns."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+Messages = list[dict[str, Any]]
+
+
+def adaptations(messages: Messages) -> Iterator[Messages]:
+    """The conversation as it is, then in shapes that more and more templates take; each once.
+
+    What a template refuses in one shape is tried in the next, so nothing changes for a template that takes the first.
+    """
+    shapes = [messages]
+    yield messages
+    for adapt in (_without_system, _by_turns, _without_tools):
+        for shape in shapes.copy():
+            adapted = adapt(shape)
+            if adapted not in shapes:
+                shapes.append(adapted)
+                yield adapted
+
+
+def _without_system(messages: Messages) -> Messages:
+    """System messages stand at the head of the first user's message."""
+    instructions = [message["content"] for message in messages if message["role"] == "system"]
+    others = [message for message in messages if message["role"] != "system"]
+    if not instructions:
+        return messages
+    place = next((place for place, message in enumerate(others) if message["role"] == "user"), None)
+    if place is None:
+        return [{"role": "user", "content": "\n\n".join(instructions)}, *others]
+    first = {**others[place], "content": "\n\n".join([*instructions, others[place]["content"]])}
+    return [*others[:place], first, *others[place + 1 :]]
+
+
+def _by_turns(messages: Messages) -> Messages:
+    """Messages of one role that follow one another are one, and the first turn is a user's."""
+    turns: Messages = []
+    for role, run in itertools.groupby(messages, key=lambda message: message["role"]):
+        own = list(run)
+        turns += own if role == "tool" else [joined(own)]
+    first = next((place for place, message in enumerate(turns) if message["role"] != "system"), len(turns))
+    if first < len(turns) and turns[first]["role"] == "user":
+        return turns
+    return [*turns[:first], {"role": "user", "content": ""}, *turns[first:]]
+
+
+def _without_tools(messages: Messages) -> Messages:
+    """Calls stand in the assistant's text, and results are told by the user."""
+    if not any(message["role"] == "tool" or message.get("tool_calls") for message in messages):
+        return messages
+    return _by_turns([_in_words(message) for message in messages])
+
+
+def _in_words(message: dict[str, Any]) -> dict[str, Any]:
+    if message["role"] == "tool":
+        return {"role": "user", "content": f"Result of {message.get('name') or 'the tool'}:\n{message['content']}"}
+    calls = message.get("tool_calls") or ()
+    functions = [call.get("function", call) for call in calls]
+    texts = [json.dumps({"name": each["name"], "arguments": each.get("arguments")}) for each in functions]
+    content = "\n".join([*([message["content"]] if message["content"] else []), *texts])
+    return {"role": message["role"], "content": content}
+
+
+def joined(messages: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Messages of one role as one, a blank line between their texts."""
+    if len(messages) == 1:
+        return messages[0]
+    calls = [call for message in messages for call in message.get("tool_calls") or ()]
+    whole = {**messages[0], "content": "\n\n".join(each["content"] for each in messages if each["content"])}
+    return {**whole, "tool_calls": calls} if calls else whole
