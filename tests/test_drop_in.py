@@ -1,7 +1,4 @@
-"""What people build on other models runs unchanged: public reports of faults of such integrations, each as a test.
-
-The names R01 to R28 are those of the collection of reports that these were taken from.
-"""
+"""What people build on other models runs unchanged: reported faults of such integrations, each as a test."""
 
 from __future__ import annotations
 
@@ -9,36 +6,26 @@ import copy
 import pickle
 from enum import Enum
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import pytest
+from drop_in_cases import llm, model  # noqa: F401 (fixtures)
 from langchain.agents import create_agent
 from langchain.agents.middleware import SummarizationMiddleware
 from langchain.agents.structured_output import StructuredOutputValidationError
 from langchain_core import exceptions as langchain_errors
-from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, SystemMessage, ToolMessage, trim_messages
+from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, SystemMessage, trim_messages
 from llama_index.core import Document, MockEmbedding, Settings, SummaryIndex
-from llama_index.core.base.llms.types import ChatMessage, ImageBlock, TextBlock, ThinkingBlock, ToolCallBlock
 from llama_index.core.program.function_program import get_function_tool
 from llama_index.core.prompts import PromptTemplate
 from llama_index.core.tools import FunctionTool
 from pydantic import BaseModel
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from ssd_engine import SSDEngine
 from ssd_engine.errors import ContextLengthError, InvalidRequestError, RequestTimeoutError
 from ssd_engine.grammars.json_schema import warn_of
 from ssd_integrations.langchain import ChatSSD
 from ssd_integrations.llama_index import SSDLLM
-
-PIXEL = {"type": "image", "base64": "iVBORw0KGgo=", "mime_type": "image/png"}
-NO_SYSTEM_ROLE = (
-    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
-    "{{ raise_exception('roles must alternate') }}{% endif %}"
-    "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
-)
-"""As Gemma 2's: no system role, and user and assistant by turns."""
 
 
 class Node(BaseModel):
@@ -78,149 +65,10 @@ class Found(BaseModel, Generic[Item]):
     item: Item
 
 
-@pytest.fixture
-def model(tiny_engine: SSDEngine) -> ChatSSD:
-    return ChatSSD(engine=tiny_engine, max_tokens=24)
-
-
-@pytest.fixture
-def llm(tiny_engine: SSDEngine) -> SSDLLM:
-    return SSDLLM(engine=tiny_engine, max_tokens=24)
-
-
-@pytest.fixture(scope="module")
-def strict_model(tiny_pair: tuple[PreTrainedModel, PreTrainedModel], tokenizer: PreTrainedTokenizerFast) -> Any:
-    own = copy.deepcopy(tokenizer)
-    own.chat_template = NO_SYSTEM_ROLE
-    with SSDEngine(*tiny_pair, own) as engine:
-        yield ChatSSD(engine=engine, max_tokens=40)
-
-
-def prompt_of(model: ChatSSD | SSDLLM, messages: list[AnyMessage]) -> str:
-    """What the models read."""
-    assert isinstance(model, ChatSSD)
-    engine = model.load()
-    assert isinstance(engine, SSDEngine)
-    request = model._request(list(messages), None, {})
-    return str(engine.tokenizer.decode(engine._intake.prompt_ids(request["prompt"], None, request["params"])))
-
-
-# -- Histories from anywhere --
-
-
-THREADS: dict[str, tuple[list[AnyMessage], list[str], list[str]]] = {
-    "R03 reasoning": (
-        [AIMessage([{"type": "reasoning", "reasoning": "two and two"}, {"type": "text", "text": "four"}])],
-        ["four"],
-        ["two and two"],
-    ),
-    "R03 thinking": (
-        [AIMessage([{"type": "thinking", "thinking": "hm", "signature": "s"}, {"type": "redacted_thinking"}, "four"])],
-        ["four"],
-        ["hm", "redacted"],
-    ),
-    "R03 refusal": ([AIMessage([{"type": "refusal", "refusal": "I would rather not."}])], ["I would rather not."], []),
-    "R03 provider's own": (
-        [AIMessage([{"type": "web_search_call", "id": "w"}, {"type": "non_standard", "value": {}}, "four"])],
-        ["four"],
-        ["web_search"],
-    ),
-    "R04 image in a tool's result": (
-        [
-            AIMessage("", tool_calls=[{"name": "screenshot", "args": {}, "id": "c1"}]),
-            ToolMessage([{"type": "text", "text": "Title: Invoices"}, PIXEL], tool_call_id="c1"),
-        ],
-        ["Title: Invoices\n[image left out: this model reads text alone]"],
-        ["iVBOR"],
-    ),
-    "MCP resource in a tool's result": (
-        [
-            AIMessage("", tool_calls=[{"name": "read", "args": {}, "id": "c1"}]),
-            ToolMessage([{"type": "resource", "resource": {"uri": "file:///a", "text": "a file"}}], tool_call_id="c1"),
-        ],
-        ["a file"],
-        ["left out"],
-    ),
-    "calls in additional_kwargs": (
-        [
-            AIMessage("", additional_kwargs={"function_call": {"name": "population", "arguments": '{"city": "Lyon"}'}}),
-            ToolMessage("522000", tool_call_id="c1"),
-        ],
-        ["population", "Lyon", "522000"],
-        [],
-    ),
-}
-
-
-@pytest.mark.parametrize("name", THREADS)
-def test_a_thread_that_another_model_began_is_read(model: ChatSSD, name: str) -> None:
-    messages, kept, left_out = THREADS[name]
-    thread: list[AnyMessage] = [HumanMessage("2+2?"), *messages, HumanMessage("Twice that? A number only.")]
-    prompt = prompt_of(model, thread)
-    assert all(text in prompt for text in kept)
-    assert not any(text in prompt for text in left_out)
-    assert model.invoke(thread).response_metadata["finish_reason"]
-
-
-def test_a_users_image_is_an_error_unless_a_note_may_stand_for_it(model: ChatSSD, llm: SSDLLM) -> None:
-    asked = [HumanMessage([{"type": "text", "text": "What is this?"}, PIXEL])]
-    with pytest.raises(InvalidRequestError, match=r"'image' content.*unsupported_content='placeholder'"):
-        model.invoke(asked)
-    told = model.model_copy(update={"unsupported_content": "placeholder"})
-    assert "What is this?\n[image left out: this model reads text alone]" in prompt_of(told, asked)
-    blocks = [TextBlock(text="What is this?"), ImageBlock(url="http://localhost/a.png")]
-    with pytest.raises(InvalidRequestError, match="'image' content"):
-        llm.chat([ChatMessage(role="user", blocks=blocks)])
-    assert llm.chat([ChatMessage(role="user", blocks=blocks)], unsupported_content="placeholder").message.content
-
-
-def test_llama_index_reads_such_threads_too(llm: SSDLLM) -> None:
-    call = {"id": "c1", "type": "function", "function": {"name": "screenshot", "arguments": "{}"}}
-    for called in (
-        ChatMessage(role="assistant", blocks=[ThinkingBlock(content="hm"), ToolCallBlock(tool_name="screenshot")]),
-        ChatMessage(role="assistant", content="", additional_kwargs={"tool_calls": [call]}),
-    ):
-        result = ChatMessage(
-            role="tool",
-            blocks=[TextBlock(text="Title: Invoices"), ImageBlock(url="http://localhost/a.png")],
-            additional_kwargs={"tool_call_id": "c1"},
-        )
-        response = llm.chat([ChatMessage("Which page?"), called, result])
-        assert response.raw["finish_reason"]
-
-
-def test_a_template_without_a_system_role_gets_instructions_from_the_user(strict_model: ChatSSD) -> None:
-    prompt = prompt_of(strict_model, [SystemMessage("Be brief."), HumanMessage("Hello")])
-    assert prompt == "<|im_start|>user\nBe brief.\n\nHello<|im_end|>\n<|im_start|>assistant"
-    answer = strict_model.with_structured_output(City, include_raw=True).invoke("Where is the Eiffel Tower?")  # R08
-    assert answer["raw"].content.startswith('{"name": "')
-
-
-def test_a_template_that_wants_turns_gets_them(strict_model: ChatSSD) -> None:
-    thread = [AIMessage("Welcome."), HumanMessage("Hello"), HumanMessage("Anyone?"), AIMessage("Yes."), AIMessage("I.")]
-    assert prompt_of(strict_model, [*thread, HumanMessage("Good.")]) == (
-        "<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\nWelcome.<|im_end|>\n"
-        "<|im_start|>user\nHello\n\nAnyone?<|im_end|>\n<|im_start|>assistant\nYes.\n\nI.<|im_end|>\n"
-        "<|im_start|>user\nGood.<|im_end|>\n<|im_start|>assistant"
-    )
-    called = [
-        HumanMessage("How many?"),
-        AIMessage("", tool_calls=[{"name": "population", "args": {"city": "Lyon"}, "id": "c1"}]),
-        ToolMessage("522000", tool_call_id="c1", name="population"),
-    ]
-    assert "Result of population:\n522000" in prompt_of(strict_model, called)
-
-
-def test_several_system_messages_at_the_head_are_one(model: ChatSSD) -> None:
-    prompt = prompt_of(model, [SystemMessage("Be brief."), SystemMessage("Be kind."), HumanMessage("Hello")])
-    assert prompt.count("<|im_start|>system") == 1
-    assert "Be brief.\n\nBe kind." in prompt
-
-
 # -- LangChain's conventions --
 
 
-def test_r01_transformers_name_of_the_limit_holds(model: ChatSSD, llm: SSDLLM, tiny_engine: SSDEngine) -> None:
+def test_transformers_name_of_the_limit_holds(model: ChatSSD, llm: SSDLLM, tiny_engine: SSDEngine) -> None:
     assert model.invoke("Count.", max_new_tokens=5).usage_metadata["output_tokens"] == 5
     assert ChatSSD(engine=tiny_engine, max_new_tokens=5).invoke("Count.").usage_metadata["output_tokens"] == 5
     assert SSDLLM(engine=tiny_engine, max_new_tokens=5).complete("Count.").raw["usage"]["completion_tokens"] == 5
@@ -228,7 +76,7 @@ def test_r01_transformers_name_of_the_limit_holds(model: ChatSSD, llm: SSDLLM, t
         ChatSSD(max_tokens=3, max_new_tokens=4)
 
 
-def test_r02_a_history_that_is_too_long_can_be_counted_and_trimmed(model: ChatSSD) -> None:
+def test_a_history_that_is_too_long_can_be_counted_and_trimmed(model: ChatSSD) -> None:
     history: list[AnyMessage] = [SystemMessage("Be brief.")]
     for _ in range(20):
         history += [HumanMessage("tell me more " * 40), AIMessage("well, then " * 40)]
@@ -246,7 +94,7 @@ def test_r02_a_history_that_is_too_long_can_be_counted_and_trimmed(model: ChatSS
         model.invoke(history)
 
 
-def test_r05_errors_are_langchains_too(model: ChatSSD) -> None:
+def test_errors_are_langchains_too(model: ChatSSD) -> None:
     with pytest.raises(langchain_errors.ContextOverflowError) as overflow:
         model.invoke("word " * 4000)
     assert isinstance(overflow.value, ContextLengthError)
@@ -262,7 +110,7 @@ def test_r05_errors_are_langchains_too(model: ChatSSD) -> None:
         list(model.stream("word " * 4000))
 
 
-def test_r05_an_agent_whose_history_is_too_long_summarises_it(model: ChatSSD) -> None:
+def test_an_agent_whose_history_is_too_long_summarises_it(model: ChatSSD) -> None:
     middleware = SummarizationMiddleware(
         model=model, trigger=("tokens", 10**6), keep=("messages", 2), trim_tokens_to_summarize=None
     )
@@ -274,21 +122,21 @@ def test_r05_an_agent_whose_history_is_too_long_summarises_it(model: ChatSSD) ->
     assert isinstance(out[-1], AIMessage)
 
 
-def test_r06_the_profile_knows_the_window_before_anything_is_loaded(tiny_engine: SSDEngine) -> None:
+def test_the_profile_knows_the_window_before_anything_is_loaded(tiny_engine: SSDEngine) -> None:
     assert ChatSSD().profile["max_input_tokens"] == 32_768
     SummarizationMiddleware(model=ChatSSD(), trigger=("fraction", 0.8), keep=("messages", 4))
     assert ChatSSD(engine=tiny_engine).profile["max_input_tokens"] == tiny_engine.context_length
     assert ChatSSD(profile={"max_input_tokens": 100}).profile == {"max_input_tokens": 100}
 
 
-def test_r06_the_profile_of_a_pair_in_folders_is_read_there(pair_options: list[str]) -> None:
+def test_the_profile_of_a_pair_in_folders_is_read_there(pair_options: list[str]) -> None:
     _, target, _, draft = pair_options
     model = ChatSSD(model=target, draft=draft, max_tokens=2)
     before = model.profile["max_input_tokens"]
     assert before == model.load().context_length
 
 
-def test_r12_a_model_that_has_answered_is_copied_and_pickled(pair_options: list[str], model: ChatSSD) -> None:
+def test_a_model_that_has_answered_is_copied_and_pickled(pair_options: list[str], model: ChatSSD) -> None:
     _, target, _, draft = pair_options
     named = ChatSSD(model=target, draft=draft, max_tokens=2)
     answer = named.invoke("Hello").content
@@ -300,7 +148,7 @@ def test_r12_a_model_that_has_answered_is_copied_and_pickled(pair_options: list[
         pickle.dumps(model)
 
 
-def test_r18_names_that_mean_nothing_are_errors() -> None:
+def test_names_that_mean_nothing_are_errors() -> None:
     for own in (ChatSSD, SSDLLM):
         with pytest.raises(ValueError, match="no field 'tempreature'; is 'temperature' meant"):
             own(tempreature=0.9)
@@ -316,7 +164,7 @@ def test_tools_that_another_provider_runs_are_refused_by_name(model: ChatSSD) ->
 # -- Schemas --
 
 
-def test_r07_what_a_schema_has_that_cannot_be_enforced_is_left_to_pydantic(
+def test_what_a_schema_has_that_cannot_be_enforced_is_left_to_pydantic(
     model: ChatSSD, caplog: pytest.LogCaptureFixture
 ) -> None:
     warn_of.cache_clear()
@@ -329,7 +177,7 @@ def test_r07_what_a_schema_has_that_cannot_be_enforced_is_left_to_pydantic(
         model.with_structured_output(Review, strict=True).invoke("Review a lamp.")
 
 
-def test_r07_an_agent_with_such_an_answer_is_built_and_asked(model: ChatSSD) -> None:
+def test_an_agent_with_such_an_answer_is_built_and_asked(model: ChatSSD) -> None:
     agent = create_agent(model, [], response_format=Review)
     # The model writes what it likes within the schema, and is cut off; the request is none that cannot be used.
     with pytest.raises(StructuredOutputValidationError, match="Review"):
@@ -355,14 +203,14 @@ def test_patterns_of_another_dialect_are_passed_over(model: ChatSSD, caplog: pyt
         model.with_structured_output(schema, strict=True).invoke("A word.")
 
 
-def test_r14_recursive_models_are_followed_in_langchain(model: ChatSSD) -> None:
+def test_recursive_models_are_followed_in_langchain(model: ChatSSD) -> None:
     answer = model.with_structured_output(Node, include_raw=True).invoke("The folder src.", max_tokens=60)
     follows(answer["raw"].content)
     specification = model.bind_tools([Node]).kwargs["tools"][0]["function"]["parameters"]
     assert specification["properties"]["children"]["items"] == {"$ref": "#/$defs/Node"}
 
 
-def test_r15_recursive_models_are_followed_in_llama_index(llm: SSDLLM) -> None:
+def test_recursive_models_are_followed_in_llama_index(llm: SSDLLM) -> None:
     tool = get_function_tool(Node)
     response = llm.chat_with_tools([tool], "The folder src.", tool_required=True, max_tokens=60)
     (cut,) = response.message.additional_kwargs["invalid_tool_calls"]
@@ -377,7 +225,7 @@ def follows(text: str) -> None:
     assert rest[:1] in {"", "{", "]"}
 
 
-def test_r16_generic_models_are_found_again(llm: SSDLLM) -> None:
+def test_generic_models_are_found_again(llm: SSDLLM) -> None:
     found = llm.structured_predict(Found[bool], PromptTemplate("Is Paris in France?"), {"max_tokens": 40})
     assert isinstance(found, Found)
 
@@ -390,7 +238,7 @@ def write_file(path: str, content: str) -> str:
     return "written"
 
 
-async def test_r10_a_call_that_is_cut_off_is_told_to_the_user(model: ChatSSD, llm: SSDLLM) -> None:
+async def test_a_call_that_is_cut_off_is_told_to_the_user(model: ChatSSD, llm: SSDLLM) -> None:
     note = "[The call of write_file was cut off after max_tokens=40: allow more tokens, or ask for less at once.]"
     bound = model.bind_tools([write_file], tool_choice="any")
     answer = bound.invoke("Write page.html.", max_tokens=40)
@@ -405,7 +253,7 @@ async def test_r10_a_call_that_is_cut_off_is_told_to_the_user(model: ChatSSD, ll
     assert last.message.content == note
 
 
-def test_r09_the_same_call_is_not_made_twice_in_one_answer(model: ChatSSD) -> None:
+def test_the_same_call_is_not_made_twice_in_one_answer(model: ChatSSD) -> None:
     def go() -> str:
         """Go."""
         return "gone"
@@ -417,7 +265,7 @@ def test_r09_the_same_call_is_not_made_twice_in_one_answer(model: ChatSSD) -> No
         assert answer.response_metadata["finish_reason"] == "tool_calls"
 
 
-def test_r21_prompts_can_be_packed_by_the_pairs_own_tokens(llm: SSDLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompts_can_be_packed_by_the_pairs_own_tokens(llm: SSDLLM, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = "\n".join(f"{i},{i * 987654321 % 10**9}" for i in range(300))
     monkeypatch.setattr(Settings, "_tokenizer", llm.tokenizer)
     index = SummaryIndex.from_documents([Document(text=rows)], embed_model=MockEmbedding(embed_dim=8))

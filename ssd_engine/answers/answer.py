@@ -193,7 +193,7 @@ class Answer:
             parsed += parser.finish()
         if not self._settings.params.parallel_tool_calls:  # not every call is guided: there may be more
             parsed = replace(parsed, tool_calls=parsed.tool_calls[: 0 if self._calls else 1])
-        if self._settings.params.tool_choice == "any":
+        if self._settings.params.tool_choice not in ("auto", "none"):
             parsed = self._without_repetition(parsed)
         self._texts.append(parsed.text)
         self._calls += parsed.tool_calls
@@ -207,7 +207,7 @@ class Answer:
     def _without_repetition(self, parsed: ParsedText) -> ParsedText:
         """The calls up to one that the answer has made already; there it ends.
 
-        Where a call has to come, small models go on with more of the same, which agents then run again and again.
+        Where calls have to come, small models go on with more of the same, which agents then run again and again.
         """
         made = [(call.name, call.arguments) for call in self._calls]
         for place, call in enumerate(parsed.tool_calls):

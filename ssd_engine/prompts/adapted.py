@@ -62,9 +62,14 @@ def _in_words(message: dict[str, Any]) -> dict[str, Any]:
         return {"role": "user", "content": f"Result of {message.get('name') or 'the tool'}:\n{message['content']}"}
     calls = message.get("tool_calls") or ()
     functions = [call.get("function", call) for call in calls]
-    texts = [json.dumps({"name": each["name"], "arguments": each.get("arguments")}) for each in functions]
+    # As they are: the marks that keep text from becoming control tokens have to stay.
+    texts = [_as_json({"name": each["name"], "arguments": each.get("arguments")}) for each in functions]
     content = "\n".join([*([message["content"]] if message["content"] else []), *texts])
     return {"role": message["role"], "content": content}
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def joined(messages: Sequence[dict[str, Any]]) -> dict[str, Any]:

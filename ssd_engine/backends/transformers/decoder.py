@@ -108,7 +108,7 @@ class PairDecoder:
             scores = self._signals.read([used] * len(heard.logits), heard.logits, None, probe)
             surest = sequence.verifier.look_back(scores, self._signals.break_masses(heard.logits))
             if surest is not None:
-                sequence.breaking_logits = heard.logits[surest].float()
+                sequence.breaking_logits = heard.logits[surest].to(torch.float32, copy=True)
 
     @torch.inference_mode()
     def round(self, sequences: Sequence[SequenceState]) -> list[list[Choice] | Exception]:
@@ -205,9 +205,9 @@ class PairDecoder:
             ends = [end - 1 for end in itertools.accumulate(counts)]
             logits, hidden = logits[ends], None if hidden is None else hidden[ends]
         logits = logits.to(torch.float32, copy=True)
-        for row, proposal in enumerate(proposals):
+        for place, proposal in enumerate(proposals):
             if (latched := proposal.latched) is not None:
-                logits[row] = latched
+                logits[place] = latched
         verifiers = [proposal.verifier for proposal in proposals]
         allowed = _stacked([proposal.allowed[-1] for proposal in proposals], logits.device)
         places = [proposal.places[-1] for proposal in proposals]
