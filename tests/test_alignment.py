@@ -101,7 +101,7 @@ def test_refusals_that_break_a_beginning_off_are_told_from_those_at_once(
     aligned: tuple[Path, Result], tokenizer: PreTrainedTokenizerFast
 ) -> None:
     signals = DraftSignals.load(aligned[0])
-    breaking, at_once = (tokenizer.encode(text)[0] for text in ("…\n\nI have to stop here", "I'm sorry, but I can't"))
+    breaking, at_once = (tokenizer.encode(text)[0] for text in ("…\n\nI have to stop here", REFUSAL))
     assert breaking in signals.break_ids
     assert at_once in set(signals.refusal_ids) - set(signals.break_ids)
     assert set(signals.break_ids) <= set(signals.refusal_ids)

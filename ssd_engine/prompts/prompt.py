@@ -113,7 +113,8 @@ def require_room(num_tokens: int, params: GenerationParams, positions: int, limi
     """
     wanted = params.max_new_tokens or 1
     if num_tokens + wanted > positions:
+        answer = "an answer" if params.max_new_tokens is None else f"max_new_tokens={wanted}"
         raise ContextLengthError(
-            f"a prompt of {num_tokens} tokens and max_new_tokens={params.max_new_tokens} need at least "
-            f"{num_tokens + wanted} positions; {limit} or lower max_new_tokens"
+            f"a prompt of {num_tokens} tokens and {answer} need {num_tokens + wanted} positions; {limit} or lower "
+            "max_new_tokens"
         )

@@ -19,6 +19,14 @@ class PairModel(PairFields, BaseChatModel):
 
     engine: Engine | None = Field(None, exclude=True, description="A loaded engine, instead of naming a pair.")
 
+    streaming: bool = Field(default=False, description="Have `invoke` stream too, for callbacks that want pieces.")
+    max_retries: int | None = Field(
+        None,
+        ge=0,
+        description="Taken since LangChain gives it to every model; without effect: models here need no retries, and a "
+        "server that is busy is asked again anyway.",
+    )
+
     _engine: Engine | None = PrivateAttr(None)
 
     @model_validator(mode="after")

@@ -8,7 +8,7 @@ from typing import Any
 
 from langchain_core.messages import BaseMessage, SystemMessage
 from langchain_core.utils.function_calling import convert_to_json_schema
-from langchain_core.utils.pydantic import is_basemodel_subclass
+from pydantic import BaseModel
 
 from ssd_engine.config import Grammar
 from ssd_engine.errors import InvalidRequestError
@@ -19,7 +19,7 @@ Schema = dict[str, Any] | type
 
 def json_schema_of(schema: Schema) -> dict[str, Any]:
     """A pydantic class, TypedDict, JSON Schema or OpenAI function as JSON Schema."""
-    if isinstance(schema, type) and is_basemodel_subclass(schema):
+    if isinstance(schema, type) and issubclass(schema, BaseModel):
         own = json_schema_of_model(schema)
         if is_recursive(own):  # LangChain writes references out, and so ends where one comes back
             return {"title": schema.__name__, **own}

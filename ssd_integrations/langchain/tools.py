@@ -7,7 +7,7 @@ from typing import Any
 
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
-from langchain_core.utils.pydantic import is_basemodel_subclass
+from pydantic import BaseModel
 
 from ssd_integrations.schemas import is_recursive, json_schema_of_model
 
@@ -20,7 +20,7 @@ def tool_specification(tool: ToolLike) -> dict[str, Any]:
         return tool  # one that a provider runs; the engine names it where it refuses it
     specification = convert_to_openai_tool(tool)
     arguments = tool.tool_call_schema if isinstance(tool, BaseTool) else tool
-    if isinstance(arguments, type) and is_basemodel_subclass(arguments):
+    if isinstance(arguments, type) and issubclass(arguments, BaseModel):
         schema = json_schema_of_model(arguments)
         if is_recursive(schema):  # LangChain writes references out, and so ends where one comes back
             specification["function"]["parameters"] = schema
