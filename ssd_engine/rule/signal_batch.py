@@ -51,9 +51,14 @@ class SignalBatch:
         return self.rows[:, _THRESHOLDS:]
 
     @property
+    def latches(self) -> Tensor:
+        """[R] bool: whether alarms in a given beginning are latched."""
+        return self.rows[:, _SETTINGS + 2] > 0
+
+    @property
     def is_latched(self) -> Tensor:
         """[R] bool: whether an alarm in a given beginning holds at the answer's first place, before any was chosen."""
-        return self.asks_for_union & (self.rows[:, _SETTINGS + 2] > 0)
+        return self.asks_for_union & self.latches
 
     def look(self, scores: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
         """Take in what the signals give, `scores` [R, signals], at the next place of each sequence that `counts` [R].
@@ -88,8 +93,7 @@ class SignalBatch:
         Returns:
             [R] bool: whether it is surer to do so than at all places before, and than not.
         """
-        is_latching = self.rows[:, _SETTINGS + 2] > 0
-        self.rows[:, 0] = torch.where(is_latching, self.rows[:, 0], (self.rows[:, 0] - 1).clamp_min(0.0))
-        is_surest = is_latching & (break_masses > self.rows[:, 2])
+        self.rows[:, 0] = torch.where(self.latches, self.rows[:, 0], (self.rows[:, 0] - 1).clamp_min(0.0))
+        is_surest = self.latches & (break_masses > self.rows[:, 2])
         self.rows[:, 2] = torch.where(is_surest, break_masses.double(), self.rows[:, 2])
         return is_surest

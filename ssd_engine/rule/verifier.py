@@ -78,9 +78,14 @@ class Verifier:
         return () if self.signals is None else self.signals.config.thresholds.keys()
 
     @property
+    def latches(self) -> bool:
+        """Whether alarms in a given beginning are latched."""
+        return self.signals is not None and self.signals.config.latch
+
+    @property
     def is_latched(self) -> bool:
         """Whether an alarm in a given beginning holds at the answer's first place, before any choice."""
-        return self.signals is not None and self.signals.config.latch and self.signals.asks_for_union
+        return self.latches and self.signals is not None and self.signals.asks_for_union
 
     def opening(self, token_ids: Sequence[int]) -> list[Choice]:
         """Tokens that a grammar forces before any is chosen."""

@@ -106,7 +106,9 @@ class PairDecoder:
         if heard is not None and used:
             probe = self._signals.probe_scores(heard.hidden) if "probe" in used and heard.hidden is not None else None
             scores = self._signals.read([used] * len(heard.logits), heard.logits, None, probe)
-            surest = sequence.verifier.look_back(scores, self._signals.break_masses(heard.logits))
+            latches = sequence.verifier.latches
+            masses = self._signals.break_masses(heard.logits) if latches else [0.0] * len(scores)
+            surest = sequence.verifier.look_back(scores, masses)
             if surest is not None:
                 sequence.breaking_logits = heard.logits[surest].to(torch.float32, copy=True)
 

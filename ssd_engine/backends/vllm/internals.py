@@ -200,7 +200,8 @@ class SSDModelRunner(_ModelRunner):
             from_draft[~is_kept] = read.to(from_draft.dtype)
             starting = np.flatnonzero((kept_rows < 0) & (answered == 0))
             positions = {int(_starts(counts)[row]): slots[row] for row in starting}
-            put_latched(positions, from_draft, logits[at], self._table)
+            if positions:
+                put_latched(positions, from_draft, logits[at], self._table)
         scores = self._scores((logits if self._unmasked is None else self._unmasked)[at], from_draft, probe_scores)
         if not self.input_batch.sampling_metadata.no_penalties:  # they hold for both models, as masks do
             spread = logits.new_zeros(logits.shape).index_copy_(0, at, from_draft)

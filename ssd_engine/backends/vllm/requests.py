@@ -173,8 +173,9 @@ class RequestTable:
         """
         signals = SignalBatch(self._signals[slot : slot + 1], self._refusal_ids)
         counts = torch.ones(1, dtype=torch.bool, device=scores.device)
+        masses = refusal_mass(logits, self._break_ids) if bool(signals.latches) else scores.new_zeros(len(scores))
         is_surest = []
-        for each, break_mass in zip(scores, refusal_mass(logits, self._break_ids), strict=True):
+        for each, break_mass in zip(scores, masses, strict=True):
             _, smoothed = signals.look(each[None], counts)
             is_surest.append(signals.leave_given(break_mass[None]))
             self._beginnings[slot] = self._beginnings[slot].maximum(smoothed[0])
