@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tool_call_cases import NAMES, PRODUCT, WEATHER, joined, parse, without_ids, written
 
@@ -41,6 +41,10 @@ def cut_answers(draw: st.DrawFn) -> list[str]:
     return [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
 
 
+UNCLOSED = f'<|python_tag|>{written(WEATHER)}{{"name": "get_weather", "arguments": {{"city": "{"a" * 260}'
+
+
+@example([f"{UNCLOSED}<|python_tag|>{written(WEATHER)}<|python_tag|>"], ToolFormat.LLAMA)
 @given(cut_answers(), st.sampled_from(ToolFormat))
 def test_how_the_answer_is_cut_into_pieces_changes_nothing(pieces: list[str], format: ToolFormat) -> None:
     text = "".join(pieces)

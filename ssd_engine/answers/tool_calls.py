@@ -236,14 +236,18 @@ class ToolCallParser:
         """Waits for the rest of the JSON, or for the marker behind JSON that no more text can mend."""
         if not final and is_open_string(error):
             return False
-        searched = 0 if final else error.pos
-        found = [at for marker in self._borders if (at := self._buffer.find(marker, searched)) >= 0]
+        found = [] if is_open_string(error) else self._borders_from(error.pos)
         if not found and not final:
             return False
+        found = found or self._borders_from(0)  # one within a string, perhaps, that nothing has closed
         end = min(found, default=len(self._buffer))
         self._reject(end, str(error), name)
         self._end_markup(end)
         return True
+
+    def _borders_from(self, start: int) -> list[int]:
+        """Where markers stand that a call's JSON cannot go past."""
+        return [at for marker in self._borders if (at := self._buffer.find(marker, start)) >= 0]
 
     def _reject(self, end: int, error: str, name: Any) -> None:
         self._invalid.append(invalid_call(self._buffer[:end], error, name))
