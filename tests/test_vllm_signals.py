@@ -20,6 +20,8 @@ from ssd_engine.rule.draft_signals import FILE, Probe
 pytest.importorskip("vllm")
 
 REFUSAL_IDS = tuple(range(40, 400, 24))
+BREAK_IDS = tuple(range(40, 400, 2))
+"""Many, so that these models, which know nothing, have places where one of them is likely."""
 BEGUN = [
     {"role": "user", "content": "What is the capital of France?"},
     {"role": "assistant", "content": "Paris, of course. The quick brown fox jumps over the lazy dog."},
@@ -32,7 +34,9 @@ def heard_pair(small_pair: tuple[str, str]) -> Iterator[tuple[str, str]]:
     draft = AutoModelForCausalLM.from_pretrained(small_pair[1])
     weight = 0.1 * torch.randn(draft.config.hidden_size, generator=torch.Generator().manual_seed(3))
     probe = Probe(layer=1, weight=weight, bias=-0.5, threshold=0.7, false_alarm_rate=0.01)
-    DraftSignals(refusal_ids=REFUSAL_IDS, probe=probe, fingerprint=fingerprint(draft)).save(small_pair[1])
+    DraftSignals(refusal_ids=REFUSAL_IDS, break_ids=BREAK_IDS, probe=probe, fingerprint=fingerprint(draft)).save(
+        small_pair[1]
+    )
     yield small_pair
     Path(small_pair[1], FILE).unlink(missing_ok=True)
 
@@ -98,6 +102,18 @@ def test_a_given_beginning_brings_union_for_the_first_token(engines: tuple[SSDEn
             assert result.trace.beginning_scores == pytest.approx([max(expected.trace.beginning_scores)], abs=2e-3)
             is_past = max(expected.trace.beginning_scores) >= 0.5
             assert [alarm.place for alarm in result.trace.alarms][:1] == ([-1] if is_past else [])
+
+
+def test_a_latched_alarm_puts_the_same_word_at_the_first_place(engines: tuple[SSDEngine, SSDEngine]) -> None:
+    """The first token is what comes of the draft's word of where it would break off, and not of its own."""
+    params = GenerationParams(max_new_tokens=12, continue_final_message=True)
+    first_ids = []
+    for latch in (False, True):
+        config = settings(refusal_mass=0.0, probe=None, kl=None, hold=1, latch=latch)
+        result, expected = (engine.generate(BEGUN, params.replaced(ssd=config)) for engine in engines)
+        assert_same([result], [expected])
+        first_ids.append(result.token_ids[0])
+    assert first_ids[0] != first_ids[1]
 
 
 def test_a_long_beginning_is_read_in_parts(heard_pair: tuple[str, str]) -> None:
