@@ -199,6 +199,11 @@ class GenerationParams(Settings):
     template_kwargs: dict[str, Any] = Field(
         {}, description="Variables for the chat template, such as {'enable_thinking': False}; text in them stays text."
     )
+    reasoning: bool | str | None = Field(
+        None,
+        description="Of models that reason before they answer: whether they do, or how much ('low', 'medium', 'high'); "
+        "None: as the chat template has it.",
+    )
     unsupported_content: UnsupportedContent = Field(
         "error",
         description="Images, audio and files in a user's message, which these models cannot read: 'error', or "

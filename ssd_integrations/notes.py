@@ -15,7 +15,7 @@ def with_note(piece: Piece) -> Piece:
 
 
 def note_on(result: GenerationResult) -> str:
-    """What to say of an answer that was cut off within its only call, or is empty; else ""."""
+    """What to say of an answer that was cut off within its only call or its reasoning, or is empty; else ""."""
     if result.text or result.tool_calls:
         return ""
     if result.invalid_tool_calls:
@@ -25,6 +25,9 @@ def note_on(result: GenerationResult) -> str:
             num_tokens = len(result.token_ids)
             return f"[{name} was cut off after max_tokens={num_tokens}: allow more tokens, or ask for less at once.]"
         return f"[{name} could not be read: {call.error}]"
+    if result.reasoning and result.finish_reason == "length":
+        num_tokens = len(result.token_ids)
+        return f"[The model was still reasoning at max_tokens={num_tokens}: allow more tokens, or less reasoning.]"
     # A stop string that came at once is what was asked for.
     is_empty = result.finish_reason == "stop" and len(result.token_ids) <= 1
     return "[The model gave an empty answer.]" if is_empty else ""

@@ -31,6 +31,7 @@ _REQUEST_FIELDS = (
     "on_risk",
     "risk_bins",
     "refusal_text",
+    "reasoning",
     "unsupported_content",
 )
 _SETTINGS_FIELDS = ("num_draft_tokens", "draft_system_prompt")
@@ -64,7 +65,11 @@ class PairFields(PairOptions):
     )
     risk_bins: int | None = Field(None, description="Bins under Union that `on_risk` allows; None: 2.")
     refusal_text: str | None = Field(None, description="What an answer that is refused ends with.")
-
+    reasoning: bool | str | None = Field(
+        None,
+        description="Of models that reason before they answer: whether they do, or how much ('low', 'medium', 'high'); "
+        "None: as the chat template has it.",
+    )
     unsupported_content: UnsupportedContent | None = Field(
         None,
         description="'placeholder' puts a note in the place of images, audio and files of a user, which the models "

@@ -42,7 +42,8 @@ def chunk(tokens: Sequence[Token], finish: str | None = None, *, is_first: bool 
             "prompt_tokens": 12,
             "cached_prompt_tokens": 4,
             "eos_ids": [2],
-            "tool_format": "hermes",
+            "format": {"tools": "hermes", "reasoning": None},
+            "reasoning_stage": "over",
         }
     choice = {
         "index": 0,

@@ -275,7 +275,7 @@ def test_without_parallel_calls_the_first_of_several_stands_alone(tokenizer: Pre
                 config=SSDConfig(),
                 eos_ids=frozenset({tokenizer.eos_token_id}),
                 detokenizer=Detokenizer(tokenizer, {tokenizer.eos_token_id}),
-                tool_parser=ToolCallParser(ToolFormat.HERMES, ["now"]),
+                parser=ToolCallParser(ToolFormat.HERMES, ["now"]),
                 decode_token=str,
             )
         )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from ssd_engine.answers.detokenizer import StopStrings
-from ssd_engine.answers.parsed_text import ParsedText
+from ssd_engine.answers.parsed_text import ParsedText, TextParser
 from ssd_engine.answers.result import (
     FinishReason,
     GenerationResult,
@@ -19,7 +20,6 @@ from ssd_engine.answers.result import (
     Usage,
 )
 from ssd_engine.answers.risk import risk_action, risk_error
-from ssd_engine.answers.tool_calls import ToolCallParser
 from ssd_engine.config import GenerationParams, SSDConfig
 from ssd_engine.errors import JailbreakRiskError
 from ssd_engine.trace.safety_trace import SafetyTrace
@@ -47,7 +47,8 @@ class AnswerSettings:
     config: SSDConfig
     eos_ids: frozenset[int]
     detokenizer: TextSource
-    tool_parser: ToolCallParser | None
+    parser: TextParser | None
+    """What reads calls and reasoning; None: all is text."""
     decode_token: Callable[[int], str]
 
 
@@ -61,6 +62,7 @@ class Answer:
         self._texts: list[str] = []
         self._calls: list[ToolCall] = []
         self._invalid_calls: list[InvalidToolCall] = []
+        self._reasoning: list[str] = []
         self._logprobs: list[TokenLogprob] = []
         self._ended: FinishReason | None = None
         self.error: JailbreakRiskError | None = None
@@ -102,6 +104,7 @@ class Answer:
         new = slice(before, None)
         return Piece(
             text=parsed.text,
+            reasoning=parsed.reasoning,
             token_ids=tuple(self._token_ids[new]),
             texts=tuple(self.trace.texts[new]),
             schemes=tuple(self.trace.schemes[new]),
@@ -123,10 +126,11 @@ class Answer:
             text=self._settings.params.refusal_text if is_refused else "".join(self._texts),
             token_ids=self._token_ids,
             finish_reason="tool_calls" if self._calls else self._ended,
-            usage=Usage(prompt_tokens, len(self._token_ids), cached_prompt_tokens),
+            usage=Usage(prompt_tokens, len(self._token_ids), cached_prompt_tokens, self._num_reasoning_tokens()),
             trace=self.trace,
             tool_calls=tuple(self._calls),
             invalid_tool_calls=tuple(self._invalid_calls),
+            reasoning="" if is_refused else "".join(self._reasoning),
             logprobs=self._logprobs if self._settings.params.logprobs else None,
             timings=timings,
         )
@@ -187,7 +191,7 @@ class Answer:
 
     def _parse(self, text: str) -> ParsedText:
         """What became certain with `text`. Calls that may yet be refused come with the end of the answer."""
-        parser = self._settings.tool_parser
+        parser = self._settings.parser
         parsed = ParsedText(text) if parser is None else parser.feed(text)
         if parser is not None and self.is_finished:
             parsed += parser.finish()
@@ -196,13 +200,14 @@ class Answer:
         if self._settings.params.tool_choice not in ("auto", "none"):
             parsed = self._without_repetition(parsed)
         self._texts.append(parsed.text)
+        self._reasoning.append(parsed.reasoning)
         self._calls += parsed.tool_calls
         self._invalid_calls += parsed.invalid_tool_calls
         if self._settings.params.on_risk == "annotate":
             return parsed
         if self.is_finished:
-            return ParsedText(parsed.text, tuple(self._calls), tuple(self._invalid_calls))
-        return ParsedText(parsed.text)
+            return replace(parsed, tool_calls=tuple(self._calls), invalid_tool_calls=tuple(self._invalid_calls))
+        return ParsedText(parsed.text, reasoning=parsed.reasoning)
 
     def _without_repetition(self, parsed: ParsedText) -> ParsedText:
         """The calls up to one that the answer has made already; there it ends.
@@ -213,9 +218,15 @@ class Answer:
         for place, call in enumerate(parsed.tool_calls):
             if (call.name, call.arguments) in made:
                 self._ended = self._ended or "stop"
-                return ParsedText(parsed.text, parsed.tool_calls[:place])
+                return replace(parsed, tool_calls=parsed.tool_calls[:place], invalid_tool_calls=())
             made.append((call.name, call.arguments))
         return parsed
+
+    def _num_reasoning_tokens(self) -> int:
+        """How many tokens begin within the reasoning."""
+        spans = self._settings.parser.spans if self._settings.parser is not None else ()
+        starts = itertools.accumulate(map(len, self.trace.texts[:-1]), initial=0)
+        return sum(any(first <= start < last for first, last in spans) for start in starts)
 
     def _token_logprob(self, choice: Choice, logprob: float) -> TokenLogprob:
         decode = self._settings.decode_token

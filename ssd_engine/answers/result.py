@@ -20,6 +20,8 @@ class Usage:
     completion_tokens: int
     cached_prompt_tokens: int = 0
     """Prompt tokens whose keys and values were reused instead of read."""
+    reasoning_tokens: int = 0
+    """Those of the answer's tokens that are reasoning, its tags included."""
 
     @property
     def total_tokens(self) -> int:
@@ -61,10 +63,13 @@ class InvalidToolCall:
 class Piece:
     """What one round added to a streamed answer.
 
-    `text` never holds a part of a character, of a stop string or of a tool call. The last piece carries `result`.
+    `text` never holds a part of a character, of a stop string, of a tool call or of reasoning. The last piece carries
+    `result`.
     """
 
     text: str = ""
+    reasoning: str = ""
+    """What models that reason before they answer have written of it."""
     token_ids: tuple[int, ...] = ()
     texts: tuple[str, ...] = ()
     """What each token decodes to, as in `SafetyTrace.texts`."""
@@ -85,7 +90,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class GenerationResult:
-    """A finished answer. `text` leaves out tool calls, control tokens and the stop string.
+    """A finished answer. `text` leaves out reasoning, tool calls, control tokens and the stop string.
 
     Of an answer that was refused, `text` is the refusal alone; what had been written before is in `trace.texts`.
     """
@@ -98,6 +103,8 @@ class GenerationResult:
     trace: SafetyTrace
     tool_calls: tuple[ToolCall, ...] = ()
     invalid_tool_calls: tuple[InvalidToolCall, ...] = ()
+    reasoning: str = ""
+    """What the model wrote before its answer to find it; empty for models that do not reason, and of a refusal."""
     logprobs: list[TokenLogprob] | None = None
     timings: Timings = field(default_factory=lambda: Timings())
 

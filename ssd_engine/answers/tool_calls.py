@@ -59,6 +59,11 @@ class ToolCallParser:
         self._state: _State = self._read_start
         self._clear_parsed()
 
+    @property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """Where reasoning stands: it reads none."""
+        return ()
+
     def feed(self, text: str) -> ParsedText:
         """Takes the next piece of the answer; what may still belong to a call is held back."""
         self._unseen.append(text)

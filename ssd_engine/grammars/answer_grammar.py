@@ -6,15 +6,17 @@ The grammars are written in llguidance's dialect of Lark, where `<[id]>` is a to
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ssd_engine.answers.answer_format import ReasoningStage
+from ssd_engine.answers.reasoning import ReasoningFormat
 from ssd_engine.answers.tool_formats import MARKERS, ToolFormat
-from ssd_engine.config import GenerationParams, Grammar
+from ssd_engine.config import GenerationParams
 from ssd_engine.grammars.guide import is_marker
 from ssd_engine.grammars.json_schema import LOOSE_STYLE, json_rule
+from ssd_engine.grammars.rules import answer_rule, grammar_source, literal, marker, parameters
 
 Tools = Sequence[Mapping[str, Any]]
 
@@ -34,9 +36,14 @@ class AnswerGrammar:
     """Ids of the tokens that the tokenizer's vocabulary was extended by."""
     control_ids: Collection[int]
     """Those of them that are no part of any text."""
+    reasoning: ReasoningFormat | None = None
+    """How the model marks its reasoning, which no grammar limits; None: it does not reason apart from its answers."""
 
-    def source(self, params: GenerationParams, tools: Tools) -> str | None:
-        """The grammar of an answer to a request with these tools on offer; None where any text will do."""
+    def source(self, params: GenerationParams, tools: Tools, stage: ReasoningStage = "over") -> str | None:
+        """The grammar of an answer to a request with these tools on offer; None where any text will do.
+
+        `stage`: how far the reasoning is as the answer begins.
+        """
         is_called = bool(tools) and params.tool_choice != "auto"
         may_call = is_called or (bool(tools) and (params.strict is not False or params.grammar is not None))
         if not may_call and params.grammar is None:
@@ -52,34 +59,45 @@ class AnswerGrammar:
                 start += f' | call {self._more_calls(parallel=params.parallel_tool_calls)} "\\n"?'
         elif params.grammar is not None:
             start = f"answer | {calls}" if may_call else "answer"
-            rules.append(f"answer: {_answer(params.grammar)}")
+            rules.append(f"answer: {answer_rule(params.grammar)}")
         else:
             start = "text | opening calls"
             if self._has_bare_calls:
                 start += " | bare | fenced+ text" if params.parallel_tool_calls else " | bare | fenced"
             rules += self._free_text(tools, parallel=params.parallel_tool_calls, lenient=not params.strict)
-        grammars = [{"lark_grammar": "\n".join([f"start: {start}", *rules])}]
-        if params.grammar is not None and params.grammar.lark is not None:
-            grammars.append({"name": "given", "lark_grammar": params.grammar.lark})
-        return json.dumps({"grammars": grammars})
+        if self.reasoning is not None and stage != "over":
+            start = f"reasoning{'' if stage == 'open' else '?'} ({start})"
+            rules += self._reasoning(self.reasoning, stage)
+        return grammar_source(start, rules, params.grammar)
 
-    def arguments_source(self, tool: Mapping[str, Any]) -> str:
-        """The grammar of a tool's arguments alone, as far as its schema can be enforced."""
-        rule = f"start: %json {json_rule(_parameters(tool), lenient=True)}"
-        return json.dumps({"grammars": [{"lark_grammar": rule}]})
+    def _reasoning(self, format: ReasoningFormat, stage: ReasoningStage) -> list[str]:
+        """Rules for `reasoning` to the tag that closes it, whatever it says, and the blanks behind it."""
+        opening, closing = (self._marker(tag) for tag in format.tags)
+        begin = "" if stage == "open" else f"{opening} "
+        if closing.startswith("<["):
+            others = ",".join(
+                str(token_id)
+                for token, token_id in self.added_tokens.items()
+                if token_id not in self.control_ids and self._marker(token) != closing
+            )
+            body = f"(THOUGHTS | <[{others}]>)* {closing}" if others else f"THOUGHTS? {closing}"
+            rules = [r"THOUGHTS: /(.|\n)+/"]
+        else:
+            body, rules = "to_closing", [f"to_closing[lazy]: /(.|\\n)*{literal(format.tags[1])}/"]
+        return [f"reasoning: {begin}{body} GAP?", r"GAP: /[ \t\r\n]{1,8}/", *rules]
 
     @property
     def _begin(self) -> str:
         return self._marker(MARKERS[self.format][0])
 
     def _marker(self, token: str) -> str:
-        return f"<[{self.added_tokens[token]}]>" if token in self.added_tokens else json.dumps(token)
+        return marker(token, self.added_tokens)
 
     def _calls(self, tools: Tools, *, parallel: bool, lenient: bool) -> list[str]:
         """Rules for `calls`: what follows the marker that begins the first call."""
         rules = []
         for i, tool in enumerate(tools):
-            rules.append(f"arguments_{i}: %json {json_rule(_parameters(tool), lenient=lenient)}")
+            rules.append(f"arguments_{i}: %json {json_rule(parameters(tool), lenient=lenient)}")
             rules.append(f"call_{i}: {self._call(tool['function']['name'], f'arguments_{i}')}")
         rules.append(f"call: {' | '.join(f'call_{i}' for i in range(len(tools)))}")
         match self.format:
@@ -128,7 +146,7 @@ class AnswerGrammar:
         if begin in self.added_tokens:
             rules.append(f"opening: text {self._begin}")
         else:
-            unlike.append(rf"(.|\n)*{_literal(begin)}")
+            unlike.append(rf"(.|\n)*{literal(begin)}")
             rules += [f"opening: {lead} to_opening", f"to_opening[lazy]: /{unlike[0]}/"]
         bare = []
         if self._has_bare_calls:
@@ -145,7 +163,7 @@ class AnswerGrammar:
         rules = [r"BLANKS: /[ \t\r\n]{1,32}/"]
         for i, (tool, head) in enumerate(zip(tools, heads, strict=True)):
             rules += [f"head_{i}[lazy]: /{head}/", f"fenced_head_{i}[lazy]: /{_FENCED}{head}/"]
-            rules.append(f"loose_{i}: %json {json_rule(_parameters(tool), lenient=lenient, style=LOOSE_STYLE)}")
+            rules.append(f"loose_{i}: %json {json_rule(parameters(tool), lenient=lenient, style=LOOSE_STYLE)}")
         first = [f'head_{i} BLANKS? loose_{i} BLANKS? "}}"' for i in range(len(tools))]
         calls = f"({' | '.join(first)})"
         fenced = f"({' | '.join('fenced_' + call for call in first)})"
@@ -156,35 +174,10 @@ class AnswerGrammar:
     def _loose_head(self, name: str) -> str:
         """A pattern of what a call in JSON begins with, blanks wherever a model likes them."""
         key = "parameters" if self.format is ToolFormat.LLAMA else "arguments"
-        parts = ["", _literal("{"), '"name"', ":", _literal(json.dumps(name)), ",", json.dumps(key), ":"]
+        parts = ["", literal("{"), '"name"', ":", literal(json.dumps(name)), ",", json.dumps(key), ":"]
         return r"[ \t\r\n]*".join(parts)
 
 
 def _words_unlike(patterns: Sequence[str]) -> str:
     """A terminal of text that comes to none of `patterns`."""
     return f"/(.|\\n)+/ & ~/({'|'.join(patterns)})(.|\\n)*/" if patterns else "/(.|\\n)+/"
-
-
-def _parameters(tool: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The schema of a tool's arguments."""
-    schema: Mapping[str, Any] = tool["function"].get("parameters") or {"type": "object", "properties": {}}
-    return schema
-
-
-def _answer(grammar: Grammar) -> str:
-    """The rule of what a request asks for."""
-    if grammar.json_schema is not None:
-        return f"%json {json_rule(grammar.json_schema, lenient=grammar.lenient)}"
-    if grammar.regex is not None:
-        return f"/{_regex(grammar.regex)}/"
-    return "@given"
-
-
-def _literal(text: str) -> str:
-    """A pattern of this text alone."""
-    return _regex(re.escape(text))
-
-
-def _regex(pattern: str) -> str:
-    """A pattern as it stands between slashes."""
-    return re.sub(r"(\\.)|/", lambda match: match[1] or r"\/", pattern, flags=re.DOTALL).replace("\n", r"\n")

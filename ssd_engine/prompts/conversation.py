@@ -13,6 +13,7 @@ from ssd_engine.config import UnsupportedContent
 from ssd_engine.errors import InvalidRequestError
 from ssd_engine.prompts.adapted import adaptations, joined
 from ssd_engine.prompts.content import text_of
+from ssd_engine.prompts.reasoning import past_reasoning
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -95,7 +96,8 @@ def _parse_message(index: int, message: Message, unsupported: UnsupportedContent
     # Chat templates know the older name alone, and some drop a message whose role they do not know.
     role = "system" if message["role"] == "developer" else message["role"]
     _require_calls(index, message.get("tool_calls"))
-    return {**message, "role": role, "content": text_of(index, role, message.get("content"), unsupported)}
+    parsed = {**message, "role": role, "content": text_of(index, role, message.get("content"), unsupported)}
+    return {**parsed, **past_reasoning(parsed)} if role == "assistant" else parsed
 
 
 def _require_calls(index: int, calls: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Any, cast
 from ssd_engine.config import GenerationParams, UnsupportedContent
 from ssd_engine.errors import ContextLengthError, InvalidRequestError
 from ssd_engine.prompts.conversation import ChatRenderer, Conversation, Message, parse_tools
+from ssd_engine.prompts.reasoning import reasoning_variables
 
 Prompt = str | Sequence[Message] | Sequence[int]
 Tools = Sequence[Mapping[str, Any]]
@@ -76,7 +77,7 @@ class PromptEncoder:
             ids = self.renderer.encode(
                 prompt,
                 continue_final_message=params.continue_final_message,
-                template_kwargs=params.template_kwargs,
+                template_kwargs=self._variables(params),
             )
         else:
             ids = self.renderer.encode_text(prompt) if isinstance(prompt, str) else prompt
@@ -88,6 +89,11 @@ class PromptEncoder:
                 f"token id {unknown} is outside the {self.name}'s vocabulary of {self.vocabulary_size} tokens"
             )
         return ids
+
+    def _variables(self, params: GenerationParams) -> dict[str, Any]:
+        """The template's variables; what is named goes before what follows from other settings."""
+        template = self.renderer.tokenizer.chat_template
+        return {**(reasoning_variables(template, params.reasoning) or {}), **params.template_kwargs}
 
     def encode(self, prompt: ParsedPrompt, params: GenerationParams) -> list[int]:
         """`token_ids`, checked against this model's context window."""
@@ -101,7 +107,7 @@ class PromptEncoder:
         """How many of a prompt's `token_ids`, at their end, are an assistant's message that is to be continued."""
         if not isinstance(prompt, Conversation) or not params.continue_final_message:
             return 0
-        before = self.renderer.encode_before_final_message(prompt, template_kwargs=params.template_kwargs)
+        before = self.renderer.encode_before_final_message(prompt, template_kwargs=self._variables(params))
         shared = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(token_ids, before, strict=False))
         return len(token_ids) - sum(1 for _ in shared)
 

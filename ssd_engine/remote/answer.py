@@ -7,9 +7,8 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from ssd_engine.answers.answer import Answer, AnswerSettings
+from ssd_engine.answers.answer_format import AnswerFormat
 from ssd_engine.answers.result import Timings
-from ssd_engine.answers.tool_calls import ToolCallParser
-from ssd_engine.answers.tool_formats import ToolFormat
 from ssd_engine.config import SSDConfig
 from ssd_engine.errors import SSDError
 from ssd_engine.remote.errors import broke_off
@@ -89,14 +88,13 @@ class RemoteAnswer:
         self._tokens = TokenReader(TraceReader(config) if is_ssd else None)
         self._cached_prompt_tokens = int(ssd["cached_prompt_tokens"])
         request.target_ids = range(ssd["prompt_tokens"])
-        tools = request.tool_names
         request.answer = Answer(
             AnswerSettings(
                 params=request.params,
                 config=config,
                 eos_ids=frozenset(ssd["eos_ids"]),
                 detokenizer=self._tokens,
-                tool_parser=ToolCallParser(ToolFormat(ssd["tool_format"]), tools) if tools else None,
+                parser=AnswerFormat.of_record(ssd["format"]).parser(request.tools, ssd["reasoning_stage"]),
                 decode_token=self._tokens.decode,
             )
         )

@@ -101,7 +101,7 @@ class RemoteEngine(Engine):
             config=self.config,
             eos_ids=frozenset(),
             detokenizer=tokens,
-            tool_parser=None,
+            parser=None,
             decode_token=tokens.decode,
         )
         return RemoteRequest(
@@ -113,7 +113,7 @@ class RemoteEngine(Engine):
             answer=Answer(unbegun),
             deliver=deliver,
             arguments=arguments,
-            tool_names=tuple(tool["function"]["name"] for tool in arguments.get("tools", ())),
+            tools=arguments.get("tools", ()),
         )
 
 

@@ -20,7 +20,7 @@ class RemoteRequest(Request):
 
     arguments: dict[str, Any] = field(default_factory=dict)
     """Of the client's `chat.completions.create`."""
-    tool_names: tuple[str, ...] = ()
+    tools: Tools = ()
     refusal: SSDError | None = None
     """Why the server has not taken the request yet."""
 
@@ -51,6 +51,8 @@ def chat_arguments(model: str, prompt: Prompt, params: GenerationParams, tools: 
         further["top_k"] = params.top_k
     if params.template_kwargs:
         further["chat_template_kwargs"] = plain(params.template_kwargs)
+    if params.reasoning is not None:
+        further["reasoning"] = params.reasoning
     if params.continue_final_message:
         further |= {"continue_final_message": True, "add_generation_prompt": False}
     arguments: dict[str, Any] = {

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ssd_engine.answers.answer import Answer, AnswerSettings
+from ssd_engine.answers.answer_format import AnswerFormat, ReasoningStage
 from ssd_engine.answers.detokenizer import Detokenizer
-from ssd_engine.answers.tool_calls import ToolCallParser
-from ssd_engine.answers.tool_formats import MARKERS, detect_format
+from ssd_engine.answers.reasoning import ReasoningFormat
 from ssd_engine.config import GenerationParams, SSDConfig
 from ssd_engine.errors import InvalidRequestError
 from ssd_engine.grammars.answer_grammar import AnswerGrammar
 from ssd_engine.grammars.guide import GrammarCompiler, Guide
-from ssd_engine.prompts.conversation import ChatRenderer
+from ssd_engine.grammars.harmony_grammar import HarmonyGrammar
+from ssd_engine.grammars.rules import arguments_source
+from ssd_engine.prompts.conversation import ChatRenderer, Conversation
 from ssd_engine.prompts.prompt import (
+    ParsedPrompt,
     Prompt,
     PromptEncoder,
     Tools,
@@ -25,11 +28,15 @@ from ssd_engine.prompts.prompt import (
     require_room,
     with_draft_system_prompt,
 )
+from ssd_engine.prompts.reasoning import require_reasoning
 from ssd_engine.rule.draft_signals import DraftSignals
 from ssd_engine.serving.request import Event, Request
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
+
+_PROMPT_END = 16
+"""Tokens of a prompt among which a chat template's tag of reasoning is, where it ends with one."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +89,15 @@ class Intake:
         self._tokenizer = tokenizer
         self.eos_ids = eos_ids
         self._target, self._draft = target.encoder("target"), draft.encoder("draft")
-        self.tool_format = detect_format(tokenizer.chat_template)
-        """How the target writes calls."""
-        self._grammar = AnswerGrammar(self.tool_format, tokenizer.added_tokens_encoder, _hidden_ids(tokenizer, ()))
+        self.format = AnswerFormat.detect(tokenizer.chat_template)
+        """How the target writes its answers."""
+        added, hidden = tokenizer.added_tokens_encoder, _hidden_ids(tokenizer, ())
+        is_harmony = self.format.reasoning is ReasoningFormat.HARMONY
+        self._grammar: HarmonyGrammar | AnswerGrammar = (
+            HarmonyGrammar(added)
+            if is_harmony
+            else AnswerGrammar(self.format.tools, added, hidden, self.format.reasoning)
+        )
         # The embedding matrices may be padded to different sizes.
         self._compiler = GrammarCompiler(tokenizer, min(target.vocabulary_size, draft.vocabulary_size), eos_ids)
 
@@ -124,6 +137,8 @@ class Intake:
         if params.decoding == "ssd":
             self.require_signals(config)
         tools = offered_tools(tools or (), params.tool_choice)
+        template, can_reason = self._tokenizer.chat_template, self.format.reasoning is not None
+        require_reasoning(template, params.reasoning, can_reason=can_reason)
         parsed = parse_prompt(prompt, tools, params.unsupported_content)
         if draft_prompt is not None:
             for_draft = parse_prompt(draft_prompt, tools, params.unsupported_content)
@@ -137,26 +152,35 @@ class Intake:
             room = min(positions, self.context_length or positions) - longest
             params = params.replaced(max_new_tokens=min(params.limit, room))
         num_given = self._draft.num_given(for_draft, draft_ids, params) if config.signals is not None else 0
-        guide = self._guide(params, tools)
-        answer = self._answer(params, config, tools)
-        return Request(target_ids, draft_ids, params, config, guide, answer, deliver, num_given)
+        stage = self._reasoning_stage(parsed, target_ids, params)
+        guide = self._guide(params, tools, stage)
+        answer = self._answer(params, config, tools, stage)
+        return Request(target_ids, draft_ids, params, config, guide, answer, deliver, num_given, stage)
 
-    def _guide(self, params: GenerationParams, tools: Tools) -> Guide | None:
+    def _reasoning_stage(
+        self, prompt: ParsedPrompt, token_ids: Sequence[int], params: GenerationParams
+    ) -> ReasoningStage:
+        continued = None
+        if isinstance(prompt, Conversation) and params.continue_final_message:
+            continued = prompt.messages[-1]["content"]
+        return self.format.reasoning_stage(str(self._tokenizer.decode(token_ids[-_PROMPT_END:])), continued)
+
+    def _guide(self, params: GenerationParams, tools: Tools, stage: ReasoningStage) -> Guide | None:
         try:
-            source = self._grammar.source(params, tools)
+            source = self._grammar.source(params, tools, stage)
             return None if source is None else self._compiler.compile(source)
         except InvalidRequestError:
             if params.strict or not tools:
                 raise
         # One tool with a schema that cannot be followed must not keep the others from being called.
-        source = self._grammar.source(params, [self._enforceable(tool) for tool in tools])
+        source = self._grammar.source(params, [self._enforceable(tool) for tool in tools], stage)
         assert source is not None
         return self._compiler.compile(source)
 
     def _enforceable(self, tool: Mapping[str, Any]) -> Mapping[str, Any]:
         """The tool; with any object for its arguments where their schema cannot be compiled."""
         try:
-            self._compiler.compile(self._grammar.arguments_source(tool))
+            self._compiler.compile(arguments_source(tool))
         except InvalidRequestError:
             return {**tool, "function": {**tool["function"], "parameters": {"type": "object"}}}
         return tool
@@ -166,7 +190,8 @@ class Intake:
 
         Control tokens add none, but for the marks of calls where there are `tools` to call.
         """
-        hidden = _hidden_ids(self._tokenizer, visible=MARKERS[self.tool_format] if tools else ()) | self.eos_ids
+        visible = self.format.visible_tokens(has_tools=bool(tools))
+        hidden = _hidden_ids(self._tokenizer, visible) | self.eos_ids
         return Detokenizer(self._tokenizer, hidden)
 
     def encode_plain(self, text: str) -> list[int]:
@@ -177,22 +202,21 @@ class Intake:
         """What a token is by itself."""
         return str(self._tokenizer.decode([token_id]))
 
-    def _answer(self, params: GenerationParams, config: SSDConfig, tools: Tools) -> Answer:
-        names = [tool["function"]["name"] for tool in tools]
+    def _answer(self, params: GenerationParams, config: SSDConfig, tools: Tools, stage: ReasoningStage) -> Answer:
         return Answer(
             AnswerSettings(
                 params=params,
                 config=config,
                 eos_ids=self.eos_ids,
                 detokenizer=self.detokenizer(tools),
-                tool_parser=ToolCallParser(self.tool_format, names) if tools else None,
+                parser=self.format.parser(tools, stage),
                 decode_token=self.decode,
             )
         )
 
 
 def _hidden_ids(tokenizer: PreTrainedTokenizerBase, visible: Collection[str]) -> frozenset[int]:
-    """Ids of control tokens, which add no text; tool-call markers are `visible` to the parser."""
+    """Ids of control tokens, which add no text; what marks calls and reasoning is `visible` to the parser."""
     special = {i: str(token) for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     special.update(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
     return frozenset(i for i, token in special.items() if token not in visible)

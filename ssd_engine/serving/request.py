@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from ssd_engine.answers.answer import Answer
+from ssd_engine.answers.answer_format import ReasoningStage
 from ssd_engine.answers.result import Piece, Timings
 from ssd_engine.config import GenerationParams, SSDConfig
 from ssd_engine.errors import RequestTimeoutError, SSDError
@@ -50,6 +51,8 @@ class Request:
     deliver: Callable[[Event], None]
     num_given: int = 0
     """Tokens at the end of the draft's prompt that are a given beginning whose risk signals are to tell."""
+    reasoning_stage: ReasoningStage = "over"
+    """How far the model's reasoning is as the answer begins."""
     submitted: float = field(default_factory=time.perf_counter)
     """When it was put in line."""
     is_cancelled: bool = False

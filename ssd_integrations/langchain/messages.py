@@ -51,6 +51,11 @@ def _to_engine_message(message: BaseMessage) -> dict[str, Any]:
 
 def _from_ai_message(message: AIMessage) -> dict[str, Any]:
     converted: dict[str, Any] = {"role": "assistant", "content": message.content}
+    # As a block of content, or in `additional_kwargs`, where most integrations keep it.
+    if reasoning := "\n".join(
+        b["reasoning"] for b in message.content_blocks if b["type"] == "reasoning" and b.get("reasoning")
+    ):
+        converted["reasoning_content"] = reasoning
     calls = [_call(call["id"], call["name"], call["args"]) for call in message.tool_calls]
     function = message.additional_kwargs.get("function_call")
     if not calls and isinstance(function, dict):  # OpenAI's older form, in threads that were kept
@@ -70,6 +75,7 @@ def to_ai_message(result: GenerationResult, model_name: str) -> AIMessage:
     """A finished answer as a message."""
     return AIMessage(
         content=result.text,
+        additional_kwargs=_reasoning(result.reasoning),
         tool_calls=[ToolCall(name=c.name, args=c.arguments, id=c.id, type="tool_call") for c in result.tool_calls],
         invalid_tool_calls=[
             InvalidToolCall(name=c.name, args=c.text, id=c.id, error=c.error, type="invalid_tool_call")
@@ -89,15 +95,24 @@ def to_message_chunk(piece: Piece, model_name: str, first_call: int) -> AIMessag
         tool_call_chunk(name=name, args=arguments, id=call_id, index=first_call + i)
         for i, (name, arguments, call_id) in enumerate(calls)
     ]
+    said: dict[str, Any] = {
+        "content": piece.text,
+        "additional_kwargs": _reasoning(piece.reasoning),
+        "tool_call_chunks": chunks,
+    }
     if piece.result is None:
-        return AIMessageChunk(content=piece.text, tool_call_chunks=chunks)
+        return AIMessageChunk(**said)
     return AIMessageChunk(
-        content=piece.text,
-        tool_call_chunks=chunks,
+        **said,
         usage_metadata=usage_metadata(piece.result.usage),
         response_metadata=response_metadata(piece.result, model_name),
         chunk_position="last",
     )
+
+
+def _reasoning(text: str) -> dict[str, Any]:
+    """Reasoning where LangChain looks for it to make a block of content of it."""
+    return {"reasoning_content": text} if text else {}
 
 
 def usage_metadata(usage: Usage) -> UsageMetadata:
@@ -107,6 +122,7 @@ def usage_metadata(usage: Usage) -> UsageMetadata:
         output_tokens=usage.completion_tokens,
         total_tokens=usage.total_tokens,
         input_token_details={"cache_read": usage.cached_prompt_tokens},
+        output_token_details={"reasoning": usage.reasoning_tokens},
     )
 
 

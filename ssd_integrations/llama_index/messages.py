@@ -46,6 +46,9 @@ def _to_engine_message(message: ChatMessage, tool_names: dict[str, str]) -> dict
     """One message. `tool_names` maps the id of each call seen so far to its tool's name, and is added to."""
     role = _ROLE_ALIASES.get(message.role, message.role.value)
     converted: dict[str, Any] = {"role": role, "content": _content(message.blocks)}
+    reasoning = [block.content for block in message.blocks if isinstance(block, ThinkingBlock) and block.content]
+    if reasoning:
+        converted["reasoning_content"] = "\n".join(reasoning)
     calls = [_to_engine_tool_call(block) for block in message.blocks if isinstance(block, ToolCallBlock)]
     calls = calls or [_from_openai(call) for call in message.additional_kwargs.get("tool_calls") or ()]
     if calls:
@@ -76,7 +79,7 @@ def _contents(blocks: Iterable[ContentBlock]) -> list[dict[str, Any]]:
                 contents += _contents(block.content)
             case CitationBlock():
                 contents += _contents([block.cited_content])
-            # Calls travel beside the text; past reasoning is not read again; prefixes are cached without a mark.
+            # Calls and reasoning travel beside the text; prefixes are cached without a mark.
             case ToolCallBlock() | ThinkingBlock() | CachePoint():
                 pass
             case _:

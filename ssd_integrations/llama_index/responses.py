@@ -15,6 +15,7 @@ from llama_index.core.base.llms.types import (
     LogProb,
     MessageRole,
     TextBlock,
+    ThinkingBlock,
     ToolCallBlock,
 )
 
@@ -31,12 +32,14 @@ class Answer:
 
     model_name: str
     text: str = ""
+    reasoning: str = ""
     tool_calls: list[ToolCall] = field(default_factory=list)
     invalid_tool_calls: list[InvalidToolCall] = field(default_factory=list)
 
     def chat_response(self, result: GenerationResult) -> ChatResponse:
         """The whole answer at once."""
         self.text = result.text or note_on(result)
+        self.reasoning = result.reasoning
         self._add_calls(result.tool_calls, result.invalid_tool_calls)
         return ChatResponse(
             message=self._message(),
@@ -58,15 +61,18 @@ class Answer:
         """The answer up to and with `piece`; None when the piece says nothing new."""
         piece = with_note(piece)
         self.text += piece.text
+        self.reasoning += piece.reasoning
         self._add_calls(piece.tool_calls, piece.invalid_tool_calls)
-        if not (piece.text or piece.tool_calls or piece.invalid_tool_calls or piece.result):
+        if not (piece.text or piece.reasoning or piece.tool_calls or piece.invalid_tool_calls or piece.result):
             return None
         return ChatResponse(
             message=self._message(),
             delta=piece.text,
             raw=_raw(piece.result, self.model_name),
             logprobs=_logprobs(piece.logprobs),
-            additional_kwargs=_token_counts(piece.result),
+            # Where LlamaIndex's agents look for it.
+            additional_kwargs=_token_counts(piece.result)
+            | ({"thinking_delta": piece.reasoning} if piece.reasoning else {}),
         )
 
     def add_to_completion(self, piece: Piece) -> CompletionResponse | None:
@@ -93,6 +99,8 @@ class Answer:
         ]
         if self.text or not blocks:
             blocks.insert(0, TextBlock(text=self.text))
+        if self.reasoning:
+            blocks.insert(0, ThinkingBlock(content=self.reasoning))
         additional: dict[str, Any] = {}
         if self.tool_calls:
             # Streamed structured prediction and chat engines look for calls here, not in the blocks.

@@ -173,7 +173,8 @@ class Tap:
             settings |= {
                 **self._prompt_tokens,
                 "eos_ids": sorted(self._intake.eos_ids),
-                "tool_format": self._intake.tool_format.value,
+                "format": self._intake.format.record(),
+                "reasoning_stage": self._request._reasoning_stage,
             }
         return settings
 
