@@ -9,9 +9,11 @@ from conftest import make_model
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 
-def memorised(tokenizer: PreTrainedTokenizerFast, answers: Sequence[tuple[str, str]]) -> PreTrainedModel:
+def memorised(
+    tokenizer: PreTrainedTokenizerFast, answers: Sequence[tuple[str, str]], *, hidden_size: int = 64
+) -> PreTrainedModel:
     """A model that goes on from each first text with the second; control tokens are read as such."""
-    model = make_model(0, len(tokenizer), hidden_size=64).train()
+    model = make_model(0, len(tokenizer), hidden_size=hidden_size).train()
     texts = [f"{asked}{answer}" for asked, answer in answers]
     batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right", add_special_tokens=False)
     labels = batch.input_ids.masked_fill(batch.attention_mask == 0, -100)

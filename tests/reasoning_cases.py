@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from conftest import make_tokenizer
 from memorised import memorised
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from ssd_engine import SSDEngine
 
@@ -44,18 +45,19 @@ def reasoning_tokenizer(family: str) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def saying(family: str, answers: Sequence[tuple[dict[str, Any], str]]) -> SSDEngine:
-    """A pair that goes on from prompts with what it was taught; a prompt is given by `apply_chat_template`'s arguments.
+Taught = Sequence[tuple[dict[str, Any], str]]
+"""Prompts, as arguments of `apply_chat_template`, and what is said to each."""
 
-    It says the same whatever the prompt was where only one answer is taught.
-    """
+
+def taught(family: str, answers: Taught, **options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """A model that goes on from prompts with what it was taught, and its tokenizer."""
     tokenizer = reasoning_tokenizer(family)
-    taught = [
-        (
-            str(tokenizer.apply_chat_template(tokenize=False, add_generation_prompt=True, **asked)),
-            answer + _ENDS[family],
-        )
-        for asked, answer in answers
-    ]
-    model = memorised(tokenizer, taught)
+    render = partial(tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True)
+    texts = [(str(render(**asked)), answer + _ENDS[family]) for asked, answer in answers]
+    return memorised(tokenizer, texts, **options), tokenizer
+
+
+def saying(family: str, answers: Taught) -> SSDEngine:
+    """A pair of that model with itself."""
+    model, tokenizer = taught(family, answers)
     return SSDEngine(model, model, tokenizer, name=family)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from ssd_engine.answers.detokenizer import StopStrings
 from ssd_engine.answers.parsed_text import ParsedText, TextParser
+from ssd_engine.answers.reasoning import num_reasoning_tokens
 from ssd_engine.answers.result import (
     FinishReason,
     GenerationResult,
@@ -224,9 +224,8 @@ class Answer:
 
     def _num_reasoning_tokens(self) -> int:
         """How many tokens begin within the reasoning."""
-        spans = self._settings.parser.spans if self._settings.parser is not None else ()
-        starts = itertools.accumulate(map(len, self.trace.texts[:-1]), initial=0)
-        return sum(any(first <= start < last for first, last in spans) for start in starts)
+        parser = self._settings.parser
+        return num_reasoning_tokens(self.trace.texts, parser.spans) if parser is not None else 0
 
     def _token_logprob(self, choice: Choice, logprob: float) -> TokenLogprob:
         decode = self._settings.decode_token

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from enum import StrEnum
 
 from ssd_engine.answers.detokenizer import start_of_partial
@@ -38,6 +40,12 @@ def detect_reasoning(chat_template: str | None) -> ReasoningFormat | None:
         return ReasoningFormat.HARMONY
     tagged = (ReasoningFormat.THINK, ReasoningFormat.MISTRAL)
     return next((format for format in tagged if format.tags[1] in template), None)
+
+
+def num_reasoning_tokens(texts: Sequence[str], spans: Sequence[tuple[int, int]]) -> int:
+    """How many of an answer's tokens, which add these texts, begin within its reasoning."""
+    starts = itertools.accumulate(map(len, texts), initial=0)
+    return sum(any(first <= start < last for first, last in spans) for start, _ in zip(starts, texts, strict=False))
 
 
 class ReasoningParser:

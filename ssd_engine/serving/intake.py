@@ -194,6 +194,11 @@ class Intake:
         hidden = _hidden_ids(self._tokenizer, visible) | self.eos_ids
         return Detokenizer(self._tokenizer, hidden)
 
+    def shows_control_tokens(self, tools: Tools) -> bool:
+        """Whether calls or reasoning are marked by control tokens, which answers then have to show."""
+        visible = self.format.visible_tokens(has_tools=bool(tools))
+        return _hidden_ids(self._tokenizer, visible) != _hidden_ids(self._tokenizer, ())
+
     def encode_plain(self, text: str) -> list[int]:
         """The target's ids of a text, without what stands at the beginning of a prompt."""
         return self._target.renderer.encode_text(text, begins_prompt=False)

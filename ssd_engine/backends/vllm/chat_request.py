@@ -11,6 +11,7 @@ from pydantic import PrivateAttr, StrictBool, model_validator
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.sampling_params import StructuredOutputsParams
 
+from ssd_engine.answers.answer_format import ReasoningStage
 from ssd_engine.backends.vllm.requests import EXTRA_ARG, GIVEN_ARG
 from ssd_engine.config import GenerationParams, Grammar, SSDConfig
 from ssd_engine.errors import InvalidRequestError
@@ -28,11 +29,17 @@ class ChatRequest(ChatCompletionRequest):
     ssd: dict[str, Any] | StrictBool | None = None
     ssd_tokens: bool = False
     """Whether a stream tells of every token by itself, as `RemoteEngine` wants it (`token_records.py`)."""
+    reasoning: bool | str | None = None
+    """As `GenerationParams` has it."""
     _config: SSDConfig | None = PrivateAttr(None)
     _grammar: str | None = PrivateAttr(None)
     """What the answer has to be, in Lark, where tools are on offer or JSON is asked for."""
     _num_given: int = PrivateAttr(0)
     """Tokens at the prompt's end that are a given beginning whose risk signals are to tell."""
+    _reasoning_stage: ReasoningStage = PrivateAttr("over")
+    """How far the reasoning is as the answer begins."""
+    _can_reason: bool = PrivateAttr(default=False)
+    """Whether the model reasons before it answers."""
     _messages: list[dict[str, Any]] = PrivateAttr([])
     """The messages as they were sent, so that prompts have them word for word; but for the arguments of calls: they are
     sent as text, and templates want objects."""
@@ -100,9 +107,14 @@ class ChatRequest(ChatCompletionRequest):
             parallel_tool_calls=self.parallel_tool_calls is not False,
             continue_final_message=self.continue_final_message,
             template_kwargs=template_kwargs,
+            reasoning=self.reasoning,
             strict=self._strict(),
             grammar=self._given_grammar(),
         )
+
+    @staticmethod
+    def _is_convertible(own: StructuredOutputsParams) -> bool:
+        return any(getattr(own, name) for name in _STRUCTURES)
 
     def _strict(self) -> bool | None:
         """What the tools say together: True where one does, False where all do."""
@@ -116,7 +128,8 @@ class ChatRequest(ChatCompletionRequest):
         if wanted is not None and wanted.type == "json_schema":
             described = wanted.json_schema
             return Grammar(json_schema=described.json_schema or {"type": "object"}, lenient=not described.strict)
-        if own is None or not self.offers_tools:  # alone it goes vLLM's own way
+        # Alone it goes vLLM's own way, but where reasoning is to come before it.
+        if own is None or not (self.offers_tools or (self._can_reason and self._is_convertible(own))):
             return None
         if own.regex is not None:
             return Grammar(regex=own.regex)

@@ -27,12 +27,14 @@ from vllm.exceptions import VLLMValidationError
 from ssd_engine.backends.vllm.chat_request import ChatRequest
 from ssd_engine.backends.vllm.decoder import lark
 from ssd_engine.backends.vllm.pair import generation_config
+from ssd_engine.backends.vllm.parser import SSDParser
 from ssd_engine.backends.vllm.requests import EXTRA_ARG, configured_signals, requested_config
 from ssd_engine.backends.vllm.tap import DONE, Tap
 from ssd_engine.config import GenerationParams, SSDConfig
 from ssd_engine.errors import ContextLengthError, InvalidRequestError
 from ssd_engine.models.checkpoints import load_tokenizer
 from ssd_engine.serving.intake import Intake, ModelFacts, end_of_sequence_ids
+from ssd_engine.serving.request import Request as PreparedRequest
 
 _PATHS = (
     "/v1/chat/completions",
@@ -60,6 +62,18 @@ class ServingChat(OpenAIServingChat):
         self._intake = intake
         self._default = default
         self._longest = longest
+        self.parser_cls = SSDParser
+        self._include_reasoning_tokens_details = intake.format.reasoning is not None
+
+    def _make_parser(self, request: ChatRequest, *_: Any) -> SSDParser:
+        return SSDParser(request, self._intake)
+
+    def _finalize_response_message(self, message: Any, *args: Any, **kwargs: Any) -> Any:
+        """A whole answer's message, its reasoning also under the name that other servers' clients know."""
+        message = super()._finalize_response_message(message, *args, **kwargs)
+        if message.reasoning:
+            message.reasoning_content = message.reasoning
+        return message
 
     async def create_chat_completion(
         self, request: ChatRequest, raw_request: Request | None = None
@@ -67,6 +81,7 @@ class ServingChat(OpenAIServingChat):
         """Answer a chat; what is wrong with it is a response of status 400."""
         try:
             request._config = self._requested(request)
+            request._can_reason = self._intake.format.reasoning is not None
             if request._config is not None:
                 self._intake.require_signals(request._config)
         except InvalidRequestError as error:
@@ -91,10 +106,14 @@ class ServingChat(OpenAIServingChat):
             return rendered
         conversation, (engine_input, *_) = rendered
         try:
-            token_ids, request._num_given, request._grammar = await asyncio.to_thread(self._prepared, request)
+            prepared = await asyncio.to_thread(self._prepared, request)
         except InvalidRequestError as error:
             return self._refused(error)
-        engine_input["prompt_token_ids"] = token_ids
+        request._num_given, request._reasoning_stage = prepared.num_given, prepared.reasoning_stage
+        request._grammar = None if prepared.guide is None else lark(prepared.guide)
+        if self._intake.shows_control_tokens(request._tools if request.offers_tools else ()):
+            request.skip_special_tokens = False
+        engine_input["prompt_token_ids"] = list(prepared.target_ids)
         engine_input.pop("prompt", None)
         return conversation, [engine_input]
 
@@ -118,13 +137,11 @@ class ServingChat(OpenAIServingChat):
             {name: value for name, value in variables.items() if name not in _RENDERING and value is not None}
         )
 
-    def _prepared(self, request: ChatRequest) -> tuple[list[int], int, str | None]:
-        """The prompt's ids, how many of them at its end are a given beginning that is heard, and the grammar."""
+    def _prepared(self, request: ChatRequest) -> PreparedRequest:
+        """The request as the embedded engine would run it."""
         params, tools = self._params(request), request._tools or None
         config = request._config or self._default.replaced(signals=None)
-        prepared = self._intake.request(request._messages, None, params, config, tools, self._longest, lambda _: None)
-        grammar = None if prepared.guide is None else lark(prepared.guide)
-        return list(prepared.target_ids), prepared.num_given, grammar
+        return self._intake.request(request._messages, None, params, config, tools, self._longest, lambda _: None)
 
     async def chat_completion_full_generator(
         self, request: ChatRequest, result_generator: AsyncGenerator[Any, None], *args: Any, **kwargs: Any

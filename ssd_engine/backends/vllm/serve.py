@@ -13,7 +13,7 @@ from ssd_engine.backends.vllm.pair import VllmPair
 from ssd_engine.backends.vllm.requests import EXTRA_ARG
 from ssd_engine.errors import InvalidRequestError
 
-_TOOL_PARSER = "ssd", "ssd_engine.backends.vllm.tool_parser", "SSDToolParser"
+_TOOL_PARSER = "ssd", "ssd_engine.backends.vllm.parser", "SSDToolParser"
 
 
 @dataclass(frozen=True, kw_only=True)
