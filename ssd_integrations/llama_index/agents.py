@@ -28,8 +28,8 @@ class SSDFunctionAgent(FunctionAgent):
     on_risk: Literal["stop", "ask"] | Judge = Field(
         default="stop",
         description="'stop' ends the run with `note`. 'ask' waits for a `HumanResponseEvent`: after 'yes' the calls "
-        "run, after anything else the run ends as for 'stop'. A function is asked whether the calls may run, at elevated "
-        "risk alone, so a guard model costs nothing elsewhere.",
+        "run, after anything else the run ends as for 'stop'. A function is asked whether the calls may run, at "
+        "elevated risk alone, so a guard model costs nothing elsewhere.",
     )
     note: str = Field(
         default="I stopped before using a tool, because this request looks unsafe.",
