@@ -32,9 +32,10 @@ def pair(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenize
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No hub, no package index, nothing fetched yet, and a wide terminal."""
+    """No hub, no package index, nothing fetched or said yet, and a wide terminal."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setenv("SSD_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     monkeypatch.setenv("COLUMNS", "200")

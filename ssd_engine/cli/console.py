@@ -64,11 +64,16 @@ def print_piece(piece: Piece) -> None:
 def print_summary(result: GenerationResult) -> None:
     """What happened while the answer was decoded, in a line on stderr."""
     trace, tokens = result.trace, result.usage.completion_tokens
-    parts = [f"{tokens} tokens in {result.timings.total:.1f} s ({tokens_per_second(result):.1f} tokens/s)"]
-    if trace.decoding != "target":
-        parts += [f"match rate {trace.match_rate:.0%}", f"{trace.tokens_per_round:.1f} tokens a round"]
+    parts = ["1 token" if tokens == 1 else f"{tokens} tokens"]
+    if trace.num_drafted:
+        parts += [
+            f"{trace.num_accepted} of {trace.num_drafted} drafted accepted",
+            f"{trace.tokens_per_round:.1f} a round",
+        ]
+    parts.append(f"{tokens_per_second(result):.1f} tokens/s")
     if trace.decoding == "ssd":
-        parts += [f"Union {trace.union_share:.0%}", f"risk {trace.risk}"]
+        parts += [f"Union {trace.union_share:.0%}"] if trace.union_share else []
+        parts.append(f"risk {trace.risk}")
     stderr.print(Text(" · ".join(parts), style="dim"), soft_wrap=True)
 
 
