@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import pty
 import re
-import select
-import signal
-import sys
 from collections.abc import Callable, Iterator
 
 import pytest
-from command_cases import LONG_ANSWER, PATIENCE, answer, offline, pair, ssd  # noqa: F401 (fixtures)
+from command_cases import LONG_ANSWER, Terminal, answer, offline, pair, ssd  # noqa: F401 (fixtures)
 
 from ssd_engine.cli.chat_input import history_file
 
@@ -43,35 +38,6 @@ def test_chat_goes_on_after_an_error(pair: list[str]) -> None:
     assert "Traceback" not in result.stderr
 
 
-class Terminal:
-    """`ssd` on a terminal of its own."""
-
-    def __init__(self, *arguments: str) -> None:
-        self.pid, self._terminal = pty.fork()
-        if self.pid == 0:
-            # As a terminal has it, also where the tests were started in the background, with the signal ignored.
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            os.execvp(sys.executable, [sys.executable, "-c", "from ssd_engine.cli import main; main()", *arguments])
-        self.screen = ""
-
-    def read_until(self, wanted: str) -> None:
-        """Wait until `wanted`, a pattern, is among what came since the last call."""
-        begin = len(self.screen)
-        while not re.search(wanted, self.screen[begin:]):
-            ready, _, _ = select.select([self._terminal], [], [], PATIENCE)
-            assert ready, f"no {wanted!r} in {self.screen[begin:]!r}"
-            self.screen += os.read(self._terminal, 65536).decode(errors="replace")
-
-    def type(self, text: str) -> None:
-        os.write(self._terminal, text.encode())
-
-    def exit_code(self) -> int:
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-
-    def close(self) -> None:
-        os.close(self._terminal)
-
-
 @pytest.fixture
 def started(pair: list[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Terminal]]:
     """Begins a conversation on a terminal."""
@@ -79,7 +45,7 @@ def started(pair: list[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
     terminals = []
 
     def start(*options: str) -> Terminal:
-        terminals.append(Terminal("chat", *pair, *options))
+        terminals.append(Terminal.of_ssd("chat", *pair, *options))
         terminals[-1].read_until(PROMPT)
         return terminals[-1]
 

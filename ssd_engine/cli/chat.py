@@ -16,8 +16,8 @@ from ssd_engine.cli.console import (
     MISMATCH_STYLE,
     UNION_STYLE,
     print_error,
-    print_piece,
     print_summary,
+    shown,
     stderr,
     stdout,
 )
@@ -110,8 +110,7 @@ class ChatSession:
         said = ""
         try:
             with contextlib.closing(self._engine.stream([*system, *self._messages, user], self._params)) as pieces:
-                for piece in pieces:
-                    print_piece(piece)
+                for piece in shown(pieces):
                     said += piece.text
                     if piece.result is not None:
                         self._trace = piece.result.trace

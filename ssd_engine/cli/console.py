@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Self
 
 from rich.console import Console
@@ -18,6 +18,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.status import Status
 from rich.text import Text
 
 from ssd_engine.answers.result import GenerationResult, Piece
@@ -55,10 +56,20 @@ def styled(piece: Piece) -> Text:
     return text
 
 
-def print_piece(piece: Piece) -> None:
-    """Add a piece to the answer on stdout."""
-    # soft_wrap: the terminal breaks the lines, which a piece cannot know about
-    stdout.print(styled(piece), end="", soft_wrap=True)
+def starting() -> Status:
+    """What is shown while torch and transformers are imported, which takes seconds."""
+    return stderr.status("Starting")
+
+
+def shown(pieces: Iterator[Piece]) -> Iterator[Piece]:
+    """The same pieces, each added to the answer on stdout; a spinner until the first one comes."""
+    with ExitStack() as waiting:
+        waiting.enter_context(stderr.status("Reading the prompt"))
+        for piece in pieces:
+            waiting.close()
+            # soft_wrap: the terminal breaks the lines, which a piece cannot know about
+            stdout.print(styled(piece), end="", soft_wrap=True)
+            yield piece
 
 
 def print_summary(result: GenerationResult) -> None:
@@ -129,10 +140,16 @@ class WorkProgress:
     """
 
     def __init__(self) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            _CountColumn(),
+            TimeRemainingColumn(),
+        )
         self._bars = Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal)
-        self._task = self._bars.add_task("", total=None)
-        self._told = (-1, -1)
+        self._task = self._bars.add_task("Reading what is there", total=None)
+        self._told: tuple[object, int] = ("", -1)
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -142,18 +159,26 @@ class WorkProgress:
         self._bars.stop()
 
     def step(self, name: str, done: int, total: int) -> None:
-        """So many of so many are done."""
+        """So many of so many are done; a `total` of 0: how many there are cannot be known."""
         if done == 0:
-            self._bars.reset(self._task)
-        self._bars.update(self._task, description=name, completed=done, total=total)
-        tenth = (total, 10 * done // total if total else 10)
+            self._bars.remove_task(self._task)
+            self._task = self._bars.add_task(name, total=total or None)
+        self._bars.update(self._task, description=name, completed=done, total=total or None)
+        tenth = (total, 10 * done // total) if total else (name, 0)
         if not stderr.is_terminal and tenth != self._told:
             self._told = tenth
-            stderr.print(Text(f"{name}: {done}/{total}"), soft_wrap=True)
+            stderr.print(Text(f"{name}: {done}/{total}" if total else name), soft_wrap=True)
 
     def note(self, text: str) -> None:
         """Say something beside the bar."""
         stderr.print(Text(text), soft_wrap=True)
+
+
+class _CountColumn(MofNCompleteColumn):
+    """How many are done of how many, where that is known."""
+
+    def render(self, task: Task) -> Text:
+        return Text() if task.total is None else super().render(task)
 
 
 class _SizeColumn(DownloadColumn):

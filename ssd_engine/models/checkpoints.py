@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging
 
 from ssd_engine.errors import ModelLoadError, VocabularyMismatchError
 from ssd_engine.models.linear import (
@@ -111,15 +114,26 @@ def load_unprepared(
     refuse_pickled(Path(source))
     if options.device_map is None:
         require_room([source], str(options.placement))
-    model: PreTrainedModel = _from_pretrained(
-        AutoModelForCausalLM,
-        source,
-        options.revision,
-        dtype="auto" if options.dtype == "auto" else as_dtype(options.dtype),
-        device_map=options.placement,
-        use_safetensors=True,
-    )
+    with _bars_on_terminals_alone():
+        model: PreTrainedModel = _from_pretrained(
+            AutoModelForCausalLM,
+            source,
+            options.revision,
+            dtype="auto" if options.dtype == "auto" else as_dtype(options.dtype),
+            device_map=options.placement,
+            use_safetensors=True,
+        )
     return model if adapter in (None, NO_ADAPTER) else _merge_adapter(model, adapter)
+
+
+@contextmanager
+def _bars_on_terminals_alone() -> Iterator[None]:
+    """Transformers' own bars, where they are shown at all, leave pipes and files alone."""
+    previous = logging.set_tqdm_hook(lambda make, args, options: make(*args, **{"disable": None, **options}))
+    try:
+        yield
+    finally:
+        logging.set_tqdm_hook(previous)
 
 
 def load_tokenizer(source: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
