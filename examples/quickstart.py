@@ -5,7 +5,9 @@ Run it with `make demo`, or `python examples/quickstart.py` where the package is
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Iterable
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +35,20 @@ def population(city: str) -> int:
     return {"Lyon": 522_000, "Turin": 841_000}[city]
 
 
-def timed(ask: Callable[[], Any]) -> tuple[Any, float]:
-    start = time.perf_counter()
-    return ask(), time.perf_counter() - start
+def shown(chunks: Iterable[Any]) -> list[Any]:
+    """What a stream gives, chunks of a message or plain text, printed as it comes."""
+    kept: list[Any] = []
+    has_begun = False
+    for chunk in chunks:
+        kept.append(chunk)
+        text = chunk if isinstance(chunk, str) else chunk.text
+        if text and not has_begun:
+            has_begun = True
+            console.print("[bold]model[/] ", end="")
+        console.print(text, end="", markup=False, soft_wrap=True)
+    if has_begun:
+        console.print()
+    return kept
 
 
 def show_trace(trace: dict[str, Any], tokens: int, seconds: float) -> None:
@@ -59,14 +72,14 @@ def langchain_agent() -> None:
     messages: list[Any] = [SystemMessage(instructions), HumanMessage(question)]
     console.print(f"[bold]user[/]  {question}")
     while True:
-        answer, seconds = timed(lambda: model.invoke(messages))
+        start = time.perf_counter()
+        answer = reduce(add, shown(model.stream(messages)))
+        seconds = time.perf_counter() - start
         messages.append(answer)
         for call in answer.tool_calls:
             result = population.invoke(call)
             messages.append(result)
             console.print(f"[bold]tool[/]  {call['name']}({call['args']}) → {result.content}")
-        if answer.content:
-            console.print("[bold]model[/]", answer.content)
         show_trace(answer.response_metadata["ssd"], answer.usage_metadata["output_tokens"], seconds)
         if not answer.tool_calls:
             return
@@ -90,19 +103,18 @@ def llama_index_rag() -> None:
     splitter = SentenceSplitter(chunk_size=200, chunk_overlap=20)
     llm = SSDLLM(max_tokens=96)
     index = SimpleKeywordTableIndex.from_documents(documents, llm=llm, transformations=[splitter])
-    engine = index.as_query_engine(llm=llm, num_chunks_per_query=2)
+    engine = index.as_query_engine(llm=llm, num_chunks_per_query=2, streaming=True)
     question = "When does decoding switch to the Union scheme?"
     console.print(f"[bold]user[/]  {question}")
     answers = Answers()
     get_dispatcher().add_event_handler(answers)
-    response, seconds = timed(lambda: engine.query(question))
-    console.print("[bold]model[/]", str(response).strip())
+    start = time.perf_counter()
+    shown(engine.query(question).response_gen)
     for raw in answers.raw:
-        show_trace(raw["ssd"], raw["usage"]["completion_tokens"], seconds)
+        show_trace(raw["ssd"], raw["usage"]["completion_tokens"], time.perf_counter() - start)
 
 
 if __name__ == "__main__":
-    with console.status("Loading the models"):
-        ChatSSD().load()
+    ChatSSD().load()  # once for both
     langchain_agent()
     llama_index_rag()

@@ -12,14 +12,15 @@ from ssd_engine.models.resolve import resolve_spec
 from ssd_engine.rule.draft_signals import DraftSignals
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+    from ssd_engine.backends.transformers.outlook import PairOutlook
     from ssd_engine.serving.parts import EngineParts
 
 
 def load_parts(spec: PairSpec, signals: DraftSignals | None = None) -> EngineParts:
     """Load a pair with its backend. Arguments and errors are `SSDEngine.from_spec`'s."""
-    _require_local_packages()
+    require_local_packages()
     resolved = resolve_spec(spec)
     if spec.backend == "vllm":
         if signals is not None:
@@ -56,8 +57,15 @@ def parts_of_models(
     )
 
 
-def _require_local_packages() -> None:
-    """A client of a server may have been installed without what runs models."""
+def pair_outlook(spec: PairSpec, target: PreTrainedConfig, draft: PreTrainedConfig) -> PairOutlook:
+    """How the transformers backend would hold a pair; raises `ModelLoadError` where it cannot run it."""
+    from ssd_engine.backends.transformers.outlook import PairOutlook
+
+    return PairOutlook.of(spec, target, draft)
+
+
+def require_local_packages() -> None:
+    """Raise `ModelLoadError` without what runs models: a client of a server may have been installed so."""
     missing = [package for package in ("torch", "transformers") if find_spec(package) is None]
     if missing:
         raise ModelLoadError(

@@ -167,6 +167,8 @@ def test_the_card_tells_data_settings_losses_and_validation(aligned: tuple[Path,
         assert expected in card
     assert str(output.parent) not in card + (output / "adapter_config.json").read_text()
     assert "recovery rate" in said(result)
+    for step in ("Loading the target", "Loading the draft", "Training, loss", "Validation: "):
+        assert step in said(result)
     assert sorted(path.suffix for path in output.iterdir() if path.is_file()) == [
         ".json", ".json", ".json", ".md", ".safetensors", ".safetensors"
     ]  # fmt: skip

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import pty
 import re
-import select
-import signal
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
-from command_cases import LONG_ANSWER, PATIENCE, answer, offline, pair, ssd  # noqa: F401 (fixtures)
+from command_cases import LONG_ANSWER, Terminal, answer, offline, pair, ssd  # noqa: F401 (fixtures)
+
+from ssd_engine.cli.chat_input import history_file
+
+PROMPT = r"\x1b\[\?2004h(.|\n)*>"
+"""The prompt is there, and keys are read: pasted text is told from typed text from now on."""
 
 
 def test_chat_answers_remembers_and_shows_the_bins(pair: list[str]) -> None:
@@ -24,7 +24,7 @@ def test_chat_answers_remembers_and_shows_the_bins(pair: list[str]) -> None:
     assert len(re.findall(r"│ [123] +│ [01]\.\d\d +│ 0\.\d\d +│ (?:intersection|union)", result.stdout)) == 3
     assert "There is no command /nonsense" in result.stderr
     assert "Ctrl-C stops an answer" in result.stderr
-    assert result.stderr.count("21 tokens in") == 2, "nothing is answered after /exit"
+    assert result.stderr.count("21 tokens ·") == 2, "nothing is answered after /exit"
 
 
 def test_chat_ends_with_the_input(pair: list[str]) -> None:
@@ -38,69 +38,65 @@ def test_chat_goes_on_after_an_error(pair: list[str]) -> None:
     assert "Traceback" not in result.stderr
 
 
-class Terminal:
-    """`ssd` on a terminal of its own."""
-
-    def __init__(self, *arguments: str) -> None:
-        self.pid, self._terminal = pty.fork()
-        if self.pid == 0:
-            # As a terminal has it, also where the tests were started in the background, with the signal ignored.
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            os.execvp(sys.executable, [sys.executable, "-c", "from ssd_engine.cli import main; main()", *arguments])
-        self.screen = ""
-
-    def read_until(self, wanted: str) -> None:
-        """Wait until `wanted`, a pattern, is among what came since the last call."""
-        begin = len(self.screen)
-        while not re.search(wanted, self.screen[begin:]):
-            ready, _, _ = select.select([self._terminal], [], [], PATIENCE)
-            assert ready, f"no {wanted!r} in {self.screen[begin:]!r}"
-            self.screen += os.read(self._terminal, 65536).decode(errors="replace")
-
-    def press_until(self, key: str, wanted: str) -> None:
-        """Press `key`, again each second as a person would, until `wanted` shows.
-
-        A signal between the prompt and the reading of the line is kept for the next key (CPython's readline).
-        """
-        begin = len(self.screen)
-        for _ in range(PATIENCE):
-            self.type(key)
-            while select.select([self._terminal], [], [], 1)[0]:
-                self.screen += os.read(self._terminal, 65536).decode(errors="replace")
-                if re.search(wanted, self.screen[begin:]):
-                    return
-        raise AssertionError(f"no {wanted!r} in {self.screen[begin:]!r}")
-
-    def type(self, text: str) -> None:
-        os.write(self._terminal, text.encode())
-
-    def exit_code(self) -> int:
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-
-    def close(self) -> None:
-        os.close(self._terminal)
-
-
 @pytest.fixture
-def terminal(pair: list[str]) -> Iterator[Terminal]:
-    started = Terminal("chat", *pair, "--max-tokens", str(LONG_ANSWER))
-    yield started
-    started.close()
+def started(pair: list[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Terminal]]:
+    """Begins a conversation on a terminal."""
+    monkeypatch.setenv("PROMPT_TOOLKIT_NO_CPR", "1")  # this terminal answers no questions
+    terminals = []
+
+    def start(*options: str) -> Terminal:
+        terminals.append(Terminal.of_ssd("chat", *pair, *options))
+        terminals[-1].read_until(PROMPT)
+        return terminals[-1]
+
+    yield start
+    for terminal in terminals:
+        terminal.close()
 
 
-def test_ctrl_c_stops_the_answer_and_ctrl_d_leaves(terminal: Terminal) -> None:
-    terminal.read_until("> ")
-    terminal.type("hello\n")
+def kept_messages() -> list[str]:
+    """What the file of the history has, message by message."""
+    entries = re.split(r"^# .*\n", history_file().read_text(), flags=re.MULTILINE)[1:]
+    return ["\n".join(line[1:] for line in entry.splitlines() if line) for entry in entries]
+
+
+def test_ctrl_c_stops_the_answer_and_ctrl_d_leaves(started: Callable[..., Terminal]) -> None:
+    terminal = started("--max-tokens", str(LONG_ANSWER))
+    terminal.type("hello\r")
     terminal.read_until(r"\x1b\[1;4;33m")  # a mismatch under Union: underlined and coloured
     terminal.type("\x03")
-    terminal.read_until("stopped(.|\n)*> ")
+    terminal.read_until(f"stopped(.|\n)*{PROMPT}")
     terminal.type("\x04")
     assert terminal.exit_code() == 0
-    assert "tokens in" not in terminal.screen, "the answer did not run to its end"
+    assert "drafted accepted" not in terminal.screen, "the answer did not run to its end"
 
 
-def test_ctrl_c_at_the_prompt_tells_how_to_leave(terminal: Terminal) -> None:
-    terminal.read_until("> ")
-    terminal.press_until("\x03", "/exit or Ctrl-D leaves(.|\n)*> ")
+def test_ctrl_c_at_the_prompt_tells_how_to_leave(started: Callable[..., Terminal]) -> None:
+    terminal = started()
+    terminal.type("never mind\x03")
+    terminal.read_until(f"/exit or Ctrl-D leaves(.|\n)*{PROMPT}")
     terminal.type("\x04")
     assert terminal.exit_code() == 0
+
+
+def test_a_message_of_several_lines_is_one_and_later_conversations_have_it(started: Callable[..., Terminal]) -> None:
+    terminal = started("--max-tokens", "4")
+    terminal.type("one\x1b\rtwo\\\rthree \x1b[200~four\nfive\n\x1b[201~six\r")
+    terminal.read_until(f"drafted accepted(.|\n)*{PROMPT}")
+    terminal.type("/exit\r")
+    assert terminal.exit_code() == 0
+    assert terminal.screen.count("drafted accepted") == 1
+    said = ["one\ntwo\nthree four\nfive\nsix", "/exit"]
+    assert kept_messages() == said
+    assert history_file().stat().st_mode & 0o777 == 0o600
+
+    unkept = started("--max-tokens", "4", "--no-history")
+    unkept.type("a secret\r")
+    unkept.read_until(f"drafted accepted(.|\n)*{PROMPT}")
+    unkept.type("\x04")
+    assert unkept.exit_code() == 0
+    assert kept_messages() == said
+
+    later = started("--max-tokens", "4")
+    later.type("\x1b[A\r")
+    assert later.exit_code() == 0, "the last message was to leave"

@@ -103,8 +103,16 @@ def test_run_prints_the_text_and_nothing_else_on_stdout(pair: list[str]) -> None
     result = ssd("run", *options)
     assert result.exit_code == 0, result.output
     assert result.stdout == printable(str(answer(*options)["text"])) + "\n"
-    for figure in ("20 tokens in", "tokens/s", "match rate", "tokens a round", "Union", "risk"):
-        assert figure in result.stderr
+    told = re.search(
+        r"^20 tokens · (\d+) of (\d+) drafted accepted · (\d\.\d) a round · \d+\.\d tokens/s (· Union \d+% )?"
+        r"· risk (\w+)$",
+        result.stderr,
+        re.MULTILINE,
+    )
+    assert told, result.stderr
+    trace = answer(*options)["trace"]
+    assert int(told[1]) == round(trace["match_rate"] * 20) < int(told[2]) <= 3 * trace["rounds"]
+    assert (float(told[3]), told[5]) == (round(trace["tokens_per_round"], 1), trace["risk"])
 
 
 def test_run_json_is_one_object(pair: list[str]) -> None:
@@ -193,7 +201,7 @@ def test_chat_drafts_as_many_tokens_a_round_as_are_configured(
     given = [] if drafts is None else ["--num-draft-tokens", str(drafts)]
     result = ssd("chat", *pair, "--max-tokens", "40", *given, text="hello\n/exit\n")
     assert result.exit_code == 0, result.output
-    told = re.search(r"(\d\.\d) tokens a round", result.stderr)
+    told = re.search(r"(\d\.\d) a round", result.stderr)
     assert told
     assert least <= float(told[1]) <= most
 

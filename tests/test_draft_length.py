@@ -75,6 +75,7 @@ def test_in_company_nobody_drafts_more_than_most_want(
     with SSDEngine(target, copy.deepcopy(target), tokenizer) as engine:
         alone = engine.generate([5, 6], params(64, 60))
         assert alone.trace.round_sizes == [60]
+        assert alone.trace.num_drafted == alone.trace.num_accepted == 60
         others = [engine.stream([7, 8 + i], params(3, 1500)) for i in range(2)]
         for stream in others:
             next(stream)
@@ -82,6 +83,7 @@ def test_in_company_nobody_drafts_more_than_most_want(
         for stream in others:
             stream.close()
         assert max(result.trace.round_sizes) == 3
+        assert result.trace.num_drafted == 60
         assert result.token_ids == alone.token_ids
         greedy = [engine.stream([7, 8 + i], params(64, 1500)) for i in range(2)]
         for stream in greedy:

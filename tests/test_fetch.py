@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from package_index import COMMIT, CONTENT, PINNED, RecordedStages, cache, index, publish, publish_wheel, source_of  # noqa: F401 (fixtures)
 
 from ssd_engine.errors import ModelLoadError
@@ -181,9 +182,12 @@ def hub() -> Iterator[dict[str, bytes]]:
 def with_hub(hub: dict[str, bytes], call: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """What `call` gives in a process whose hub is `hub`: the client reads its address once, when it is imported."""
     code = (
-        "from ssd_engine.models.fetch import fetch\nfrom ssd_engine.models.resolve import resolve\n"
+        "from ssd_engine.models.fetch import fetch\n"
+        "from ssd_engine.models.resolve import fetch_named, local_folder, resolve\n"
+        "from ssd_engine.models.pair import PairSpec\nfrom package_index import RecordedStages\n"
         f"from ssd_engine.models.presets import *\nprint({call})"
     )
+    variables = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", **variables}
     environment = {"HF_ENDPOINT": hub[""].decode(), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", **variables}
     return subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, check=False
@@ -194,24 +198,70 @@ def fetch_through(hub: dict[str, bytes], source: GGUFSource) -> subprocess.Compl
     return with_hub(hub, f"fetch({source!r})")
 
 
-def test_a_repository_is_read_at_its_commit_and_asked_for_once(hub: dict[str, bytes], tmp_path: Path) -> None:
-    """The main branch has moved on; the tree also lists pickled weights and code, which are never fetched."""
-    files = {"config.json": b'{"of": "the commit"}', "model.safetensors": b"weights"}
+def publish_repository(hub: dict[str, bytes], files: dict[str, bytes]) -> None:
+    """Files of someone/tiny at its commit; the main branch has moved on.
+
+    The tree also lists what is never fetched: pickled weights, code, and the weights in another format.
+    """
     tree = [
         {"type": "file", "path": name, "size": len(files.get(name, b"")), "oid": "0" * 40}
-        for name in (*files, "pytorch_model.bin", "modeling_tiny.py")
+        for name in (*files, "pytorch_model.bin", "modeling_tiny.py", "consolidated.safetensors")
     ]
     hub["someone/tiny/config.json"] = b'{"of": "another commit"}'
     hub[f"api/models/someone/tiny/revision/{COMMIT}"] = json.dumps({"id": "someone/tiny", "sha": COMMIT}).encode()
     hub[f"api/models/someone/tiny/tree/{COMMIT}"] = json.dumps(tree).encode()
     for name, content in files.items():
         hub[f"someone/tiny/resolve/{COMMIT}/{name}"] = content
+
+
+def test_a_repository_that_was_fetched_in_part_is_not_here_and_goes_on_with_a_bar(
+    hub: dict[str, bytes], tmp_path: Path
+) -> None:
+    index = json.dumps({"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}).encode()
+    files = {
+        "config.json": b"{}",
+        "model.safetensors.index.json": index,
+        "one.safetensors": b"first weights",
+        "two.safetensors": b"second weights",
+    }
+    publish_repository(hub, files)
+    variables = {"HF_HUB_CACHE": str(tmp_path / "hub")}
+    second = Path(with_hub(hub, f"resolve({PINNED!r})", **variables).stdout.strip()) / "two.safetensors"
+    second.resolve().unlink()
+    second.unlink()
+    call = (
+        "(lambda stages: (local_folder(PINNED), resolve(PINNED, stages), stages.bytes_done, local_folder(PINNED)))"
+        "(RecordedStages())"
+    )
+    done = with_hub(hub, call.replace("PINNED", repr(PINNED)), **variables)
+    assert done.stdout.startswith("(None, "), done.stderr
+    assert "{'Fetching someone/tiny': 14}" in done.stdout, done.stdout
+    assert not done.stderr, "the bar is the caller's"
+    assert "None)" not in done.stdout
+
+
+def test_a_repository_is_read_at_its_commit_and_asked_for_once(hub: dict[str, bytes], tmp_path: Path) -> None:
+    files = {"config.json": b'{"of": "the commit"}', "model.safetensors": b"weights"}
+    publish_repository(hub, files)
     cache = {"HF_HUB_CACHE": str(tmp_path / "hub")}
     done = with_hub(hub, f"resolve({PINNED!r})", **cache)
     folder = Path(done.stdout.strip())
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == files, done.stderr
     again = with_hub(hub, f"resolve({PINNED!r})", **cache, HF_HUB_OFFLINE="1")
     assert again.stdout == done.stdout, again.stderr
+
+
+def test_a_pair_that_is_named_by_hub_ids_is_fetched_once_with_a_bar_each(hub: dict[str, bytes], tmp_path: Path) -> None:
+    """What cannot be fetched is for the loader to say."""
+    files = {"config.json": b"{}", "model.safetensors": b"weights"}
+    publish_repository(hub, files)
+    variables = {"HF_HUB_CACHE": str(tmp_path / "hub")}
+    call = (
+        "(lambda stages, spec: (fetch_named(spec, stages), fetch_named(spec, stages), stages.bytes_done))"
+        f"(RecordedStages(), PairSpec(target='someone/tiny', target_revision={COMMIT!r}, draft='someone/else'))"
+    )
+    done = with_hub(hub, call, **variables)
+    assert done.stdout.strip() == "(None, None, {'Fetching someone/tiny': 9})", done.stderr
 
 
 def test_the_hub_is_asked_first(hub: dict[str, bytes], index: Path) -> None:

@@ -117,3 +117,13 @@ def test_a_client_without_torch_gets_answers_calls_and_objects(client: Path, kin
         done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=client.parent)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("well "), done.stdout
+
+
+def test_doctor_tells_what_a_client_without_torch_lacks(client: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [str(client), "-c", "from ssd_engine.cli import main; main()", "doctor"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=client.parent)
+    assert done.returncode == 1, done.stderr
+    said = " ".join(done.stdout.split())
+    assert 'torch not installed (pairs in this process): pip install "ssd-integrations"' in said
+    assert "a pair in this process needs torch and transformers: pip install torch transformers" in said

@@ -25,6 +25,7 @@ from ssd_integrations.llama_index import SSDLLM
 COMMANDS: dict[str, tuple[str, Sequence[str]]] = {
     "run": ("transformers", ()),
     "chat": ("transformers", ()),
+    "doctor": ("transformers", ()),
     "eval": ("transformers", ("max_batch_size", "max_waiting")),
     "serve": ("vllm", ("max_waiting",)),
     **{

@@ -24,6 +24,7 @@ class FakeSequence:
     num_unread_tokens: int
     timings: Timings = field(default_factory=Timings)
     cached_prompt_tokens: int = 0
+    num_drafted: None = None
 
 
 class RecordingDecoder:

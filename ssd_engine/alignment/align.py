@@ -115,6 +115,9 @@ def _question(source: str, number: int, row: Mapping[str, Any]) -> Question:
     return Question(row["prompt"], tools=tools, turns=turns, system=texts["system"], answer=texts["answer"])
 
 
+_LOADING = "Loading the draft"
+
+
 def align(
     pair: PairSpec,
     sources: Sources,
@@ -173,12 +176,14 @@ def align(
     training, validation = _examples(pair, names, prompts, ExampleMaker(tokenizer, settings), settings, work, report)
     report.note(f"{len(training)} examples to train on, {len(validation)} to validate with.")
     # In float32: in 16 bit, steps as small as these are lost in rounding.
+    report.step(_LOADING, 0, 0)
     model = load_unprepared(draft_source, replace(how, dtype="float32", quantization=None))
     base = {"name": names.draft, "fingerprint": fingerprint(model)}
     adapted, done = train_adapter(model, training, validation, settings, work / "checkpoints", report, start=start)
     _save(adapted, pair, names.draft, output)
     (output / BASE_RECORD).write_text(json.dumps(base) + "\n", encoding="utf-8")
     del adapted, model
+    report.step(_LOADING, 0, 0)
     shipped = load_unprepared(draft_source, replace(how, quantization=None), output)
     if merged is not None:
         shipped.save_pretrained(str(merged))
@@ -186,6 +191,7 @@ def align(
     report.note("The adapter as it is stored, merged into the draft as an engine does it:")
     as_shipped = validate(shipped.float(), validation, settings, work / "validation", report)
     del shipped
+    report.step(_LOADING, 0, 0)
     draft = load_model(draft_source, how, output)
     signals = make_signals(draft, training, validation, settings, base["fingerprint"], report)
     for folder in (output, merged) if merged is not None else (output,):
@@ -258,6 +264,7 @@ def _examples(
         own = [[question for question in side if _writer(question, settings) == writer] for side in questions]
         if writer != settings.writer and not any(own):
             continue
+        report.step(f"Loading the {writer}", 0, 0)
         with _writing(pair, names, writer) as engine:
             for side_answers, side in zip(answers, own, strict=True):
                 side_answers += harmless_answers(engine, side, settings, journal, report)

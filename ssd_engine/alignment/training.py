@@ -258,6 +258,7 @@ class _Reports(TrainerCallback):  # type: ignore[misc]
     def __init__(self, report: Reporter) -> None:
         self._report = report
         self._loss = math.nan
+        self._num_validated = 0
         self.per_token = 1.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -268,10 +269,15 @@ class _Reports(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._report.step(f"Training, loss {self._loss:.3f}", state.global_step, state.max_steps)
 
+    def on_prediction_step(self, args: Any, state: Any, control: Any, eval_dataloader: Any, **_: Any) -> None:
+        self._num_validated += 1
+        self._report.step("Validation", self._num_validated, len(eval_dataloader))
+
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
         self._loss = logs.get("loss", self._loss)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
+        self._num_validated = 0
         found = _validation(metrics, state.global_step, self.per_token)
         self._report.note(
             f"Step {found.step}: validation loss {found.loss:.3f}, match rate {found.match_rate:.1%}, "

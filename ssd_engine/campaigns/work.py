@@ -16,7 +16,7 @@ class Reporter(Protocol):
     """Where long work says how far it is."""
 
     def step(self, name: str, done: int, total: int) -> None:
-        """So much of a step is done."""
+        """So much of a step is done; a `total` of 0: how much there is cannot be known."""
 
     def note(self, text: str) -> None:
         """Something worth a line that stays."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ssd_engine.alignment.settings import AlignSettings
-from ssd_engine.cli.console import WorkProgress, stdout
+from ssd_engine.cli.console import WorkProgress, starting, stdout
 from ssd_engine.cli.pair_options import described, fetched, takes_pair
 from ssd_engine.errors import InvalidRequestError
 from ssd_engine.models.pair import PairSpec
@@ -81,9 +81,10 @@ def align(
         settings = AlignSettings(**{name: given[name] for name in AlignSettings.model_fields})
     except InvalidRequestError as error:
         raise typer.BadParameter(str(error)) from error
-    from ssd_engine.alignment.align import Sources
-    from ssd_engine.alignment.align import align as run
-    from ssd_engine.models.resolve import resolve_spec
+    with starting():
+        from ssd_engine.alignment.align import Sources
+        from ssd_engine.alignment.align import align as run
+        from ssd_engine.models.resolve import resolve_spec
 
     sources = Sources(harmful=harmful or (), ordinary=ordinary or (), look_alikes=look_alikes or ())
     own_adapter = resolve_spec(fetched(pair)).draft_adapter

@@ -14,6 +14,7 @@ from ssd_engine.cli.attack import attack
 from ssd_engine.cli.bench import bench
 from ssd_engine.cli.chat import chat
 from ssd_engine.cli.console import print_error
+from ssd_engine.cli.doctor import doctor
 from ssd_engine.cli.eval import evaluate
 from ssd_engine.cli.run import run
 from ssd_engine.cli.serve import serve
@@ -48,6 +49,7 @@ app.command()(align)
 app.command()(serve)
 app.command("eval")(evaluate)
 app.command()(attack)
+app.command()(doctor)
 app.add_typer(models.app, name="models")
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ssd_engine.cli.console import WorkProgress, stdout
+from ssd_engine.cli.console import WorkProgress, starting, stdout
 from ssd_engine.cli.pair_options import fetched, takes_pair
 from ssd_engine.models.pair import PairSpec
 
@@ -39,7 +39,8 @@ def attack(
     The default budget takes the default pair about a minute for each request on two cores. A call that was killed goes
     on behind the last prompt of the file.
     """
-    from ssd_engine.evaluation.optimised_attack import AttackSettings, optimise
+    with starting():
+        from ssd_engine.evaluation.optimised_attack import AttackSettings, optimise
 
     fetched(pair)
     settings = AttackSettings(budget=budget, seed=seed)

@@ -11,7 +11,7 @@ from rich import box
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from ssd_engine.cli.console import stderr, stdout
+from ssd_engine.cli.console import starting, stderr, stdout
 from ssd_engine.cli.pair_options import fetched, takes_pair
 from ssd_engine.config import Backend
 from ssd_engine.models.pair import PairSpec
@@ -53,7 +53,8 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON instead of a table.")] = False,
 ) -> None:
     """Measure the pair against transformers' generate and assisted generation, or on vLLM against vLLM's own."""
-    from ssd_engine.evaluation import speed
+    with starting():
+        from ssd_engine.evaluation import speed
 
     fetched(pair)
     with _progress() as progress:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
 from ssd_engine.cli import generation_options
+from ssd_engine.cli.chat_input import KEYS_HELP, message_reader
 from ssd_engine.cli.console import (
     MISMATCH_STYLE,
     UNION_STYLE,
     print_error,
-    print_piece,
     print_summary,
+    shown,
     stderr,
     stdout,
 )
@@ -42,6 +43,9 @@ def chat(
     top_p: generation_options.TopPOption = 1.0,
     top_k: generation_options.TopKOption = None,
     seed: generation_options.SeedOption = None,
+    no_history: Annotated[
+        bool, typer.Option("--no-history", help="Keep no file of the messages for later conversations.")
+    ] = False,
 ) -> None:
     """Talk to a pair. Tokens chosen under Union are coloured, mismatches underlined; /help lists the commands."""
     try:
@@ -56,11 +60,11 @@ def chat(
     except InvalidRequestError as error:
         raise typer.BadParameter(str(error)) from error
     with load(pair) as engine:
-        ChatSession(engine, params, system).run()
+        ChatSession(engine, params, system).run(message_reader(keeps_history=not no_history))
 
 
 class ChatSession:
-    """One conversation: reads lines, answers them, and keeps what was said."""
+    """One conversation: reads messages, answers them, and keeps what was said."""
 
     def __init__(self, engine: SSDEngine, params: GenerationParams, system: str | None = None) -> None:
         self._engine = engine
@@ -76,41 +80,37 @@ class ChatSession:
             "/exit": (self._leave, "leave (so does Ctrl-D); Ctrl-C stops an answer"),
         }
 
-    def run(self) -> None:
-        """Go on until the user leaves."""
-        with contextlib.suppress(ImportError):  # line editing and history, where the platform has them
-            import readline  # noqa: F401
+    def run(self, read: Callable[[], str]) -> None:
+        """Go on until the user leaves; `read` is a `message_reader`."""
         legend = Text.assemble("chosen under ", ("Union", UNION_STYLE), ", ", ("mismatch", MISMATCH_STYLE), "; /help")
         stderr.print(Text.assemble((self._engine.name, "bold"), " (", legend, ")"))
         while True:
             try:
-                line = input("\n> ").strip()
-                if line:
-                    self._handle(line)
+                text = read().strip()
+                if text:
+                    self._handle(text)
             except KeyboardInterrupt:
                 stderr.print("\n/exit or Ctrl-D leaves", style="dim")
             except EOFError:
                 return
 
-    def _handle(self, line: str) -> None:
-        if not line.startswith("/"):
-            self._answer(line)
-            return
-        name, _, argument = line.partition(" ")
+    def _handle(self, text: str) -> None:
+        name, *argument = text.split(maxsplit=1)
         if name in self._commands:
-            self._commands[name][0](argument.strip())
-        else:
+            self._commands[name][0]("".join(argument))
+        elif text.startswith("/") and "\n" not in text:
             stderr.print(Text(f"There is no command {name}; /help lists the commands."))
+        else:
+            self._answer(text)
 
-    def _answer(self, line: str) -> None:
+    def _answer(self, text: str) -> None:
         """Answer a message; the conversation keeps both, or neither when nothing was said."""
-        user = {"role": "user", "content": line}
+        user = {"role": "user", "content": text}
         system = [{"role": "system", "content": self._system}] if self._system else []
         said = ""
         try:
             with contextlib.closing(self._engine.stream([*system, *self._messages, user], self._params)) as pieces:
-                for piece in pieces:
-                    print_piece(piece)
+                for piece in shown(pieces):
                     said += piece.text
                     if piece.result is not None:
                         self._trace = piece.result.trace
@@ -158,6 +158,7 @@ class ChatSession:
     def _show_help(self, _: str) -> None:
         for name, (_action, meaning) in self._commands.items():
             stderr.print(Text(f"{name:<8} {meaning}"))
+        stderr.print(KEYS_HELP)
 
     def _leave(self, _: str) -> None:
         raise EOFError

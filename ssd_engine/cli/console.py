@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Self
 
 from rich.console import Console
@@ -18,6 +18,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.status import Status
 from rich.text import Text
 
 from ssd_engine.answers.result import GenerationResult, Piece
@@ -55,20 +56,35 @@ def styled(piece: Piece) -> Text:
     return text
 
 
-def print_piece(piece: Piece) -> None:
-    """Add a piece to the answer on stdout."""
-    # soft_wrap: the terminal breaks the lines, which a piece cannot know about
-    stdout.print(styled(piece), end="", soft_wrap=True)
+def starting() -> Status:
+    """What is shown while torch and transformers are imported, which takes seconds."""
+    return stderr.status("Starting")
+
+
+def shown(pieces: Iterator[Piece]) -> Iterator[Piece]:
+    """The same pieces, each added to the answer on stdout; a spinner until the first one comes."""
+    with ExitStack() as waiting:
+        waiting.enter_context(stderr.status("Reading the prompt"))
+        for piece in pieces:
+            waiting.close()
+            # soft_wrap: the terminal breaks the lines, which a piece cannot know about
+            stdout.print(styled(piece), end="", soft_wrap=True)
+            yield piece
 
 
 def print_summary(result: GenerationResult) -> None:
     """What happened while the answer was decoded, in a line on stderr."""
     trace, tokens = result.trace, result.usage.completion_tokens
-    parts = [f"{tokens} tokens in {result.timings.total:.1f} s ({tokens_per_second(result):.1f} tokens/s)"]
-    if trace.decoding != "target":
-        parts += [f"match rate {trace.match_rate:.0%}", f"{trace.tokens_per_round:.1f} tokens a round"]
+    parts = ["1 token" if tokens == 1 else f"{tokens} tokens"]
+    if trace.num_drafted:
+        parts += [
+            f"{trace.num_accepted} of {trace.num_drafted} drafted accepted",
+            f"{trace.tokens_per_round:.1f} a round",
+        ]
+    parts.append(f"{tokens_per_second(result):.1f} tokens/s")
     if trace.decoding == "ssd":
-        parts += [f"Union {trace.union_share:.0%}", f"risk {trace.risk}"]
+        parts += [f"Union {trace.union_share:.0%}"] if trace.union_share else []
+        parts.append(f"risk {trace.risk}")
     stderr.print(Text(" · ".join(parts), style="dim"), soft_wrap=True)
 
 
@@ -124,10 +140,16 @@ class WorkProgress:
     """
 
     def __init__(self) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            _CountColumn(),
+            TimeRemainingColumn(),
+        )
         self._bars = Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal)
-        self._task = self._bars.add_task("", total=None)
-        self._told = (-1, -1)
+        self._task = self._bars.add_task("Reading what is there", total=None)
+        self._told: tuple[object, int] = ("", -1)
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -137,18 +159,26 @@ class WorkProgress:
         self._bars.stop()
 
     def step(self, name: str, done: int, total: int) -> None:
-        """So many of so many are done."""
+        """So many of so many are done; a `total` of 0: how many there are cannot be known."""
         if done == 0:
-            self._bars.reset(self._task)
-        self._bars.update(self._task, description=name, completed=done, total=total)
-        tenth = (total, 10 * done // total if total else 10)
+            self._bars.remove_task(self._task)
+            self._task = self._bars.add_task(name, total=total or None)
+        self._bars.update(self._task, description=name, completed=done, total=total or None)
+        tenth = (total, 10 * done // total) if total else (name, 0)
         if not stderr.is_terminal and tenth != self._told:
             self._told = tenth
-            stderr.print(Text(f"{name}: {done}/{total}"), soft_wrap=True)
+            stderr.print(Text(f"{name}: {done}/{total}" if total else name), soft_wrap=True)
 
     def note(self, text: str) -> None:
         """Say something beside the bar."""
         stderr.print(Text(text), soft_wrap=True)
+
+
+class _CountColumn(MofNCompleteColumn):
+    """How many are done of how many, where that is known."""
+
+    def render(self, task: Task) -> Text:
+        return Text() if task.total is None else super().render(task)
 
 
 class _SizeColumn(DownloadColumn):

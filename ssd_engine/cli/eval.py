@@ -9,7 +9,7 @@ from typing import Annotated, Any, get_args
 import typer
 from rich.markdown import Markdown
 
-from ssd_engine.cli.console import WorkProgress, stdout
+from ssd_engine.cli.console import WorkProgress, starting, stdout
 from ssd_engine.cli.pair_options import fetched, takes_pair
 from ssd_engine.errors import InvalidRequestError
 from ssd_engine.evaluation.settings import FORM_NAMES, PREFILL, Contestant, EvalSettings
@@ -68,12 +68,13 @@ def evaluate(
     Without a set, it asks small ones of the package. All contestants and forms together take hours on two cores:
     choose some, or take --limit or --quick. Goes on where it was killed, from the answers in the folder.
     """
-    from ssd_engine.evaluation.agreement import read_labels
-    from ssd_engine.evaluation.glance import glance
-    from ssd_engine.evaluation.judges import load_judges
-    from ssd_engine.evaluation.safety import EvalSources
-    from ssd_engine.evaluation.safety import evaluate as run
-    from ssd_engine.models.resolve import resolve_spec
+    with starting():
+        from ssd_engine.evaluation.agreement import read_labels
+        from ssd_engine.evaluation.glance import glance
+        from ssd_engine.evaluation.judges import load_judges
+        from ssd_engine.evaluation.safety import EvalSources
+        from ssd_engine.evaluation.safety import evaluate as run
+        from ssd_engine.models.resolve import resolve_spec
 
     if form and prefill and PREFILL not in form:
         form = [PREFILL, *form]

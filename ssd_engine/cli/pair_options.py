@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 
-from ssd_engine.cli.console import Stages, stderr
+from ssd_engine.cli.console import Stages, starting, stderr
 from ssd_engine.config import Backend, SignalConfig
 from ssd_engine.errors import InvalidRequestError
 from ssd_engine.models.pair import PairSpec, backend_of
@@ -134,11 +134,13 @@ def _signals(given: Sequence[str]) -> SignalConfig | Literal["none"]:
 
 
 def fetched(pair: PairSpec) -> PairSpec:
-    """The pair, after its weights were fetched, where they are a preset's, with progress bars."""
-    from ssd_engine.models.resolve import resolve_spec
+    """The pair, after its weights were fetched, where they are not on this machine, with progress bars."""
+    with starting():
+        from ssd_engine.models.resolve import fetch_named, resolve_spec
 
-    silence_transformers()
+        silence_transformers()
     with Stages() as stages:
+        fetch_named(pair, stages)
         resolve_spec(pair, stages)
     return pair
 

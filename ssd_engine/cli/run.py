@@ -11,7 +11,7 @@ import typer
 
 from ssd_engine.answers.result import GenerationResult
 from ssd_engine.cli import generation_options
-from ssd_engine.cli.console import print_piece, print_summary, stdout, tokens_per_second
+from ssd_engine.cli.console import print_summary, shown, stderr, stdout, tokens_per_second
 from ssd_engine.cli.pair_options import load, takes_pair
 from ssd_engine.config import GenerationParams
 from ssd_engine.errors import InvalidRequestError
@@ -51,15 +51,15 @@ def run(
     messages = _messages(sys.stdin.read() if prompt == "-" else prompt, system, prefill)
     with load(pair) as engine:
         if as_json:
-            result = engine.generate(messages, params)
+            with stderr.status("Answering"):
+                result = engine.generate(messages, params)
             typer.echo(json.dumps({"model": engine.name, **_as_json(result)}, ensure_ascii=False))
             return
         with contextlib.closing(engine.stream(messages, params)) as pieces:
-            for piece in pieces:
-                print_piece(piece)
+            *_, last = shown(pieces)
     stdout.print()
-    if piece.result is not None:
-        print_summary(piece.result)
+    if last.result is not None:
+        print_summary(last.result)
 
 
 def _messages(prompt: str, system: str | None, prefill: str | None) -> list[dict[str, str]]:

@@ -50,6 +50,8 @@ def serve(
     options = ServerOptions(
         host=host, port=port, api_key=api_key, name=name, max_waiting=max_waiting, drain_seconds=drain_seconds
     )
-    checked = VllmPair.of(resolve_spec(fetched(pair)))
+    resolved = resolve_spec(fetched(pair))
+    with stderr.status("Checking the pair, and merging an adapter into its draft"):
+        checked = VllmPair.of(resolved)
     stderr.print(f"Serving at http://{host}:{port}/v1 once the models are loaded; Ctrl-C stops.", highlight=False)
     run(checked, options)

@@ -173,6 +173,7 @@ class Answering:
         """The pair's engine and one of the draft alone, where a contestant needs them; they close with `stack`."""
         needs_pair = makes or any(contestant != "draft" for contestant, _ in ways)
         needs_draft = any(contestant in DRAFT_ALONE for contestant, _ in ways)
+        self._report.step("Loading the models", 0, 0)
         pair = stack.enter_context(self._engine(**options)) if needs_pair else None
         return pair, stack.enter_context(self._draft_engine(**options)) if needs_draft else None
 

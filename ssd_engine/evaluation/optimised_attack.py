@@ -128,7 +128,10 @@ def optimise(
         report.step("Prompts, in search", number, len(asked))
         if row["goal"] in known:
             continue
-        search = search or Search.load(pair, settings)
+        if search is None:
+            report.step("Loading the models", 0, 0)
+            search = Search.load(pair, settings)
+            report.step("Prompts, in search", number, len(asked))
         found = search.run(row["goal"], row.get("target"), tuple(done[-1]["suffix"]) if done else None)
         done.append({**found, "made_of": mark})
         journal.append(done[-1])

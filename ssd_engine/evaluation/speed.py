@@ -90,23 +90,27 @@ def run(
     baseline = VLLM if backend == "vllm" else GENERATE
     is_about_engine = SSD in contenders and backend == "transformers"
     samples: dict[str, list[list[Sample]]] = {}
-    context_rows: tuple[ContextRow, ...] = ()
+    context_rows: list[ContextRow] = []
     guided = None
     # What vLLM loads has no room beside the others: there one process follows another.
     for together in _by_host(contenders) if backend == "vllm" else [contenders]:
         with ExitStack() as stack:
             hosts = _loaded(together, (pair, on_vllm), stack, progress)
             tasks = list(_tasks(together, prompts, requests))
-            num_steps = len(tasks) + is_about_engine
+            num_steps = len(tasks) + (len(contexts) + 2 if is_about_engine else 0)
             for done, (contender, group) in enumerate(tasks):
                 progress(f"{contender.name}, {len(group)} at once", done, num_steps)
                 answers = hosts[contender.host].answer(contender.decoding, group, max_new_tokens)
                 samples.setdefault(_key(contender, len(group)), []).append(answers)
             if is_about_engine:
                 engine = hosts[_ENGINE]
-                context_rows = tuple(_context_row(engine, length, max_new_tokens) for length in contexts)
-                progress("ssd under a grammar", len(tasks), num_steps)
+                for done, length in enumerate(contexts, len(tasks)):
+                    progress(f"ssd after {length} tokens", done, num_steps)
+                    context_rows.append(_context_row(engine, length, max_new_tokens))
+                progress("ssd under a grammar", num_steps - 2, num_steps)
                 guided = measure_guided(engine)
+    if is_about_engine:
+        progress("a second turn of ssd", num_steps - 1, num_steps)
     second_turn = _second_turn(pair) if is_about_engine else None
     rows = tuple(
         _row(contender, number, samples, pair.settings, baseline)
@@ -126,7 +130,7 @@ def run(
     }
     if any(_is_on_vllm(contender.host) for contender in contenders):
         environment |= {"vllm": vllm_version(), "vllm_dtype": vllm_dtype or "auto"}
-    return Report(rows, context_rows, second_turn, guided, environment, samples)
+    return Report(rows, tuple(context_rows), second_turn, guided, environment, samples)
 
 
 def _by_host(contenders: Sequence[Contender]) -> list[list[Contender]]:

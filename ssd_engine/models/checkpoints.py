@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging
 
 from ssd_engine.errors import ModelLoadError, VocabularyMismatchError
 from ssd_engine.models.linear import (
@@ -108,18 +111,29 @@ def load_unprepared(
     source: str | Path, options: LoadOptions = LoadOptions(), adapter: str | Path | None = None
 ) -> PreTrainedModel:
     """`load_model` with transformers' own layers, which can be trained and saved; not quantized."""
-    _refuse_pickled(Path(source))
+    refuse_pickled(Path(source))
     if options.device_map is None:
         require_room([source], str(options.placement))
-    model: PreTrainedModel = _from_pretrained(
-        AutoModelForCausalLM,
-        source,
-        options.revision,
-        dtype="auto" if options.dtype == "auto" else as_dtype(options.dtype),
-        device_map=options.placement,
-        use_safetensors=True,
-    )
+    with _bars_on_terminals_alone():
+        model: PreTrainedModel = _from_pretrained(
+            AutoModelForCausalLM,
+            source,
+            options.revision,
+            dtype="auto" if options.dtype == "auto" else as_dtype(options.dtype),
+            device_map=options.placement,
+            use_safetensors=True,
+        )
     return model if adapter in (None, NO_ADAPTER) else _merge_adapter(model, adapter)
+
+
+@contextmanager
+def _bars_on_terminals_alone() -> Iterator[None]:
+    """Transformers' own bars, where they are shown at all, leave pipes and files alone."""
+    previous = logging.set_tqdm_hook(lambda make, args, options: make(*args, **{"disable": None, **options}))
+    try:
+        yield
+    finally:
+        logging.set_tqdm_hook(previous)
 
 
 def load_tokenizer(source: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -178,7 +192,8 @@ def _first_line(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _refuse_pickled(folder: Path) -> None:
+def refuse_pickled(folder: Path) -> None:
+    """Raise `ModelLoadError` for a folder whose weights can run code."""
     if not folder.is_dir() or any(folder.glob("*.safetensors")):
         return
     pickled = sorted(file.name for pattern in _PICKLED for file in folder.glob(pattern))
@@ -195,8 +210,8 @@ def _merge_adapter(model: PreTrainedModel, adapter: str | Path) -> PreTrainedMod
     folder = Path(adapter)
     if not folder.is_dir():
         folder = _download_adapter(str(adapter))
-    _refuse_pickled(folder)
-    _require_base(model, folder)
+    refuse_pickled(folder)
+    require_base(folder, fingerprint(model))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # peft asks for what transformers is about to rename
@@ -249,12 +264,15 @@ def load_signals(draft: str | Path, adapter: str | Path | None) -> DraftSignals:
     return DraftSignals.load(folder) if (folder / SIGNALS_FILE).is_file() else DraftSignals()
 
 
-def _require_base(model: PreTrainedModel, adapter: Path) -> None:
-    """Raise where the adapter says that it was made for other weights; one of other makers says nothing."""
+def require_base(adapter: Path, mark: str | None) -> None:
+    """Raise `ModelLoadError` where an adapter says that it was made for weights with another `fingerprint` than `mark`.
+
+    One of other makers says nothing.
+    """
     record = adapter / BASE_RECORD
     if record.is_file():
         base = json.loads(record.read_text(encoding="utf-8"))
-        if base["fingerprint"] != fingerprint(model):
+        if mark is not None and base["fingerprint"] != mark:
             raise ModelLoadError(
                 f"adapter {str(adapter)!r} was made for {base['name']}, and this draft has other weights; use that "
                 "draft, or make an adapter for this one with ssd align"
@@ -276,26 +294,36 @@ def _download_adapter(repo_id: str) -> Path:
 
 def _prepare_linears(model: PreTrainedModel, options: LoadOptions) -> None:
     devices = {parameter.device.type for parameter in model.parameters()}
-    if options.quantization == "int8":
-        if devices != {"cpu"}:
-            raise ModelLoadError(
-                f"int8 runs on the CPU, but the model is on {', '.join(sorted(devices))}; use device='cpu'"
-            )
-        replace_linears(model, Int8Linear)
+    layer = packed_layer(" and ".join(sorted(devices)), model.dtype, options.quantization)
+    if layer is None or (layer is HalfLinear and not _fits_half(model)):
+        return
+    replace_linears(model, layer)
+    if layer is not PackedLinear:
         compute_in_float32(model)
-    elif devices == {"cpu"} and model.dtype == torch.bfloat16 and PackedLinear.is_available():
-        replace_linears(model, PackedLinear)
-    elif devices == {"cpu"} and model.dtype in (torch.bfloat16, torch.float16) and _fits_half(model):
-        replace_linears(model, HalfLinear)
-        compute_in_float32(model)
+
+
+def packed_layer(
+    device: str, dtype: torch.dtype, quantization: str | None
+) -> type[PackedLinear | HalfLinear | Int8Linear] | None:
+    """What takes the place of a model's linear layers on that kind of device; None: they stay as they are.
+
+    A model with weights that float16 cannot hold keeps its layers where `HalfLinear` is said.
+    """
+    if quantization == "int8":
+        if device != "cpu":
+            raise ModelLoadError(f"int8 runs on the CPU, but the model is on {device}; use device='cpu'")
+        return Int8Linear
+    if device != "cpu" or dtype not in (torch.bfloat16, torch.float16):
+        return None
+    if dtype == torch.bfloat16 and PackedLinear.is_available():
+        return PackedLinear
+    return HalfLinear if HalfLinear.is_available() else None
 
 
 def _fits_half(model: PreTrainedModel) -> bool:
-    """Whether this processor and this model's weights suit `HalfLinear`."""
-    return (
-        HalfLinear.is_available()
-        and holds_matrices_in_linears(model)
-        and all(float(parameter.abs().max()) <= torch.finfo(torch.float16).max for parameter in model.parameters())
+    """Whether this model's weights suit `HalfLinear`."""
+    return holds_matrices_in_linears(model) and all(
+        float(parameter.abs().max()) <= torch.finfo(torch.float16).max for parameter in model.parameters()
     )
 
 

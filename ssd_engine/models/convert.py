@@ -22,8 +22,10 @@ _MODEL = "model"
 _FORMAT = 1
 """Raised whenever a conversion made by older code must not be used any more."""
 _PROGRAM = Path(__file__).with_name("gguf_to_safetensors.py")
-_MEMORY_PER_BYTE = 6
+MEMORY_PER_BYTE = 6
 """Measured peak memory of a conversion, in sizes of a 4-bit GGUF file."""
+DISK_PER_BYTE = 3
+"""Measured size of the result, in sizes of a 4-bit GGUF file."""
 
 
 def ensure_converted(source: GGUFSource, stage: Stage = tqdm_stage) -> Path:
@@ -108,5 +110,5 @@ def _child_process(source: GGUFSource, gguf: Path, workspace: Path) -> Iterator[
         last_line = (log.read_text(errors="replace").strip().splitlines() or ["it printed nothing"])[-1]
         raise ModelLoadError(
             f"{gguf} could not be converted to safetensors (exit code {child.returncode}): {last_line}. "
-            f"Make sure that about {source.size * _MEMORY_PER_BYTE / 1e9:.1f} GB of memory are free, and try again."
+            f"Make sure that about {source.size * MEMORY_PER_BYTE / 1e9:.1f} GB of memory are free, and try again."
         )

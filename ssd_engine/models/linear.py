@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.utils.logging import tqdm
 
 # Without VNNI the kernels add two products in 16 bits: activations of 7 bits keep that from overflowing.
 _LEVELS = 127 if torch.cpu._is_vnni_supported() else 63
@@ -159,7 +160,7 @@ def replace_linears(model: PreTrainedModel, make: Callable[[nn.Linear], nn.Modul
     # Packing a layer keeps one core busy.
     workers = os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as packing:
-        for first in range(0, len(linears), workers):
+        for first in tqdm(range(0, len(linears), workers), desc="Packing weights", disable=None):
             group = linears[first : first + workers]
             for (name, layer), packed in zip(group, packing.map(make, [layer for _, layer in group]), strict=True):
                 _replace(model, name, packed)

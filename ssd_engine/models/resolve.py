@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
+from ssd_engine.errors import ModelLoadError
 from ssd_engine.models.cache import converted_folder
 from ssd_engine.models.convert import converting, ensure_converted, is_converted
-from ssd_engine.models.hub import download_repository, downloaded_repository
+from ssd_engine.models.hub import download_repository, downloaded_repository, is_repository
 from ssd_engine.models.pair import PairSpec
 from ssd_engine.models.presets import GGUFSource, HubSource, ModelSource, Preset
 from ssd_engine.models.progress import Stage, tqdm_stage
@@ -21,7 +22,8 @@ def resolve(source: ModelSource, stage: Stage = tqdm_stage) -> str:
     if isinstance(source, GGUFSource):
         return str(ensure_converted(source, stage))
     if isinstance(source, HubSource):
-        return str(downloaded_repository(source) or download_repository(source))
+        commit = source.repo, source.revision
+        return str(downloaded_repository(*commit) or download_repository(*commit, stage))
     return str(source)
 
 
@@ -44,7 +46,18 @@ def local_folder(source: ModelSource) -> Path | None:
     """Where the model lies ready to load; None when it has still to be pulled."""
     if isinstance(source, GGUFSource):
         return converted_folder(source) if is_converted(source) else None
-    return downloaded_repository(source) if isinstance(source, HubSource) else source
+    return downloaded_repository(source.repo, source.revision) if isinstance(source, HubSource) else source
+
+
+def fetch_named(spec: PairSpec, stage: Stage = tqdm_stage) -> None:
+    """Bring models that are named by their hub ids into the hub's cache.
+
+    Where that fails nothing is raised: what can be loaded is for the loader to say.
+    """
+    for source, revision in ((spec.target, spec.target_revision), (spec.draft, spec.draft_revision)):
+        if source is not None and is_repository(source) and downloaded_repository(source, revision) is None:
+            with suppress(ModelLoadError):
+                download_repository(source, revision, stage)
 
 
 def resolve_spec(spec: PairSpec, stage: Stage = tqdm_stage) -> PairSpec:

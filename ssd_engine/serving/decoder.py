@@ -28,6 +28,10 @@ class DecodedSequence(Protocol):
         """Tokens of the prompt that were reused instead of read."""
 
     @property
+    def num_drafted(self) -> int | None:
+        """Tokens drafted so far, accepted or not; None where it is not known."""
+
+    @property
     def num_unread_tokens(self) -> int:
         """Tokens of the prompt that `read_prompt` has still to read."""
 

@@ -32,6 +32,8 @@ class Round:
     """Of the sequence so far."""
     beginning: Sequence[Look] = ()
     """With the first round: what signals said over a given beginning."""
+    num_drafted: int | None = None
+    """Tokens drafted so far; None where it is not known."""
 
 
 @dataclass(eq=False)
@@ -88,6 +90,7 @@ class Request:
             if added.beginning:
                 self.answer.begin(added.beginning)
             piece = self.answer.add_round(added.choices)
+            self.answer.trace.num_drafted = added.num_drafted
             if self.answer.error is not None:
                 return [piece, self.answer.error]
             timings = added.timings

@@ -277,7 +277,9 @@ class Scheduler(Generic[S]):
     def _take(self, running: _Running[S], choices: list[Choice]) -> None:
         """Hand a round's tokens to the request's answer."""
         sequence, request = running.sequence, running.request
-        added = Round(choices, sequence.cached_prompt_tokens, sequence.timings, sequence.take_beginning())
+        added = Round(
+            choices, sequence.cached_prompt_tokens, sequence.timings, sequence.take_beginning(), sequence.num_drafted
+        )
         if running.thread is None:
             events = request.events(added)
         else:

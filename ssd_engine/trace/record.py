@@ -29,6 +29,8 @@ class TraceRecord:
     """Chosen tokens in one bin."""
     round_sizes: list[int] = field(default_factory=list)
     """Tokens that each round added."""
+    num_drafted: int | None = None
+    """Tokens that were drafted, those that were not accepted included; None where the backend (vLLM) does not tell."""
     forced: list[bool] = field(default_factory=list)
     """Whether a grammar left no other token; such a token is in no bin, and not drafted."""
     bin_ends: list[int] = field(default_factory=list)
@@ -87,10 +89,15 @@ class TraceRecord:
         return sum(self.round_sizes) / self.rounds if self.rounds else 0.0
 
     @property
+    def num_accepted(self) -> int:
+        """Tokens of the answer that are the drafted ones."""
+        return sum(self.matched)
+
+    @property
     def match_rate(self) -> float:
         """Share of chosen tokens that were the drafted ones."""
         num_chosen = len(self.matched) - self.num_forced
-        return sum(self.matched) / num_chosen if num_chosen else 0.0
+        return self.num_accepted / num_chosen if num_chosen else 0.0
 
     @property
     def num_forced(self) -> int:

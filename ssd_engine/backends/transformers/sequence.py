@@ -40,6 +40,8 @@ class SequenceState:
         self.acceptance = Acceptance()
         self.num_tokens = len(opening)
         """Tokens of the answer that stand."""
+        self.num_drafted = 0
+        """Tokens that were drafted, in rounds that are done."""
         self.breaking_logits: Tensor | None = None
         """[V] the draft's, where it is surest to break a given beginning off."""
         self._opening = opening
@@ -95,11 +97,12 @@ class SequenceState:
         if self.guide is not None:
             self.guide.go_back(self.num_tokens)
 
-    def accept(self, choices: Sequence[Choice], num_forced: int) -> None:
+    def accept(self, choices: Sequence[Choice], num_drafted: int, num_forced: int) -> None:
         """Let tokens stand in both models in place of what was drafted; the last `num_forced` nobody chose."""
         for row in self.rows:
             row.accept([choice.token_id for choice in choices], num_forced)
         self.num_tokens += len(choices)
+        self.num_drafted += num_drafted
         for choice in choices:
             if not choice.is_forced:
                 self.acceptance.record(matched=choice.matched)
@@ -199,7 +202,7 @@ class Proposal:
             forced = guide.take_forced(sequence.num_remaining - len(standing) - 1)
             guide.commit()
         standing += [last, *self.verifier.forced(forced, last)]
-        sequence.accept(standing, len(forced))
+        sequence.accept(standing, len(self.forced), len(forced))
         return standing
 
     def _look(self) -> None:

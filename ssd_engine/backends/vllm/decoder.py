@@ -39,6 +39,10 @@ class VllmSequence:
         self._reader = TraceReader(config) if params.decoding == "ssd" else None
 
     @property
+    def num_drafted(self) -> None:
+        """Not known: vLLM does not say how many of a step's drafts it threw away."""
+
+    @property
     def num_unread_tokens(self) -> int:
         """None: vLLM reads prompts within its own steps."""
         return 0

@@ -15,7 +15,6 @@ from ssd_engine.backends.vllm.requests import SIGNALS_ARG
 from ssd_engine.config import SSDConfig
 from ssd_engine.errors import InvalidRequestError, VocabularyMismatchError
 from ssd_engine.models.checkpoints import (
-    as_dtype,
     load_config,
     load_signals,
     load_tokenizer,
@@ -24,6 +23,7 @@ from ssd_engine.models.checkpoints import (
 )
 from ssd_engine.models.memory import plan_positions, require_room, stored_bytes
 from ssd_engine.models.pair import NO_ADAPTER, PairSpec
+from ssd_engine.models.sizes import bytes_per_position, dtype_of
 from ssd_engine.rule.draft_signals import FILE as SIGNALS_FILE
 from ssd_engine.rule.draft_signals import DraftSignals
 from ssd_engine.serving.intake import Intake, ModelFacts, end_of_sequence_ids
@@ -165,10 +165,10 @@ def _memory(
     if torch.cuda.is_available():
         return {"max_model_len": spec.max_model_len, "kv_cache_memory_bytes": spec.kv_cache_bytes}
     require_room(sources, "cpu")
-    per_position = sum(_bytes_per_position(config, spec.dtype) for config in configs)
+    per_position = sum(bytes_per_position(config, dtype_of(config, spec.dtype)) for config in configs)
     # While vLLM loads weights in its own type, the files that it reads them from are in memory too.
     weights = sum(
-        int(stored_bytes(source) * (1 + _dtype_of(config, spec.dtype).itemsize / _dtype_of(config, None).itemsize))
+        int(stored_bytes(source) * (1 + dtype_of(config, spec.dtype).itemsize / dtype_of(config, None).itemsize))
         for source, config in zip(sources, configs, strict=True)
     )
     positions = plan_positions(
@@ -181,17 +181,3 @@ def _memory(
     )
     longest = min(context_length or positions, positions)
     return {"max_model_len": spec.max_model_len or longest, "kv_cache_memory_bytes": positions * per_position}
-
-
-def _bytes_per_position(config: PreTrainedConfig, dtype: str | None) -> int:
-    """Keys and values of one token in all layers."""
-    text = config.get_text_config()
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return 2 * int(text.num_hidden_layers * heads * size * _dtype_of(config, dtype).itemsize)
-
-
-def _dtype_of(config: PreTrainedConfig, dtype: str | None) -> torch.dtype:
-    """The type that weights are loaded in; the checkpoint's own where none is given."""
-    own = config.get_text_config().dtype
-    return as_dtype(dtype) if dtype is not None else own or torch.float32
