@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import StrEnum
 
+from ssd_engine.answers.formats.call_format import CallFormat
+from ssd_engine.answers.formats.json_body import JsonBody, NamedJsonBody
+
 
 class ToolFormat(StrEnum):
     """How a model family writes a tool call."""
@@ -17,11 +20,20 @@ class ToolFormat(StrEnum):
     """`[TOOL_CALLS] [{"name": ..., "arguments": {...}}, ...]` or `[TOOL_CALLS]name[ARGS]{...}`."""
 
 
-MARKERS: Mapping[ToolFormat, tuple[str, ...]] = {
-    ToolFormat.HERMES: ("<tool_call>", "</tool_call>"),
-    ToolFormat.LLAMA: ("<|python_tag|>",),
-    ToolFormat.MISTRAL: ("[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"),
+def _name_before_mark(head: str) -> str:
+    """The name in `name[CALL_ID]...[ARGS]`."""
+    return head.partition("[")[0].strip()
+
+
+FORMATS: Mapping[ToolFormat, CallFormat] = {
+    ToolFormat.HERMES: CallFormat(("<tool_call>",), JsonBody(), ("</tool_call>",)),
+    ToolFormat.LLAMA: CallFormat(("<|python_tag|>",), JsonBody()),
+    ToolFormat.MISTRAL: CallFormat(
+        ("[TOOL_CALLS]",), NamedJsonBody(_name_before_mark, ("[TOOL_CALLS]",)), further=("[CALL_ID]", "[ARGS]")
+    ),
 }
+
+MARKERS: Mapping[ToolFormat, tuple[str, ...]] = {format: FORMATS[format].markers for format in ToolFormat}
 """Token strings of each format that decoding has to leave visible. The first one begins a call."""
 
 
