@@ -6,9 +6,23 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tool_call_cases import NAMES, PRODUCT, WEATHER, joined, parse, without_ids, written
+from tool_call_cases import (
+    GEMMA,
+    NAMES,
+    PRODUCT,
+    SCHEMAS,
+    WEATHER,
+    gemma,
+    in_format,
+    joined,
+    parse,
+    python,
+    without_ids,
+    written,
+    xml,
+)
 
 from ssd_engine.answers.parsed_text import ParsedText
 from ssd_engine.answers.tool_calls import ToolCallParser
@@ -30,6 +44,17 @@ PARTS = st.one_of(
         ["<tools>", "</tools>", "<function_call>", "</function_call>", "```xml\n", "```python\n", "\n{", "<to"]
     ),
     st.sampled_from(['{"tool_calls": [', '{"type": "function", "function": ', "\n" + written(WEATHER)]),
+    st.sampled_from([xml(WEATHER), xml(PRODUCT), "<function=get_weather>", "<function=", "<parameter=city>", "<para"]),
+    st.sampled_from(
+        ["</parameter>", "\n</parameter>\n", "</function>", "</func", "\n<parameter=b>\n", "\n</function>"]
+    ),
+    st.sampled_from([python(WEATHER), python(PRODUCT), "[get_weather(", "print(default_api.", "multiply(a=", "get_w"]),
+    st.sampled_from(["'", "'''", '"""', "(", ")", "\n[" + python(WEATHER), "\n" + python(PRODUCT), "```tool_code\n"]),
+    st.sampled_from([gemma(WEATHER, "<escape>"), gemma(PRODUCT, '<|"|>'), "call:", "call:multiply{a:", "<esc", '<|"']),
+    st.sampled_from(
+        ["function<｜tool▁sep｜>get_weather\n```json\n{", "multiply<｜tool▁sep｜>{}", "<｜tool▁", "functools["]
+    ),
+    st.sampled_from([in_format(format, [WEATHER, PRODUCT]) for format in ToolFormat]),
     st.text(max_size=12),
 )
 
@@ -45,12 +70,13 @@ UNCLOSED = f'<|python_tag|>{written(WEATHER)}{{"name": "get_weather", "arguments
 
 
 @example([f"{UNCLOSED}<|python_tag|>{written(WEATHER)}<|python_tag|>"], ToolFormat.LLAMA)
+@settings(max_examples=400)
 @given(cut_answers(), st.sampled_from(ToolFormat))
 def test_how_the_answer_is_cut_into_pieces_changes_nothing(pieces: list[str], format: ToolFormat) -> None:
     text = "".join(pieces)
-    expected = without_ids(parse(text, format))
+    expected = without_ids(parse(text, format, SCHEMAS))
     for cut in (pieces, list(text)):
-        parser = ToolCallParser(format, NAMES)
+        parser = ToolCallParser(format, SCHEMAS)
         assert without_ids(joined([*map(parser.feed, cut), parser.finish()])) == expected
 
 
@@ -59,24 +85,50 @@ def test_text_without_calls_comes_back_unchanged(text: str, format: ToolFormat) 
     assert parse(text, format) == ParsedText(text)
 
 
+VALUES = st.none() | st.integers() | st.text(max_size=20) | st.just([[], {}])
+IN_JSON = [
+    format
+    for format in ToolFormat
+    if format not in (ToolFormat.PYTHONIC, ToolFormat.QWEN3_CODER, ToolFormat.GEMMA3, *GEMMA)
+]
+
+
 @given(
-    st.sampled_from(ToolFormat),
+    st.sampled_from(IN_JSON),
     st.lists(
-        st.tuples(
-            st.sampled_from(NAMES),
-            st.dictionaries(st.text(max_size=5), st.none() | st.integers() | st.text(max_size=20) | st.just([[], {}])),
-        ),
+        st.tuples(st.sampled_from(NAMES), st.dictionaries(st.text(max_size=5), VALUES)),
         min_size=1,
         max_size=3,
     ),
 )
 def test_calls_written_in_the_format_are_read_back(format: ToolFormat, expected: list[tuple[str, Any]]) -> None:
-    text = {
-        ToolFormat.HERMES: "\n".join(f"<tool_call>\n{written(c)}\n</tool_call>" for c in expected),
-        ToolFormat.LLAMA: "<|python_tag|>" + "; ".join(written(c, "parameters", ensure_ascii=False) for c in expected),
-        ToolFormat.MISTRAL: "".join(f"[TOOL_CALLS]{name}[ARGS]{json.dumps(a)}" for name, a in expected),
-    }[format]
-    assert without_ids(parse(text, format)) == ("", expected, [])
+    assert without_ids(parse(in_format(format, expected), format)) == ("", expected, [])
+
+
+TYPES = {"nothing": "null", "count": "integer", "from": "string", "items": "array", "flag": "boolean", "x": "number"}
+TYPED = {
+    "nothing": st.none(),
+    "count": st.integers(),
+    "from": st.text(st.characters(exclude_categories=("Cs",)), max_size=20).filter(lambda text: "<" not in text),
+    "items": st.lists(st.integers() | st.booleans() | st.sampled_from([[], {"a": ["b"]}])),
+    "flag": st.booleans(),
+    "x": st.floats(allow_nan=False, allow_infinity=False),
+}
+EVERY_TYPE = {
+    name: {"type": "object", "properties": {key: {"type": each} for key, each in TYPES.items()}} for name in NAMES
+}
+
+
+@given(
+    st.sampled_from(ToolFormat),
+    st.lists(st.tuples(st.sampled_from(NAMES), st.fixed_dictionaries({}, optional=TYPED)), min_size=1, max_size=3),
+)
+def test_values_of_every_type_are_read_back(format: ToolFormat, expected: list[tuple[str, Any]]) -> None:
+    """Some formats write all values as text, and know them by the tools' schemas."""
+    text = in_format(format, expected)
+    assert without_ids(parse(text, format, EVERY_TYPE)) == ("", expected, [])
+    parser = ToolCallParser(format, EVERY_TYPE)
+    assert without_ids(joined([*map(parser.feed, text), parser.finish()])) == ("", expected, [])
 
 
 @pytest.mark.parametrize(

@@ -45,5 +45,6 @@ class Brackets:
         if not self._closings:
             return False
         seen = self._tail + text
-        self._tail = seen[len(seen) + 1 - max(map(len, self._closings)) :]
-        return any(seen.find(closing, max(0, len(seen) - len(text) - len(closing) + 1)) >= 0 for closing in self._closings)
+        new = len(self._tail)
+        self._tail = seen[max(0, len(seen) + 1 - max(map(len, self._closings))) :]
+        return any(seen.find(closing, max(0, new + 1 - len(closing))) >= 0 for closing in self._closings)

@@ -10,11 +10,12 @@ from ssd_engine.answers.blanks import BLANKS, skip
 from ssd_engine.answers.brackets import Brackets
 from ssd_engine.answers.call_json import invalid_call
 from ssd_engine.answers.detokenizer import start_of_partial
-from ssd_engine.answers.formats.body import BrokenCall, Schemas
+from ssd_engine.answers.formats.body import BrokenCallError, Schemas
 from ssd_engine.answers.parsed_text import ParsedText
 from ssd_engine.answers.result import InvalidToolCall, ToolCall
 from ssd_engine.answers.tool_formats import FORMATS, ToolFormat
 from ssd_engine.answers.unmarked_calls import Unmarked, UnmarkedCalls
+from ssd_engine.answers.unmarked_python import UnmarkedPython
 
 _FENCE = "```"
 _TAGS = ("<tools>", "<tool>", "<tool_calls>", "<functions>", "<function>", "<function_call>", "<function_calls>")
@@ -48,7 +49,8 @@ class ToolCallParser:
         """
         self._format = FORMATS[format]
         self._schemas: Schemas = tools if isinstance(tools, Mapping) else {}
-        self._unmarked: tuple[Unmarked, ...] = (UnmarkedCalls(tools),) if tools else ()
+        python: tuple[Unmarked, ...] = (UnmarkedPython(tools),) if self._format.reads_python else ()
+        self._unmarked: tuple[Unmarked, ...] = (*python, UnmarkedCalls(tools)) if tools else ()
         self._openings = self._format.openings
         self._heads = self._format.heads(tools)
         self._enclosures = {tag: f"</{tag[1:]}" for tag in _TAGS} | dict.fromkeys(self._format.words, "")
@@ -72,7 +74,8 @@ class ToolCallParser:
         self._num_unseen += len(text)
         has_closed = self._brackets.feed(text)
         # A state looks at the whole buffer. That it does so again only where a bracket has closed, at a closing marker,
-        # or once the buffer has grown by a part of its length, keeps the time linear in the length of a call; it changes no outcome.
+        # or once the buffer has grown by a part of its length, keeps the time linear in the length of a call; it
+        # changes no outcome.
         if has_closed or len(self._buffer) + self._num_unseen <= _SHORT or self._num_unseen * 4 >= len(self._buffer):
             return self._advance(final=False)
         return ParsedText()
@@ -184,7 +187,9 @@ class ToolCallParser:
             return False
         parsed, end = self._read_unmarked(start, closing, final=final)
         found = self._buffer[end : end + len(closing)]
-        is_open = closing.startswith(found) and end + len(found) == len(self._buffer) and (found != closing or not found)
+        is_open = (
+            closing.startswith(found) and end + len(found) == len(self._buffer) and (found != closing or not found)
+        )
         if parsed is None or (parsed != ParsedText() and is_open and not final):
             return False
         if parsed != ParsedText() and closing.startswith(found):
@@ -195,16 +200,16 @@ class ToolCallParser:
 
     def _read_call(self, *, final: bool) -> bool:
         """Behind the marker that begins a call, or another call in the same markup."""
-        body = self._format.body
+        body, inner = self._format.body, self._format.inner
         self._buffer = self._buffer.lstrip(BLANKS)
-        for marker in self._format.inner:
-            self._buffer = self._buffer.removeprefix(marker).lstrip(BLANKS)
+        while inner and self._buffer.startswith(inner):
+            self._buffer = self._buffer.removeprefix(inner).lstrip(BLANKS)
         first = skip(self._buffer, 0, BLANKS + "[")
         if body.begins(self._buffer, first):
             self._buffer = self._buffer[first:]
         try:
             read = body.read(self._buffer, self._schemas)
-        except BrokenCall as broken:
+        except BrokenCallError as broken:
             return self._read_broken_call(broken, final=final)
         if read.call is None:
             self._reject(read.end, read.error, read.name)
@@ -230,11 +235,17 @@ class ToolCallParser:
     def _read_closings(self, *, final: bool) -> bool:
         """Behind the last call of a markup."""
         behind = self._buffer.lstrip(BLANKS)
-        for place, closing in enumerate(self._closings):
-            if behind.startswith(closing):
-                self._buffer = behind.removeprefix(closing)
-                self._closings = self._closings[place + 1 :]
-                return True
+        place, closing = next(
+            ((place, each) for place, each in enumerate(self._closings) if behind.startswith(each)), (0, "")
+        )
+        # An opening may begin as a closing does.
+        openings = [opening for opening in self._openings if closing and opening.startswith(closing)]
+        if not final and any(opening.startswith(behind) for opening in openings):
+            return False
+        if closing and not behind.startswith(tuple(openings)):
+            self._buffer = behind.removeprefix(closing)
+            self._closings = self._closings[place + 1 :]
+            return True
         if any(closing.startswith(behind) for closing in self._closings):
             if final:
                 self._buffer = ""
@@ -268,7 +279,7 @@ class ToolCallParser:
                 return None, start
         return ParsedText(), start
 
-    def _read_broken_call(self, broken: BrokenCall, *, final: bool) -> bool:
+    def _read_broken_call(self, broken: BrokenCallError, *, final: bool) -> bool:
         """Waits for the rest of the call, or for the marker behind what no more text can mend."""
         if not final and broken.is_open:
             return False

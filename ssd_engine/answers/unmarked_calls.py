@@ -114,4 +114,3 @@ class UnmarkedCalls:
             return None
         call = call_from(value)
         return call if isinstance(call, ToolCall) and call.name in self.tool_names else None
-

@@ -49,6 +49,11 @@ def offered_tools(tools: Tools, choice: str) -> Tools:
     return [tools[names.index(choice)]]
 
 
+def argument_schemas(tools: Tools) -> dict[str, Mapping[str, Any]]:
+    """The JSON Schemas of the tools' arguments, by the tools' names."""
+    return {tool["function"]["name"]: tool["function"].get("parameters") or {} for tool in tools}
+
+
 def with_draft_system_prompt(prompt: ParsedPrompt, system_prompt: str | None) -> ParsedPrompt:
     """The prompt as the draft gets it: with a system prompt of its own, if it has one."""
     if system_prompt is None:

@@ -12,6 +12,7 @@ from ssd_engine.answers.tool_calls import ToolCallParser
 from ssd_engine.answers.tool_formats import ToolFormat
 from ssd_engine.config import SSDConfig
 from ssd_engine.errors import SSDError
+from ssd_engine.prompts.prompt import argument_schemas
 from ssd_engine.remote.errors import broke_off
 from ssd_engine.remote.request import RemoteRequest
 from ssd_engine.rule.choice import Choice
@@ -89,7 +90,7 @@ class RemoteAnswer:
         self._tokens = TokenReader(TraceReader(config) if is_ssd else None)
         self._cached_prompt_tokens = int(ssd["cached_prompt_tokens"])
         request.target_ids = range(ssd["prompt_tokens"])
-        tools = request.tool_names
+        tools = argument_schemas(request.tools)
         request.answer = Answer(
             AnswerSettings(
                 params=request.params,

@@ -113,7 +113,7 @@ class RemoteEngine(Engine):
             answer=Answer(unbegun),
             deliver=deliver,
             arguments=arguments,
-            tool_names=tuple(tool["function"]["name"] for tool in arguments.get("tools", ())),
+            tools=arguments.get("tools", ()),
         )
 
 

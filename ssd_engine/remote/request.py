@@ -20,7 +20,8 @@ class RemoteRequest(Request):
 
     arguments: dict[str, Any] = field(default_factory=dict)
     """Of the client's `chat.completions.create`."""
-    tool_names: tuple[str, ...] = ()
+    tools: Tools = ()
+    """The tools on offer."""
     refusal: SSDError | None = None
     """Why the server has not taken the request yet."""
 

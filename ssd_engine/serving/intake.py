@@ -20,6 +20,7 @@ from ssd_engine.prompts.prompt import (
     Prompt,
     PromptEncoder,
     Tools,
+    argument_schemas,
     offered_tools,
     parse_prompt,
     require_room,
@@ -178,14 +179,13 @@ class Intake:
         return str(self._tokenizer.decode([token_id]))
 
     def _answer(self, params: GenerationParams, config: SSDConfig, tools: Tools) -> Answer:
-        names = [tool["function"]["name"] for tool in tools]
         return Answer(
             AnswerSettings(
                 params=params,
                 config=config,
                 eos_ids=self.eos_ids,
                 detokenizer=self.detokenizer(tools),
-                tool_parser=ToolCallParser(self.tool_format, names) if tools else None,
+                tool_parser=ToolCallParser(self.tool_format, argument_schemas(tools)) if tools else None,
                 decode_token=self.decode,
             )
         )

@@ -13,7 +13,7 @@ Schemas = Mapping[str, Mapping[str, Any]]
 """JSON Schemas of the arguments of the offered tools, by the tools' names."""
 
 
-class BrokenCall(ValueError):
+class BrokenCallError(ValueError):
     """Text that is no whole call.
 
     Attributes:
@@ -54,7 +54,7 @@ class Body(Protocol):
     def read(self, text: str, schemas: Schemas) -> ReadCall:
         """The call that `text` begins with.
 
-        More text behind a call changes nothing of it. Raises `BrokenCall` where there is none, or none yet.
+        More text behind a call changes nothing of it. Raises `BrokenCallError` where there is none, or none yet.
         """
 
 

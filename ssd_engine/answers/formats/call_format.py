@@ -19,7 +19,7 @@ class CallFormat:
     """How a call between the markers is read."""
     closings: tuple[str, ...] = ()
     """What ends the markup, in this order; models leave any of it out."""
-    inner: tuple[str, ...] = ()
+    inner: str = ""
     """What may stand between the opening and a call."""
     further: tuple[str, ...] = ()
     """Control tokens within a call."""
@@ -35,7 +35,7 @@ class CallFormat:
     @property
     def markers(self) -> tuple[str, ...]:
         """Token strings that decoding has to leave visible. The first one begins a call."""
-        return tuple(dict.fromkeys((*self.openings, *self.inner, *self.closings, *self.further)))
+        return (*self.openings, *self.closings, *self.further)
 
     @property
     def borders(self) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ssd_engine.answers.call_json import call_from, decode_object, is_open_string
-from ssd_engine.answers.formats.body import BrokenCall, ReadCall, Schemas, first_border
+from ssd_engine.answers.formats.body import BrokenCallError, ReadCall, Schemas, first_border
 
 
 class JsonBody:
@@ -47,4 +47,4 @@ def _object(text: str, start: int, name: str | None) -> tuple[dict[str, Any], in
     try:
         return decode_object(text, start)
     except json.JSONDecodeError as error:
-        raise BrokenCall(str(error), error.pos, is_open=is_open_string(error), name=name) from error
+        raise BrokenCallError(str(error), error.pos, is_open=is_open_string(error), name=name) from error

@@ -24,6 +24,9 @@ from ssd_engine.answers.parsed_text import ParsedText
 from ssd_engine.answers.tool_calls import ToolCallParser
 from ssd_engine.answers.tool_formats import ToolFormat, detect_format
 
+_NO_SPECIAL_TOKENS = (ToolFormat.HERMES, ToolFormat.QWEN3_CODER, ToolFormat.GEMMA3)
+"""Formats whose markup is text, or tokens that are decoded like text."""
+
 
 class SSDToolParser(ToolParser):
     """Reads calls in the model family's own format, with or without its markup."""
@@ -34,21 +37,21 @@ class SSDToolParser(ToolParser):
     def __init__(self, tokenizer: Any, tools: list[Any] | None = None) -> None:
         super().__init__(tokenizer, tools)
         self._format = detect_format(getattr(tokenizer, "chat_template", None))
-        self._names = [tool.function.name for tool in self.tools]
-        self._stream = ToolCallParser(self._format, self._names)
+        self._schemas = {tool.function.name: tool.function.parameters or {} for tool in self.tools}
+        self._stream = ToolCallParser(self._format, self._schemas)
         self._num_streamed = 0
 
     def adjust_request(self, request: Any) -> Any:
         """Keeps the markup of formats in which it is made of special tokens."""
-        if request.tools and self._format is not ToolFormat.HERMES:
+        if request.tools and self._format not in _NO_SPECIAL_TOKENS:
             request.skip_special_tokens = False
         return request
 
     def extract_tool_calls(self, model_output: str, request: Any) -> ExtractedToolCallInformation:
         """The calls of a whole answer."""
-        if not self._names:
+        if not self._schemas:
             return ExtractedToolCallInformation(tools_called=False, tool_calls=[], content=model_output)
-        parser = ToolCallParser(self._format, self._names)
+        parser = ToolCallParser(self._format, self._schemas)
         parsed = parser.feed(model_output) + parser.finish()
         calls = [
             ToolCall(
@@ -69,7 +72,7 @@ class SSDToolParser(ToolParser):
         request: Any,
     ) -> DeltaMessage | None:
         """What the newest tokens add: text, calls, or nothing yet."""
-        if not self._names:  # nothing that the answer says can be a call
+        if not self._schemas:  # nothing that the answer says can be a call
             return DeltaMessage(content=delta_text) if delta_text else None
         return self._delta(self._stream.feed(delta_text))
 
