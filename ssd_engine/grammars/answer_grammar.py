@@ -6,23 +6,17 @@ The grammars are written in llguidance's dialect of Lark, where `<[id]>` is a to
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ssd_engine.answers.tool_formats import MARKERS, ToolFormat
 from ssd_engine.config import GenerationParams, Grammar
+from ssd_engine.grammars.calls.call_grammar import CallGrammar, Tools, parameters_of
+from ssd_engine.grammars.calls.registry import call_grammar
 from ssd_engine.grammars.guide import is_marker
-from ssd_engine.grammars.json_schema import LOOSE_STYLE, json_rule
-
-Tools = Sequence[Mapping[str, Any]]
-
-_BETWEEN_BARE_CALLS = {ToolFormat.HERMES: r'"\n"', ToolFormat.LLAMA: '"; "'}
-"""Formats whose calls are understood without any markup, and what stands between two of these."""
-
-_FENCED = r"(.|\n)*```(json)?\n"
-"""What stands before a fenced call."""
+from ssd_engine.grammars.json_schema import json_rule
+from ssd_engine.grammars.lark import literal, regex, words_unlike
 
 
 @dataclass(frozen=True)
@@ -42,22 +36,20 @@ class AnswerGrammar:
         if not may_call and params.grammar is None:
             return None
         rules: list[str] = []
-        calls = f"{self._begin} calls"
+        written = self._calls
+        parallel, lenient = params.parallel_tool_calls, not params.strict
+        bare = written.bare(parallel=parallel)
+        calls = f"{written.begin} calls" if written.has_markup else bare
         if may_call:
-            rules += self._calls(tools, parallel=params.parallel_tool_calls, lenient=not params.strict)
+            rules += written.rules(tools, parallel=parallel, lenient=lenient)
         if is_called:
-            start = calls
-            if self._has_bare_calls:
-                # Many models leave the markup out; where they may, they know better when to stop.
-                start += f' | call {self._more_calls(parallel=params.parallel_tool_calls)} "\\n"?'
+            start = f"{calls} | {bare}" if bare and written.has_markup else calls
         elif params.grammar is not None:
             start = f"answer | {calls}" if may_call else "answer"
             rules.append(f"answer: {_answer(params.grammar)}")
         else:
-            start = "text | opening calls"
-            if self._has_bare_calls:
-                start += " | bare | fenced+ text" if params.parallel_tool_calls else " | bare | fenced"
-            rules += self._free_text(tools, parallel=params.parallel_tool_calls, lenient=not params.strict)
+            start, free = self._free(tools, parallel=parallel, lenient=lenient)
+            rules += free
         grammars = [{"lark_grammar": "\n".join([f"start: {start}", *rules])}]
         if params.grammar is not None and params.grammar.lark is not None:
             grammars.append({"name": "given", "lark_grammar": params.grammar.lark})
@@ -65,56 +57,16 @@ class AnswerGrammar:
 
     def arguments_source(self, tool: Mapping[str, Any]) -> str:
         """The grammar of a tool's arguments alone, as far as its schema can be enforced."""
-        rule = f"start: %json {json_rule(_parameters(tool), lenient=True)}"
+        rule = f"start: %json {json_rule(parameters_of(tool), lenient=True)}"
         return json.dumps({"grammars": [{"lark_grammar": rule}]})
 
     @property
-    def _begin(self) -> str:
-        return self._marker(MARKERS[self.format][0])
+    def _calls(self) -> CallGrammar:
+        return call_grammar(self.format, self.added_tokens)
 
-    def _marker(self, token: str) -> str:
-        return f"<[{self.added_tokens[token]}]>" if token in self.added_tokens else json.dumps(token)
-
-    def _calls(self, tools: Tools, *, parallel: bool, lenient: bool) -> list[str]:
-        """Rules for `calls`: what follows the marker that begins the first call."""
-        rules = []
-        for i, tool in enumerate(tools):
-            rules.append(f"arguments_{i}: %json {json_rule(_parameters(tool), lenient=lenient)}")
-            rules.append(f"call_{i}: {self._call(tool['function']['name'], f'arguments_{i}')}")
-        rules.append(f"call: {' | '.join(f'call_{i}' for i in range(len(tools)))}")
-        match self.format:
-            case ToolFormat.HERMES:
-                first = f'"\\n" call "\\n" {self._marker("</tool_call>")}'
-                following = f'"\\n" {self._begin} {first}'
-            case ToolFormat.MISTRAL if "[ARGS]" in self.added_tokens:
-                first, following = "call", f"{self._begin} call"
-            case ToolFormat.MISTRAL:
-                following = '(", " call)*' if parallel else ""
-                return [f'calls: " [" call {following} "]"', *rules]
-            case ToolFormat.LLAMA:
-                first, following = "call", f"{_BETWEEN_BARE_CALLS[self.format]} call"
-        return [f"calls: {first} ({following})*" if parallel else f"calls: {first}", *rules]
-
-    def _call(self, name: str, arguments: str) -> str:
-        if self.format is ToolFormat.MISTRAL and "[ARGS]" in self.added_tokens:
-            return f"{json.dumps(name)} {self._marker('[ARGS]')} {arguments}"
-        return f'{json.dumps(self._head(name))} {arguments} "}}"'
-
-    def _head(self, name: str) -> str:
-        """What a call in JSON begins with."""
-        key = "parameters" if self.format is ToolFormat.LLAMA else "arguments"
-        return f'{{"name": {json.dumps(name)}, "{key}": '
-
-    @property
-    def _has_bare_calls(self) -> bool:
-        return self.format in _BETWEEN_BARE_CALLS
-
-    def _more_calls(self, *, parallel: bool) -> str:
-        return f"({_BETWEEN_BARE_CALLS[self.format]} call)*" if parallel else ""
-
-    def _free_text(self, tools: Tools, *, parallel: bool, lenient: bool) -> list[str]:
-        """Rules for `text` without calls, and for the calls that may begin in the midst of an answer."""
-        begin = MARKERS[self.format][0]
+    def _free(self, tools: Tools, *, parallel: bool, lenient: bool) -> tuple[str, list[str]]:
+        """What an answer is that may call, and the rules of text without calls and of calls in the midst of it."""
+        written = self._calls
         # Marks in a text, as those around a model's thoughts; but not the markers of calls. What ends words is a mark,
         # never the beginning of a call.
         marks = ",".join(
@@ -125,50 +77,17 @@ class AnswerGrammar:
         lead = f"(FIRST? <[{marks}]> (WORDS? <[{marks}]>)*)?" if marks else ""
         text = f"FIRST? (<[{marks}]> WORDS?)*" if marks else "FIRST?"
         rules, unlike = [f"text: {text}"], []
-        if begin in self.added_tokens:
-            rules.append(f"opening: text {self._begin}")
+        if written.opening in self.added_tokens:
+            rules.append(f"opening: text {written.begin}")
         else:
-            unlike.append(rf"(.|\n)*{_literal(begin)}")
+            unlike.append(rf"(.|\n)*{literal(written.opening)}")
             rules += [f"opening: {lead} to_opening", f"to_opening[lazy]: /{unlike[0]}/"]
-        bare = []
-        if self._has_bare_calls:
-            heads = [self._loose_head(tool["function"]["name"]) for tool in tools]
-            bare = [f"({'|'.join(heads)})"]
-            unlike.append(_FENCED + bare[0])
-            rules += self._unmarked_calls(tools, heads, lead, parallel=parallel, lenient=lenient)
-        return [*rules, f"FIRST: {_words_unlike([*bare, *unlike])}", f"WORDS: {_words_unlike(unlike)}"]
-
-    def _unmarked_calls(
-        self, tools: Tools, heads: Sequence[str], lead: str, *, parallel: bool, lenient: bool
-    ) -> list[str]:
-        """Rules for `bare` calls, which are the whole answer, and `fenced` ones; `lead` is what ends with a mark."""
-        rules = [r"BLANKS: /[ \t\r\n]{1,32}/"]
-        for i, (tool, head) in enumerate(zip(tools, heads, strict=True)):
-            rules += [f"head_{i}[lazy]: /{head}/", f"fenced_head_{i}[lazy]: /{_FENCED}{head}/"]
-            rules.append(f"loose_{i}: %json {json_rule(_parameters(tool), lenient=lenient, style=LOOSE_STYLE)}")
-        first = [f'head_{i} BLANKS? loose_{i} BLANKS? "}}"' for i in range(len(tools))]
-        calls = f"({' | '.join(first)})"
-        fenced = f"({' | '.join('fenced_' + call for call in first)})"
-        between = 'BLANKS? ";" ' if self.format is ToolFormat.LLAMA else ""  # a head begins with blanks
-        more = f"({between}{calls})*" if parallel else ""
-        return [*rules, f"bare: {calls} {more} BLANKS?", f'fenced: {lead} {fenced} {more} BLANKS? "```"']
-
-    def _loose_head(self, name: str) -> str:
-        """A pattern of what a call in JSON begins with, blanks wherever a model likes them."""
-        key = "parameters" if self.format is ToolFormat.LLAMA else "arguments"
-        parts = ["", _literal("{"), '"name"', ":", _literal(json.dumps(name)), ",", json.dumps(key), ":"]
-        return r"[ \t\r\n]*".join(parts)
-
-
-def _words_unlike(patterns: Sequence[str]) -> str:
-    """A terminal of text that comes to none of `patterns`."""
-    return f"/(.|\\n)+/ & ~/({'|'.join(patterns)})(.|\\n)*/" if patterns else "/(.|\\n)+/"
-
-
-def _parameters(tool: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The schema of a tool's arguments."""
-    schema: Mapping[str, Any] = tool["function"].get("parameters") or {"type": "object", "properties": {}}
-    return schema
+        heads = written.heads(tools)
+        unlike += written.unlike(heads)
+        loose, loose_rules = written.loose(tools, lead, parallel=parallel, lenient=lenient)
+        bare = [f"({'|'.join(heads)})"] if heads else []
+        rules += [*loose_rules, f"FIRST: {words_unlike(*bare, *unlike)}", f"WORDS: {words_unlike(*unlike)}"]
+        return " | ".join(["text", "opening calls", *loose]), rules
 
 
 def _answer(grammar: Grammar) -> str:
@@ -176,15 +95,5 @@ def _answer(grammar: Grammar) -> str:
     if grammar.json_schema is not None:
         return f"%json {json_rule(grammar.json_schema, lenient=grammar.lenient)}"
     if grammar.regex is not None:
-        return f"/{_regex(grammar.regex)}/"
+        return f"/{regex(grammar.regex)}/"
     return "@given"
-
-
-def _literal(text: str) -> str:
-    """A pattern of this text alone."""
-    return _regex(re.escape(text))
-
-
-def _regex(pattern: str) -> str:
-    """A pattern as it stands between slashes."""
-    return re.sub(r"(\\.)|/", lambda match: match[1] or r"\/", pattern, flags=re.DOTALL).replace("\n", r"\n")

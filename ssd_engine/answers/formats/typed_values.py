@@ -44,14 +44,14 @@ def _described(schema: Any, root: Mapping[str, Any], most: int) -> Iterator[Mapp
         return
     yield schema
     if isinstance(reference := schema.get("$ref"), str):
-        yield from _described(_referred(reference, root), root, most - 1)
+        yield from _described(referred(reference, root), root, most - 1)
     for keyword in ("anyOf", "oneOf", "allOf"):
         parts = schema.get(keyword)
         for part in parts if isinstance(parts, list) else ():
             yield from _described(part, root, most - 1)
 
 
-def _referred(reference: str, root: Mapping[str, Any]) -> Any:
+def referred(reference: str, root: Mapping[str, Any]) -> Any:
     """What `#/$defs/...` stands for; None where it stands for nothing in `root`."""
     if not reference.startswith("#"):
         return None
