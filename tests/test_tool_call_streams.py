@@ -66,6 +66,35 @@ def cut_answers(draw: st.DrawFn) -> list[str]:
     return [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
 
 
+OWN_PARTS = {
+    ToolFormat.PYTHONIC: [python(WEATHER), "[get_weather(", "multiply(a=1", ")", ",", "'", "\n[", "\nprint(", "b="],
+    ToolFormat.QWEN3_CODER: [xml(WEATHER), "<function=multiply>", "<parameter=a>", "</parameter>", "</function>", "\n"],
+    ToolFormat.GEMMA3: [python(PRODUCT), "multiply(a=1", ")", "```", "\n", "print(default_api.", "'"],
+    ToolFormat.FUNCTIONGEMMA: ["call:", "multiply{a:", "}", "1", ",", "[", "]", "<es"],
+    ToolFormat.GEMMA4: ["call:", "multiply{a:", "}", "1", ",", "[", "]", "<|"],
+    ToolFormat.PHI4_MINI: ["functools", "[", "]", "{", written(WEATHER)],
+}
+
+
+@st.composite
+def cut_markup(draw: st.DrawFn) -> tuple[ToolFormat, str, list[int]]:
+    format = draw(st.sampled_from(ToolFormat))
+    parts = [*MARKERS[format], in_format(format, [WEATHER, PRODUCT]), *OWN_PARTS.get(format, ["{", "}", "\n```", "f"])]
+    text = "".join(draw(st.lists(st.sampled_from(parts) | st.sampled_from([" ", "\n", "text"]), max_size=8)))
+    return format, text, sorted(draw(st.sets(st.integers(0, len(text)))))
+
+
+@settings(max_examples=400)
+@given(cut_markup())
+def test_how_a_familys_markup_is_cut_into_pieces_changes_nothing(case: tuple[ToolFormat, str, list[int]]) -> None:
+    format, text, cuts = case
+    expected = without_ids(parse(text, format, SCHEMAS))
+    for places in (cuts, range(len(text))):
+        parser = ToolCallParser(format, SCHEMAS)
+        pieces = [text[a:b] for a, b in zip([0, *places], [*places, len(text)], strict=True)]
+        assert without_ids(joined([*map(parser.feed, pieces), parser.finish()])) == expected
+
+
 UNCLOSED = f'<|python_tag|>{written(WEATHER)}{{"name": "get_weather", "arguments": {{"city": "{"a" * 260}'
 
 
@@ -140,6 +169,21 @@ def test_values_of_every_type_are_read_back(format: ToolFormat, expected: list[t
         ("[AVAILABLE_TOOLS] [TOOL_CALLS]", ToolFormat.MISTRAL),
         ("<|start_header_id|>assistant<|end_header_id|> <|python_tag|>", ToolFormat.LLAMA),
         ("<|start_header_id|>assistant<|end_header_id|>", ToolFormat.LLAMA),
+        ("<|start_header_id|> <|python_tag|> write [func_name1(params_name1=value)]", ToolFormat.PYTHONIC),
+        ("<|header_start|>assistant<|header_end|> <|python_start|> [func_name1(a=1)]", ToolFormat.PYTHONIC),
+        ("<|header_start|>assistant<|header_end|> <|python_start|> <|python_end|>", ToolFormat.LLAMA4),
+        ("<|header_start|>user<|header_end|>", ToolFormat.LLAMA4),
+        ("<tools> <tool_call>\n<function=name>\n<parameter=key>", ToolFormat.QWEN3_CODER),
+        ("<seed:tool_call>\n<function=name>\n<parameter=key>", ToolFormat.HERMES),
+        ("<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>\n```json", ToolFormat.DEEPSEEK_V3),
+        ("<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>name<｜tool▁sep｜>", ToolFormat.DEEPSEEK_V31),
+        ("<start_of_turn>user {{ '<start_function_call>call:' }}", ToolFormat.FUNCTIONGEMMA),
+        ("<|turn>model {{ '<|tool_call>call:' }}", ToolFormat.GEMMA4),
+        ("<start_of_turn>model", ToolFormat.GEMMA3),
+        ("<|system|> <|tool|>{{ tools }}<|/tool|>", ToolFormat.PHI4_MINI),
+        ("prefix calls with functools", ToolFormat.PHI4_MINI),
+        ("<|start_of_role|> respond with <|tool_call|> and a list", ToolFormat.GRANITE),
+        ("<|start_of_role|> within <tool_call></tool_call>", ToolFormat.HERMES),
     ],
 )
 def test_the_format_is_known_from_the_chat_template(template: str | None, format: ToolFormat) -> None:

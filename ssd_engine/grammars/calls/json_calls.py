@@ -28,11 +28,12 @@ class LlamaGrammar(BareJsonGrammar):
 
 
 class Llama4Grammar(LlamaGrammar):
-    """The same with a closing marker."""
+    """Llama 4's template closes the markup before the calls, its models behind them."""
 
     def calls(self, *, parallel: bool) -> str:
         """One behind the other."""
-        return f"{super().calls(parallel=parallel)} {self.marker('<|python_end|>')}"
+        closing = f"{self.marker('<|python_end|>')}?"
+        return f"{closing} {repeated('call', f'({self.between})? call', parallel=parallel)} {closing}"
 
 
 class ListGrammar(CallGrammar):
