@@ -48,12 +48,38 @@ def with_markers(template: str, *markers: str) -> Callable[[], PreTrainedTokeniz
     return make
 
 
+TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}"
+QWEN3_CODER = TEMPLATE + "<tool_call><function=name><parameter=key>value</parameter></function></tool_call>"
+DEEPSEEK = (
+    "<｜tool▁calls▁begin｜>",
+    "<｜tool▁calls▁end｜>",
+    "<｜tool▁call▁begin｜>",
+    "<｜tool▁call▁end｜>",
+    "<｜tool▁sep｜>",
+)
+
 FAMILIES = {
     "hermes": make_tokenizer,
     "llama": with_markers(LLAMA, "<|python_tag|>"),
     "mistral": with_markers(MISTRAL, "[TOOL_CALLS]"),
     "mistral, named": with_markers(MISTRAL, "[TOOL_CALLS]", "[ARGS]"),
     "mistral, markers in plain text": with_markers(MISTRAL),
+}
+FURTHER_FAMILIES = {
+    "llama 4": with_markers(TEMPLATE + "<|python_start|>", "<|python_start|>", "<|python_end|>"),
+    "pythonic": with_markers(TEMPLATE + "[func_name1(...)]"),
+    "pythonic, llama 4": with_markers(TEMPLATE + "[func_name1(...)]", "<|python_start|>", "<|python_end|>"),
+    "qwen3-coder": with_markers(QWEN3_CODER),
+    "deepseek v3": with_markers(TEMPLATE + "```json" + DEEPSEEK[0], *DEEPSEEK),
+    "deepseek v3.1": with_markers(TEMPLATE + DEEPSEEK[0], *DEEPSEEK),
+    "gemma 3": with_markers(TEMPLATE + "<start_of_turn>"),
+    "functiongemma": with_markers(
+        TEMPLATE + "<start_function_call>", "<start_function_call>", "<end_function_call>", "<escape>"
+    ),
+    "functiongemma, marks in plain text": with_markers(TEMPLATE + "<start_function_call>"),
+    "gemma 4": with_markers(TEMPLATE + "<|tool_call>", "<|tool_call>", "<tool_call|>", '<|"|>'),
+    "phi-4-mini": with_markers(TEMPLATE + "<|tool|><|/tool|>", "<|tool_call|>", "<|/tool_call|>"),
+    "granite": with_markers(TEMPLATE + "<|tool_call|>", "<|tool_call|>"),
 }
 
 
@@ -73,9 +99,9 @@ def assert_valid(name: str, arguments: dict[str, Any]) -> None:
         assert all(0 <= item <= 99 for item in arguments["items"])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES | FURTHER_FAMILIES)
 def test_any_always_gives_calls_that_follow_their_schemas(family: str) -> None:
-    with engine_of(FAMILIES[family]()) as engine:
+    with engine_of((FAMILIES | FURTHER_FAMILIES)[family]()) as engine:
         for seed in range(6):
             for parallel in (False, True):
                 params = GenerationParams(

@@ -86,8 +86,8 @@ def test_other_text_comes_back_unchanged(format: ToolFormat, text: str) -> None:
 
 def test_without_offered_tools_json_is_text_but_markup_is_a_call() -> None:
     fenced = f"```json\n{written(WEATHER)}\n```"
-    assert without_ids(parse(fenced, names=())) == (fenced, [], [])
-    assert calls(parse(f"<tool_call>{written(WEATHER)}</tool_call>", names=())) == [WEATHER]
+    assert without_ids(parse(fenced, tools=())) == (fenced, [], [])
+    assert calls(parse(f"<tool_call>{written(WEATHER)}</tool_call>", tools=())) == [WEATHER]
 
 
 def test_text_around_calls_is_kept_without_the_blanks_next_to_the_markup() -> None:

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ssd_engine.answers.parsed_text import ParsedText
 from ssd_engine.answers.tool_calls import ToolCallParser
 from ssd_engine.answers.tool_formats import ToolFormat
 
+GEMMA = (ToolFormat.FUNCTIONGEMMA, ToolFormat.GEMMA4)
+GEMMA4_QUOTE = '<|"|>'
 NAMES = ("get_weather", "multiply")
 WEATHER = ("get_weather", {"city": "Paris"})
+Tools = Collection[str] | Mapping[str, Mapping[str, Any]]
+SCHEMAS = {
+    "get_weather": {"type": "object", "properties": {"city": {"type": "string"}}},
+    "multiply": {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "number"}}},
+}
 PRODUCT = ("multiply", {"a": 2, "b": 3.5})
 
 
@@ -22,8 +30,8 @@ def joined(pieces: list[ParsedText]) -> ParsedText:
     )
 
 
-def parse(text: str, format: ToolFormat = ToolFormat.HERMES, names: tuple[str, ...] = NAMES) -> ParsedText:
-    parser = ToolCallParser(format, names)
+def parse(text: str, format: ToolFormat = ToolFormat.HERMES, tools: Tools = NAMES) -> ParsedText:
+    parser = ToolCallParser(format, tools)
     return joined([parser.feed(text), parser.finish()])
 
 
@@ -120,3 +128,72 @@ BEHIND_A_SENTENCE = {
     "a fence": f"Sure, let me check.\n```python\n{written(WEATHER)}\n```",
     "a tag": f"Sure, let me check. <tools>{written(WEATHER)}</tools>",
 }
+
+
+def xml(call: tuple[str, Any]) -> str:
+    """A call between the markers of Qwen3-Coder."""
+    arguments = "".join(f"<parameter={key}>\n{_xml_value(value)}\n</parameter>\n" for key, value in call[1].items())
+    return f"<function={call[0]}>\n{arguments}</function>"
+
+
+def _xml_value(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def python(call: tuple[str, Any]) -> str:
+    """A call in Python."""
+    return f"{call[0]}({', '.join(f'{key}={value!r}' for key, value in call[1].items())})"
+
+
+def gemma(call: tuple[str, Any], quote: str) -> str:
+    """A call between the markers of FunctionGemma and Gemma 4."""
+    return f"call:{call[0]}{_gemma_value(call[1], quote)}"
+
+
+def _gemma_value(value: Any, quote: str) -> str:
+    if isinstance(value, str):
+        return f"{quote}{value}{quote}"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{_gemma_value(item, quote)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(_gemma_value(item, quote) for item in value) + "]"
+    return json.dumps(value)
+
+
+def in_format(format: ToolFormat, calls: list[tuple[str, Any]]) -> str:
+    """Calls as the family's template writes them."""
+    match format:
+        case ToolFormat.HERMES:
+            return "\n".join(f"<tool_call>\n{written(call)}\n</tool_call>" for call in calls)
+        case ToolFormat.LLAMA:
+            return "<|python_tag|>" + "; ".join(written(call, "parameters", ensure_ascii=False) for call in calls)
+        case ToolFormat.LLAMA4:
+            return "<|python_start|><|python_end|>" + "".join(written(call, "parameters") for call in calls)
+        case ToolFormat.PYTHONIC:
+            return f"[{', '.join(map(python, calls))}]"
+        case ToolFormat.MISTRAL:
+            return "".join(f"[TOOL_CALLS]{name}[ARGS]{json.dumps(arguments)}" for name, arguments in calls)
+        case ToolFormat.QWEN3_CODER:
+            return "\n".join(f"<tool_call>\n{xml(call)}\n</tool_call>" for call in calls)
+        case ToolFormat.DEEPSEEK_V3:
+            sep = "function<｜tool▁sep｜>"
+            texts = [f"{sep}{name}\n```json\n{json.dumps(arguments)}\n```" for name, arguments in calls]
+            return _deepseek("\n".join(f"<｜tool▁call▁begin｜>{text}<｜tool▁call▁end｜>" for text in texts))
+        case ToolFormat.DEEPSEEK_V31:
+            texts = [f"{name}<｜tool▁sep｜>{json.dumps(arguments)}" for name, arguments in calls]
+            return _deepseek("".join(f"<｜tool▁call▁begin｜>{text}<｜tool▁call▁end｜>" for text in texts))
+        case ToolFormat.GEMMA3:
+            return "```tool_code\n" + "\n".join(map(python, calls)) + "\n```"
+        case ToolFormat.FUNCTIONGEMMA:
+            texts = [gemma(call, "<escape>") for call in calls]
+            return "".join(f"<start_function_call>{text}<end_function_call>" for text in texts)
+        case ToolFormat.GEMMA4:
+            return "".join(f"<|tool_call>{gemma(call, GEMMA4_QUOTE)}<tool_call|>" for call in calls)
+        case ToolFormat.PHI4_MINI:
+            return f"<|tool_call|>[{', '.join(map(written, calls))}]<|/tool_call|>"
+        case ToolFormat.GRANITE:
+            return f"<|tool_call|>[{', '.join(map(written, calls))}]"
+
+
+def _deepseek(calls: str) -> str:
+    return f"<｜tool▁calls▁begin｜>{calls}<｜tool▁calls▁end｜>"

@@ -64,10 +64,10 @@ class AnswerFormat:
 
     def parser(self, tools: Tools, stage: ReasoningStage) -> TextParser | None:
         """What reads one answer to a request with these tools on offer; None: all of it is text."""
-        names = [tool["function"]["name"] for tool in tools]
+        schemas = {tool["function"]["name"]: tool["function"].get("parameters") or {} for tool in tools}
         if self.reasoning is ReasoningFormat.HARMONY:
-            return harmony.HarmonyParser(names, is_text=stage == "over")
-        calls = ToolCallParser(self.tools, names) if tools else None
+            return harmony.HarmonyParser(schemas, is_text=stage == "over")
+        calls = ToolCallParser(self.tools, schemas) if tools else None
         if self.reasoning is None or stage == "over":
             return calls
         return ReasoningParser(self.reasoning, calls, is_open=stage == "open")

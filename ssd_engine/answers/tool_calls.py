@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
+from ssd_engine.answers.blanks import BLANKS, skip
 from ssd_engine.answers.brackets import Brackets
-from ssd_engine.answers.call_json import call_from, decode_object, invalid_call, is_open_string
+from ssd_engine.answers.call_json import invalid_call
 from ssd_engine.answers.detokenizer import start_of_partial
+from ssd_engine.answers.formats.body import BrokenCallError, Schemas
 from ssd_engine.answers.parsed_text import ParsedText
 from ssd_engine.answers.result import InvalidToolCall, ToolCall
-from ssd_engine.answers.tool_formats import MARKERS, ToolFormat
-from ssd_engine.answers.unmarked_calls import BLANKS, UnmarkedCalls, skip
+from ssd_engine.answers.tool_formats import FORMATS, ToolFormat
+from ssd_engine.answers.unmarked_calls import Unmarked, UnmarkedCalls
+from ssd_engine.answers.unmarked_python import UnmarkedPython
 
 _FENCE = "```"
 _TAGS = ("<tools>", "<tool>", "<tool_calls>", "<functions>", "<function>", "<function_call>", "<function_calls>")
 """What models put around a call that were taught another format, or none."""
 _LANGUAGE = re.compile(r"[\w+.-]*")
-_LINE_OF_JSON = re.compile(r"(?<=\n)[ \t]*[{\[]")
 _SHORT = 256
 """Characters of a buffer that is looked at with every piece."""
 
@@ -41,21 +42,29 @@ class ToolCallParser:
     out depends on the answer alone, never on how it was cut into pieces.
     """
 
-    def __init__(self, format: ToolFormat, tool_names: Collection[str]) -> None:
-        self._named_calls = format is ToolFormat.MISTRAL
-        self._open = MARKERS[format][0]
-        self._close = "</tool_call>" if format is ToolFormat.HERMES else ""
-        self._borders = (self._open, self._close) if self._close else (self._open,)
-        self._unmarked = UnmarkedCalls(tool_names)
-        self._markers = (self._open, _FENCE, *(_TAGS if tool_names else ()))
+    def __init__(self, format: ToolFormat, tools: Collection[str] | Schemas) -> None:
+        """`tools`: the names of the offered tools; their arguments' JSON Schemas too, where these are known.
+
+        Formats that write all values as text have to be told by a schema which are numbers.
+        """
+        self._format = FORMATS[format]
+        self._schemas: Schemas = tools if isinstance(tools, Mapping) else {}
+        python: tuple[Unmarked, ...] = (UnmarkedPython(tools),) if self._format.reads_python else ()
+        self._unmarked: tuple[Unmarked, ...] = (*python, UnmarkedCalls(tools)) if tools else ()
+        self._openings = self._format.openings
+        self._heads = self._format.heads(tools)
+        self._enclosures = {tag: f"</{tag[1:]}" for tag in _TAGS} | dict.fromkeys(self._format.words, "")
+        self._markers = (*self._openings, *self._heads, _FENCE, *(self._enclosures if tools else ()))
         self._buffer = ""
         self._unseen: list[str] = []
         """Pieces that no state has looked at yet."""
         self._num_unseen = 0
-        self._brackets = Brackets()
+        self._brackets = Brackets(self._format.closings)
         self._after_call = False
         self._is_fenced = False
         """Whether a fence is open around the format's own markup."""
+        self._closings: tuple[str, ...] = ()
+        """Closing markers that may still come."""
         self._state: _State = self._read_start
         self._clear_parsed()
 
@@ -69,8 +78,9 @@ class ToolCallParser:
         self._unseen.append(text)
         self._num_unseen += len(text)
         has_closed = self._brackets.feed(text)
-        # A state looks at the whole buffer. That it does so again only where a bracket has closed, or once the buffer
-        # has grown by a part of its length, keeps the time linear in the length of a call; it changes no outcome.
+        # A state looks at the whole buffer. That it does so again only where a bracket has closed, at a closing marker,
+        # or once the buffer has grown by a part of its length, keeps the time linear in the length of a call; it
+        # changes no outcome.
         if has_closed or len(self._buffer) + self._num_unseen <= _SHORT or self._num_unseen * 4 >= len(self._buffer):
             return self._advance(final=False)
         return ParsedText()
@@ -86,7 +96,7 @@ class ToolCallParser:
         while self._state(final=final):
             pass
         if len(self._buffer) < held:
-            self._brackets = Brackets()
+            self._brackets = Brackets(self._format.closings)
             self._brackets.feed(self._buffer)
         parsed = ParsedText("".join(self._text), tuple(self._calls), tuple(self._invalid))
         self._clear_parsed()
@@ -104,13 +114,12 @@ class ToolCallParser:
         start = skip(self._buffer, 0, BLANKS)
         if start == len(self._buffer) and not final:
             return False
-        if self._buffer.startswith(("{", "["), start):
-            parsed, end = self._unmarked.read(self._buffer, start, "", final=final)
-            if parsed is None or (parsed != ParsedText() and end == len(self._buffer) and not final):
-                return False
-            if parsed != ParsedText() and end == len(self._buffer):
-                self._accept(parsed, end)
-                return True
+        parsed, end = self._read_unmarked(start, "", final=final)
+        if parsed is None or (parsed != ParsedText() and end == len(self._buffer) and not final):
+            return False
+        if parsed != ParsedText() and end == len(self._buffer):
+            self._accept(parsed, end)
+            return True
         self._state = self._read_text
         return True
 
@@ -124,28 +133,27 @@ class ToolCallParser:
                 self._buffer = self._buffer.removeprefix(_FENCE).lstrip()
                 self._is_fenced = False
             self._after_call = not self._buffer
-        found = [(at, marker) for marker in self._markers if (at := self._buffer.find(marker)) >= 0]
-        line = _LINE_OF_JSON.search(self._buffer) if self._unmarked.tool_names else None
-        at, marker = min(found, default=(len(self._buffer), ""))
-        if line is not None and line.end() - 1 < at:
-            return self._read_line(line.end() - 1, final=final)
+        at, marker = self._first_marker(final=final)
+        line = self._first_line()
+        if line is not None and line < at:
+            return self._read_line(line, final=final)
         if not marker:
-            self._emit(len(self._buffer) if final else self._start_of_marker())
+            self._emit(at)
             return False
         at = self._emit_before(at)
         if marker == _FENCE:
             return self._read_fence(at, final=final)
-        if marker != self._open:
+        if marker in self._enclosures:
             inside = at + len(marker)
-            return self._read_enclosed(inside, inside, f"</{marker[1:]}", final=final)
-        self._buffer = self._buffer[at + len(marker) :]
+            return self._read_enclosed(inside, inside, self._enclosures[marker], final=final)
+        self._buffer = self._buffer[at + (len(marker) if marker in self._openings else 0) :]
         self._state = self._read_call
         return True
 
     def _read_line(self, start: int, *, final: bool) -> bool:
-        """A line that begins with JSON, which is a call where it ends the answer."""
+        """A line that begins like a call, which it is where it ends the answer."""
         start = self._emit_before(start)
-        parsed, end = self._unmarked.read(self._buffer, start, "", final=final)
+        parsed, end = self._read_unmarked(start, "", final=final)
         if parsed is None or (parsed != ParsedText() and end == len(self._buffer) and not final):
             return False
         if parsed != ParsedText() and end == len(self._buffer):
@@ -172,95 +180,131 @@ class ToolCallParser:
 
     def _marked(self, start: int, *, final: bool) -> bool | None:
         """Whether the format's own markup begins at `start`; None where it may yet."""
-        rest = self._buffer[start : start + len(self._open)]
-        if rest != self._open and self._open.startswith(rest) and not final:
+        rest = self._buffer[start:]
+        if not final and any(own.startswith(rest) and own != rest for own in (*self._openings, *self._heads)):
             return None
-        return rest == self._open
+        return rest.startswith((*self._openings, *self._heads))
 
     def _read_enclosed(self, opened: int, inside: int, closing: str, *, final: bool) -> bool:
-        """JSON between `inside` and `closing`; text up to `opened`, where it is no call."""
+        """Calls between `inside` and `closing`; text up to `opened`, where there are none."""
         start = skip(self._buffer, inside, BLANKS)
         if start == len(self._buffer) and not final:
             return False
-        if self._buffer.startswith(("{", "["), start):
-            parsed, end = self._unmarked.read(self._buffer, start, closing, final=final)
-            found = self._buffer[end : end + len(closing)]
-            is_open = found != closing and closing.startswith(found)
-            if parsed is None or (parsed != ParsedText() and is_open and not final):
-                return False
-            if parsed != ParsedText() and closing.startswith(found):
-                self._accept(parsed, end + len(found))
-                return True
-        self._emit(opened)
+        parsed, end = self._read_unmarked(start, closing, final=final)
+        found = self._buffer[end : end + len(closing)]
+        is_open = (
+            closing.startswith(found) and end + len(found) == len(self._buffer) and (found != closing or not found)
+        )
+        if parsed is None or (parsed != ParsedText() and is_open and not final):
+            return False
+        if parsed != ParsedText() and closing.startswith(found):
+            self._accept(parsed, end + len(found))
+        else:
+            self._emit(opened)
         return True
 
     def _read_call(self, *, final: bool) -> bool:
         """Behind the marker that begins a call, or another call in the same markup."""
+        body, inner = self._format.body, self._format.inner
         self._buffer = self._buffer.lstrip(BLANKS)
+        while inner and self._buffer.startswith(inner):
+            self._buffer = self._buffer.removeprefix(inner).lstrip(BLANKS)
         first = skip(self._buffer, 0, BLANKS + "[")
-        if self._buffer.startswith("{", first):
+        if body.begins(self._buffer, first):
             self._buffer = self._buffer[first:]
-        name, start = self._read_name() if self._named_calls else (None, 0)
         try:
-            value, end = decode_object(self._buffer, start)
-        except json.JSONDecodeError as error:
-            return self._read_broken_call(error, name, final=final)
-        call = call_from(value if name is None else {"name": name, "arguments": value})
-        if isinstance(call, str):
-            self._reject(end, call, value.get("name") if name is None else name)
+            read = body.read(self._buffer, self._schemas)
+        except BrokenCallError as broken:
+            return self._read_broken_call(broken, final=final)
+        if read.call is None:
+            self._reject(read.end, read.error, read.name)
         else:
-            self._calls.append(call)
-        self._buffer = self._buffer[end:]
+            self._calls.append(read.call)
+        self._buffer = self._buffer[read.end :]
         self._state = self._read_rest_of_markup
         return True
 
     def _read_rest_of_markup(self, *, final: bool) -> bool:
         """Behind a call: another one, or the closing marker. Stray separators and brackets are common there."""
-        self._buffer = self._buffer.lstrip(BLANKS + ",;]}")
-        if self._buffer.startswith("{"):
+        self._buffer = self._buffer.lstrip(self._format.separators)
+        begins = self._format.body.begins(self._buffer, 0)
+        if begins:
             self._state = self._read_call
             return True
-        if not self._buffer or (self._buffer != self._close and self._close.startswith(self._buffer)):
+        if not final and begins is None:
+            return False
+        self._closings = self._format.closings
+        self._state = self._read_closings
+        return True
+
+    def _read_closings(self, *, final: bool) -> bool:
+        """Behind the last call of a markup."""
+        behind = self._buffer.lstrip(BLANKS)
+        place, closing = next(
+            ((place, each) for place, each in enumerate(self._closings) if behind.startswith(each)), (0, "")
+        )
+        # An opening may begin as a closing does.
+        openings = [opening for opening in self._openings if closing and opening.startswith(closing)]
+        if not final and any(opening.startswith(behind) for opening in openings):
+            return False
+        if closing and not behind.startswith(tuple(openings)):
+            self._buffer = behind.removeprefix(closing)
+            self._closings = self._closings[place + 1 :]
+            return True
+        if any(closing.startswith(behind) for closing in self._closings):
             if final:
                 self._buffer = ""
             return False
-        self._end_markup(0)
+        self._after_call = True
+        self._state = self._read_text
         return True
 
     # What the states are made of.
 
-    def _read_name(self) -> tuple[str | None, int]:
-        """The name in `name[ARGS]{...}` and where the arguments begin; (None, 0) where there is no such name."""
-        following = self._buffer.find(self._open)
-        start = self._buffer.find("{", 0, following if following >= 0 else None)
-        if start <= 0:
-            return None, 0
-        return self._buffer[:start].partition("[")[0].strip(), start
+    def _first_marker(self, *, final: bool) -> tuple[int, str]:
+        """Where a call may begin, and the longest marker there; "" behind what stays text."""
+        found = [(at, -len(marker), marker) for marker in self._markers if (at := self._buffer.find(marker)) >= 0]
+        at, _, marker = min(found, default=(len(self._buffer), 0, ""))
+        if marker and not final and any(each.startswith(self._buffer[at:]) for each in self._markers if each != marker):
+            marker = ""  # a longer one may stand there
+        return (at, marker) if marker or final else (min(at, self._start_of_marker()), "")
 
-    def _read_broken_call(self, error: json.JSONDecodeError, name: str | None, *, final: bool) -> bool:
-        """Waits for the rest of the JSON, or for the marker behind JSON that no more text can mend."""
-        if not final and is_open_string(error):
+    def _first_line(self) -> int | None:
+        """Where the first line begins that begins like a call."""
+        found = [match.end() for each in self._unmarked if (match := each.line.search(self._buffer))]
+        return min(found, default=None)
+
+    def _read_unmarked(self, start: int, closing: str, *, final: bool) -> tuple[ParsedText | None, int]:
+        """`Unmarked.read` in the notation that begins at `start`; nothing where none does."""
+        for notation in self._unmarked:
+            begins = notation.begins(self._buffer, start)
+            if begins:
+                return notation.read(self._buffer, start, closing, final=final)
+            if begins is None and not final:
+                return None, start
+        return ParsedText(), start
+
+    def _read_broken_call(self, broken: BrokenCallError, *, final: bool) -> bool:
+        """Waits for the rest of the call, or for the marker behind what no more text can mend."""
+        if not final and broken.is_open:
             return False
-        found = [] if is_open_string(error) else self._borders_from(error.pos)
+        found = [] if broken.is_open else self._borders_from(broken.at)
         if not found and not final:
             return False
         found = found or self._borders_from(0)  # one within a string, perhaps, that nothing has closed
         end = min(found, default=len(self._buffer))
-        self._reject(end, str(error), name)
-        self._end_markup(end)
+        self._reject(end, str(broken), broken.name)
+        self._buffer = self._buffer[end:]
+        self._closings = self._format.closings
+        self._state = self._read_closings
         return True
 
     def _borders_from(self, start: int) -> list[int]:
-        """Where markers stand that a call's JSON cannot go past."""
-        return [at for marker in self._borders if (at := self._buffer.find(marker, start)) >= 0]
+        """Where markers stand that a call cannot go past."""
+        return [at for marker in self._format.borders if (at := self._buffer.find(marker, start)) >= 0]
 
     def _reject(self, end: int, error: str, name: Any) -> None:
         self._invalid.append(invalid_call(self._buffer[:end], error, name))
-
-    def _end_markup(self, end: int) -> None:
-        self._buffer = self._buffer[end:].removeprefix(self._close)
-        self._after_call = True
-        self._state = self._read_text
 
     def _accept(self, parsed: ParsedText, end: int) -> None:
         self._calls += parsed.tool_calls
@@ -277,7 +321,9 @@ class ToolCallParser:
 
     def _start_of_marker(self) -> int:
         """Where the text ends that stays text: before a marker's beginning, and the blanks before that."""
-        return len(self._buffer[: start_of_partial(self._buffer, self._markers)].rstrip())
+        start = start_of_partial(self._buffer, self._markers)
+        start = min([start, *(each.partial_line(self._buffer) for each in self._unmarked)])
+        return len(self._buffer[:start].rstrip())
 
     def _emit(self, count: int) -> None:
         self._text.append(self._buffer[:count])

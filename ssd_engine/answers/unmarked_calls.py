@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection
-from typing import Any
+from typing import Any, Protocol
 
+from ssd_engine.answers.blanks import BLANKS, skip
 from ssd_engine.answers.call_json import (
     call_from,
     decode,
@@ -18,7 +19,6 @@ from ssd_engine.answers.call_json import (
 from ssd_engine.answers.parsed_text import ParsedText
 from ssd_engine.answers.result import ToolCall
 
-BLANKS = " \t\r\n"
 _BLANK = r"[ \t\r\n]*"
 _HEAD = re.compile(
     _BLANK.join(["", r"(?:\[[ \t\r\n]*)*\{", '"name"', ":", r'"([^"\\]+)"', ",", '"(?:arguments|parameters)"', ":"])
@@ -26,11 +26,40 @@ _HEAD = re.compile(
 """What a call without markup begins with."""
 
 
+class Unmarked(Protocol):
+    """Reads calls without markup in one notation."""
+
+    line: re.Pattern[str]
+    """What stands before a call that begins a line."""
+
+    def begins(self, text: str, start: int) -> bool | None:
+        """Whether text at `start` may be calls; None where the text ends before that is known."""
+
+    def read(self, text: str, start: int, closing: str, *, final: bool) -> tuple[ParsedText | None, int]:
+        """The calls at `start`, and where they end; nothing for other text, None to wait.
+
+        `closing` ends what they are enclosed in. Calls that break off are calls, invalid ones.
+        """
+
+    def partial_line(self, text: str) -> int:
+        """Where the last line starts, if it is the unfinished beginning of a call; else the text's end."""
+
+
 class UnmarkedCalls:
     """Reads JSON that calls some of a request's tools."""
 
+    line = re.compile(r"(?<=\n)[ \t]*(?=[{\[])")
+
     def __init__(self, tool_names: Collection[str]) -> None:
         self.tool_names = frozenset(tool_names)
+
+    def begins(self, text: str, start: int) -> bool | None:
+        """Whether it is JSON, an object or a list."""
+        return text.startswith(("{", "["), start)
+
+    def partial_line(self, text: str) -> int:
+        """One character makes it certain."""
+        return len(text)
 
     def read(self, text: str, start: int, closing: str, *, final: bool) -> tuple[ParsedText | None, int]:
         """The calls without markup in the JSON at `start`, and where they end; nothing for other JSON, None to wait.
@@ -85,8 +114,3 @@ class UnmarkedCalls:
             return None
         call = call_from(value)
         return call if isinstance(call, ToolCall) and call.name in self.tool_names else None
-
-
-def skip(text: str, start: int, characters: str) -> int:
-    """The first place from `start` on that holds none of `characters`."""
-    return len(text) - len(text[start:].lstrip(characters))

@@ -5,26 +5,17 @@ The grammars are written in llguidance's dialect of Lark, where `<[id]>` is a to
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from ssd_engine.answers.answer_format import ReasoningStage
 from ssd_engine.answers.reasoning import ReasoningFormat
 from ssd_engine.answers.tool_formats import MARKERS, ToolFormat
 from ssd_engine.config import GenerationParams
+from ssd_engine.grammars.calls.call_grammar import CallGrammar, Tools
+from ssd_engine.grammars.calls.registry import call_grammar
 from ssd_engine.grammars.guide import is_marker
-from ssd_engine.grammars.json_schema import LOOSE_STYLE, json_rule
-from ssd_engine.grammars.rules import answer_rule, grammar_source, literal, marker, parameters
-
-Tools = Sequence[Mapping[str, Any]]
-
-_BETWEEN_BARE_CALLS = {ToolFormat.HERMES: r'"\n"', ToolFormat.LLAMA: '"; "'}
-"""Formats whose calls are understood without any markup, and what stands between two of these."""
-
-_FENCED = r"(.|\n)*```(json)?\n"
-"""What stands before a fenced call."""
+from ssd_engine.grammars.lark import answer_rule, grammar_source, literal, marker, words_unlike
 
 
 @dataclass(frozen=True)
@@ -36,6 +27,7 @@ class AnswerGrammar:
     """Ids of the tokens that the tokenizer's vocabulary was extended by."""
     control_ids: Collection[int]
     """Those of them that are no part of any text."""
+
     reasoning: ReasoningFormat | None = None
     """How the model marks its reasoning, which no grammar limits; None: it does not reason apart from its answers."""
 
@@ -49,22 +41,20 @@ class AnswerGrammar:
         if not may_call and params.grammar is None:
             return None
         rules: list[str] = []
-        calls = f"{self._begin} calls"
+        written = self._calls
+        parallel, lenient = params.parallel_tool_calls, not params.strict
+        bare = written.bare(parallel=parallel)
+        calls = f"{written.begin} calls" if written.has_markup else bare
         if may_call:
-            rules += self._calls(tools, parallel=params.parallel_tool_calls, lenient=not params.strict)
+            rules += written.rules(tools, parallel=parallel, lenient=lenient)
         if is_called:
-            start = calls
-            if self._has_bare_calls:
-                # Many models leave the markup out; where they may, they know better when to stop.
-                start += f' | call {self._more_calls(parallel=params.parallel_tool_calls)} "\\n"?'
+            start = f"{calls} | {bare}" if bare and written.has_markup else calls
         elif params.grammar is not None:
             start = f"answer | {calls}" if may_call else "answer"
             rules.append(f"answer: {answer_rule(params.grammar)}")
         else:
-            start = "text | opening calls"
-            if self._has_bare_calls:
-                start += " | bare | fenced+ text" if params.parallel_tool_calls else " | bare | fenced"
-            rules += self._free_text(tools, parallel=params.parallel_tool_calls, lenient=not params.strict)
+            start, free = self._free(tools, parallel=parallel, lenient=lenient)
+            rules += free
         if self.reasoning is not None and stage != "over":
             start = f"reasoning{'' if stage == 'open' else '?'} ({start})"
             rules += self._reasoning(self.reasoning, stage)
@@ -72,67 +62,27 @@ class AnswerGrammar:
 
     def _reasoning(self, format: ReasoningFormat, stage: ReasoningStage) -> list[str]:
         """Rules for `reasoning` to the tag that closes it, whatever it says, and the blanks behind it."""
-        opening, closing = (self._marker(tag) for tag in format.tags)
+        opening, closing = (marker(tag, self.added_tokens) for tag in format.tags)
         begin = "" if stage == "open" else f"{opening} "
         if closing.startswith("<["):
             others = ",".join(
                 str(token_id)
                 for token, token_id in self.added_tokens.items()
-                if token_id not in self.control_ids and self._marker(token) != closing
+                if token_id not in self.control_ids and token != format.tags[1]
             )
             body = f"(THOUGHTS | <[{others}]>)* {closing}" if others else f"THOUGHTS? {closing}"
             rules = [r"THOUGHTS: /(.|\n)+/"]
         else:
-            body, rules = "to_closing", [f"to_closing[lazy]: /(.|\\n)*{literal(format.tags[1])}/"]
+            body, rules = "to_closing", [rf"to_closing[lazy]: /(.|\n)*{literal(format.tags[1])}/"]
         return [f"reasoning: {begin}{body} GAP?", r"GAP: /[ \t\r\n]{1,8}/", *rules]
 
     @property
-    def _begin(self) -> str:
-        return self._marker(MARKERS[self.format][0])
+    def _calls(self) -> CallGrammar:
+        return call_grammar(self.format, self.added_tokens)
 
-    def _marker(self, token: str) -> str:
-        return marker(token, self.added_tokens)
-
-    def _calls(self, tools: Tools, *, parallel: bool, lenient: bool) -> list[str]:
-        """Rules for `calls`: what follows the marker that begins the first call."""
-        rules = []
-        for i, tool in enumerate(tools):
-            rules.append(f"arguments_{i}: %json {json_rule(parameters(tool), lenient=lenient)}")
-            rules.append(f"call_{i}: {self._call(tool['function']['name'], f'arguments_{i}')}")
-        rules.append(f"call: {' | '.join(f'call_{i}' for i in range(len(tools)))}")
-        match self.format:
-            case ToolFormat.HERMES:
-                first = f'"\\n" call "\\n" {self._marker("</tool_call>")}'
-                following = f'"\\n" {self._begin} {first}'
-            case ToolFormat.MISTRAL if "[ARGS]" in self.added_tokens:
-                first, following = "call", f"{self._begin} call"
-            case ToolFormat.MISTRAL:
-                following = '(", " call)*' if parallel else ""
-                return [f'calls: " [" call {following} "]"', *rules]
-            case ToolFormat.LLAMA:
-                first, following = "call", f"{_BETWEEN_BARE_CALLS[self.format]} call"
-        return [f"calls: {first} ({following})*" if parallel else f"calls: {first}", *rules]
-
-    def _call(self, name: str, arguments: str) -> str:
-        if self.format is ToolFormat.MISTRAL and "[ARGS]" in self.added_tokens:
-            return f"{json.dumps(name)} {self._marker('[ARGS]')} {arguments}"
-        return f'{json.dumps(self._head(name))} {arguments} "}}"'
-
-    def _head(self, name: str) -> str:
-        """What a call in JSON begins with."""
-        key = "parameters" if self.format is ToolFormat.LLAMA else "arguments"
-        return f'{{"name": {json.dumps(name)}, "{key}": '
-
-    @property
-    def _has_bare_calls(self) -> bool:
-        return self.format in _BETWEEN_BARE_CALLS
-
-    def _more_calls(self, *, parallel: bool) -> str:
-        return f"({_BETWEEN_BARE_CALLS[self.format]} call)*" if parallel else ""
-
-    def _free_text(self, tools: Tools, *, parallel: bool, lenient: bool) -> list[str]:
-        """Rules for `text` without calls, and for the calls that may begin in the midst of an answer."""
-        begin = MARKERS[self.format][0]
+    def _free(self, tools: Tools, *, parallel: bool, lenient: bool) -> tuple[str, list[str]]:
+        """What an answer is that may call, and the rules of text without calls and of calls in the midst of it."""
+        written = self._calls
         # Marks in a text, as those around a model's thoughts; but not the markers of calls. What ends words is a mark,
         # never the beginning of a call.
         marks = ",".join(
@@ -143,41 +93,14 @@ class AnswerGrammar:
         lead = f"(FIRST? <[{marks}]> (WORDS? <[{marks}]>)*)?" if marks else ""
         text = f"FIRST? (<[{marks}]> WORDS?)*" if marks else "FIRST?"
         rules, unlike = [f"text: {text}"], []
-        if begin in self.added_tokens:
-            rules.append(f"opening: text {self._begin}")
+        if written.opening in self.added_tokens:
+            rules.append(f"opening: text {written.begin}")
         else:
-            unlike.append(rf"(.|\n)*{literal(begin)}")
+            unlike.append(rf"(.|\n)*{literal(written.opening)}")
             rules += [f"opening: {lead} to_opening", f"to_opening[lazy]: /{unlike[0]}/"]
-        bare = []
-        if self._has_bare_calls:
-            heads = [self._loose_head(tool["function"]["name"]) for tool in tools]
-            bare = [f"({'|'.join(heads)})"]
-            unlike.append(_FENCED + bare[0])
-            rules += self._unmarked_calls(tools, heads, lead, parallel=parallel, lenient=lenient)
-        return [*rules, f"FIRST: {_words_unlike([*bare, *unlike])}", f"WORDS: {_words_unlike(unlike)}"]
-
-    def _unmarked_calls(
-        self, tools: Tools, heads: Sequence[str], lead: str, *, parallel: bool, lenient: bool
-    ) -> list[str]:
-        """Rules for `bare` calls, which are the whole answer, and `fenced` ones; `lead` is what ends with a mark."""
-        rules = [r"BLANKS: /[ \t\r\n]{1,32}/"]
-        for i, (tool, head) in enumerate(zip(tools, heads, strict=True)):
-            rules += [f"head_{i}[lazy]: /{head}/", f"fenced_head_{i}[lazy]: /{_FENCED}{head}/"]
-            rules.append(f"loose_{i}: %json {json_rule(parameters(tool), lenient=lenient, style=LOOSE_STYLE)}")
-        first = [f'head_{i} BLANKS? loose_{i} BLANKS? "}}"' for i in range(len(tools))]
-        calls = f"({' | '.join(first)})"
-        fenced = f"({' | '.join('fenced_' + call for call in first)})"
-        between = 'BLANKS? ";" ' if self.format is ToolFormat.LLAMA else ""  # a head begins with blanks
-        more = f"({between}{calls})*" if parallel else ""
-        return [*rules, f"bare: {calls} {more} BLANKS?", f'fenced: {lead} {fenced} {more} BLANKS? "```"']
-
-    def _loose_head(self, name: str) -> str:
-        """A pattern of what a call in JSON begins with, blanks wherever a model likes them."""
-        key = "parameters" if self.format is ToolFormat.LLAMA else "arguments"
-        parts = ["", literal("{"), '"name"', ":", literal(json.dumps(name)), ",", json.dumps(key), ":"]
-        return r"[ \t\r\n]*".join(parts)
-
-
-def _words_unlike(patterns: Sequence[str]) -> str:
-    """A terminal of text that comes to none of `patterns`."""
-    return f"/(.|\\n)+/ & ~/({'|'.join(patterns)})(.|\\n)*/" if patterns else "/(.|\\n)+/"
+        heads = written.heads(tools)
+        unlike += written.unlike(heads)
+        loose, loose_rules = written.loose(tools, lead, parallel=parallel, lenient=lenient)
+        bare = [f"({'|'.join(heads)})"] if heads else []
+        rules += [*loose_rules, f"FIRST: {words_unlike(*bare, *unlike)}", f"WORDS: {words_unlike(*unlike)}"]
+        return " | ".join(["text", "opening calls", *loose]), rules

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from ssd_engine.answers.answer_format import ReasoningStage, Tools
 from ssd_engine.config import GenerationParams
+from ssd_engine.grammars.calls.call_grammar import parameters_of
 from ssd_engine.grammars.json_schema import json_rule
-from ssd_engine.grammars.rules import answer_rule, grammar_source, literal, marker, parameters
+from ssd_engine.grammars.lark import answer_rule, grammar_source, literal, marker
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class HarmonyGrammar:
         rules: list[str] = []
         if tools:
             for i, tool in enumerate(tools):
-                rules.append(f"arguments_{i}: %json {json_rule(parameters(tool), lenient=not params.strict)}")
+                rules.append(f"arguments_{i}: %json {json_rule(parameters_of(tool), lenient=not params.strict)}")
             calls = " | ".join(
                 f"{self._header(tool['function']['name'])} arguments_{i}" for i, tool in enumerate(tools)
             )

@@ -21,6 +21,7 @@ class RemoteRequest(Request):
     arguments: dict[str, Any] = field(default_factory=dict)
     """Of the client's `chat.completions.create`."""
     tools: Tools = ()
+    """The tools on offer."""
     refusal: SSDError | None = None
     """Why the server has not taken the request yet."""
 

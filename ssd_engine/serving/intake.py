@@ -14,9 +14,9 @@ from ssd_engine.answers.reasoning import ReasoningFormat
 from ssd_engine.config import GenerationParams, SSDConfig
 from ssd_engine.errors import InvalidRequestError
 from ssd_engine.grammars.answer_grammar import AnswerGrammar
+from ssd_engine.grammars.calls.call_grammar import arguments_source
 from ssd_engine.grammars.guide import GrammarCompiler, Guide
 from ssd_engine.grammars.harmony_grammar import HarmonyGrammar
-from ssd_engine.grammars.rules import arguments_source
 from ssd_engine.prompts.conversation import ChatRenderer, Conversation
 from ssd_engine.prompts.prompt import (
     ParsedPrompt,

@@ -1,0 +1,1 @@
+"""How families' calls are written as grammars, one notation a module."""
