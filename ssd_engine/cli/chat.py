@@ -43,6 +43,7 @@ def chat(
     top_p: generation_options.TopPOption = 1.0,
     top_k: generation_options.TopKOption = None,
     seed: generation_options.SeedOption = None,
+    reasoning: generation_options.ReasoningOption = None,
     no_history: Annotated[
         bool, typer.Option("--no-history", help="Keep no file of the messages for later conversations.")
     ] = False,
@@ -56,6 +57,7 @@ def chat(
             top_p=top_p,
             top_k=top_k,
             seed=seed,
+            reasoning=generation_options.reasoning_of(reasoning),
         )
     except InvalidRequestError as error:
         raise typer.BadParameter(str(error)) from error

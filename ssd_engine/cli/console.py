@@ -62,11 +62,21 @@ def starting() -> Status:
 
 
 def shown(pieces: Iterator[Piece]) -> Iterator[Piece]:
-    """The same pieces, each added to the answer on stdout; a spinner until the first one comes."""
+    """The same pieces, each added to the answer on stdout; a spinner until the first one comes.
+
+    Reasoning is no part of the answer: it goes to stderr.
+    """
+    is_reasoning = False
     with ExitStack() as waiting:
         waiting.enter_context(stderr.status("Reading the prompt"))
         for piece in pieces:
             waiting.close()
+            if piece.reasoning:
+                stderr.print(Text(printable(piece.reasoning), "dim"), end="", soft_wrap=True)
+                is_reasoning = True
+            if is_reasoning and (piece.text or piece.result is not None):
+                stderr.print("\n")
+                is_reasoning = False
             # soft_wrap: the terminal breaks the lines, which a piece cannot know about
             stdout.print(styled(piece), end="", soft_wrap=True)
             yield piece

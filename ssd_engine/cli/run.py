@@ -32,6 +32,7 @@ def run(
     top_p: generation_options.TopPOption = 1.0,
     top_k: generation_options.TopKOption = None,
     seed: generation_options.SeedOption = None,
+    reasoning: generation_options.ReasoningOption = None,
     stop: Annotated[list[str] | None, typer.Option(help="String that ends the answer; may be repeated.")] = None,
 ) -> None:
     """Answer one prompt, with a summary of its safety trace on stderr."""
@@ -43,6 +44,7 @@ def run(
             top_p=top_p,
             top_k=top_k,
             seed=seed,
+            reasoning=generation_options.reasoning_of(reasoning),
             stop=stop,
             continue_final_message=prefill is not None,
         )

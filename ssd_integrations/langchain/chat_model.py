@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, closing
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.language_models.base import LangSmithParams
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from langchain_core.runnables import Runnable, RunnableConfig
-from langchain_core.runnables.config import get_config_list
+from langchain_core.runnables import Runnable
 
 from ssd_engine.answers.result import Piece
 from ssd_engine.config import GenerationParams
@@ -21,7 +20,7 @@ from ssd_engine.engine import Engine
 from ssd_engine.errors import InvalidRequestError
 from ssd_engine.prompts.prompt import offered_tools
 from ssd_integrations.langchain.errors import langchain_errors
-from ssd_integrations.langchain.events import ChunkOfPiece, areport_risk, areporting, report_risk, reporting
+from ssd_integrations.langchain.events import ChunkOfPiece, areport_risk, report_risk
 from ssd_integrations.langchain.messages import to_ai_message, to_engine_messages, to_message_chunk
 from ssd_integrations.langchain.pair_model import PairModel
 from ssd_integrations.langchain.response_format import (
@@ -97,6 +96,12 @@ class ChatSSD(PairModel):
         ```
         Decoding is constrained, so what comes out follows the schema; where `max_tokens` ends an answer before its
         structure is complete, an `OutputParserException` says so.
+
+    Reasoning, of models that think before they answer (Qwen3, DeepSeek-R1, gpt-oss):
+        ```python
+        ChatSSD(model=..., draft=..., reasoning=False)  # True, or "low"; None: as the model's template has it
+        answer.content_blocks  # [{"type": "reasoning", ...}, {"type": "text", ...}]
+        ```
 
     Risk:
         ```python
@@ -190,47 +195,6 @@ class ChatSSD(PairModel):
                     if run_manager:
                         await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                     yield chunk
-
-    def invoke(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> AIMessage:
-        """Answer; `on_risk` and scheme switches are reported to callbacks."""
-        return super().invoke(input, reporting(config, self.callbacks), **kwargs)
-
-    async def ainvoke(
-        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
-    ) -> AIMessage:
-        """`invoke`, for an event loop."""
-        return await super().ainvoke(input, areporting(config, self.callbacks), **kwargs)
-
-    def stream(
-        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
-    ) -> Iterator[AIMessageChunk]:
-        """Answer in chunks, as they are decoded."""
-        return super().stream(input, reporting(config, self.callbacks), **kwargs)
-
-    def astream(
-        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
-    ) -> AsyncIterator[AIMessageChunk]:
-        """`stream`, for an event loop."""
-        return super().astream(input, areporting(config, self.callbacks), **kwargs)
-
-    def batch(
-        self,
-        inputs: list[LanguageModelInput],
-        config: RunnableConfig | list[RunnableConfig] | None = None,
-        *,
-        return_exceptions: bool = False,
-        **kwargs: Any,
-    ) -> list[Any]:
-        """Answer several inputs together; `max_concurrency` in the config limits how many are under way."""
-        # LangChain's own limit is the number of cores and four; here waiting costs a thread nothing, and all that
-        # arrive decode together.
-        configs = [
-            {**each, "max_concurrency": each.get("max_concurrency") or len(inputs)}
-            for each in get_config_list(config, len(inputs))
-        ]
-        return super().batch(
-            inputs, cast("list[RunnableConfig]", configs), return_exceptions=return_exceptions, **kwargs
-        )
 
     def _chat_result(self, last: Piece) -> ChatResult:
         result = with_note(last).result

@@ -1,16 +1,22 @@
-"""What a ChatSSD is made of: the fields that it shares with SSDLLM, as LangChain has them."""
+"""What a ChatSSD is made of: the fields that it shares with SSDLLM, and how LangChain comes to its answers."""
 
 from __future__ import annotations
 
-from typing import Any, Self
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, Self, cast
 
+from langchain_core.language_models import LanguageModelInput
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.language_models.model_profile import ModelProfile
+from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables.config import get_config_list
 from pydantic import Field, PrivateAttr, model_validator
 
 from ssd_engine.config import API_KEY_VARIABLE
 from ssd_engine.engine import Engine
 from ssd_engine.models.presets import PRESETS, default_preset
+from ssd_integrations.langchain.events import areporting, reporting
 from ssd_integrations.pair_fields import LOAD_FIELDS, PairFields
 
 
@@ -133,3 +139,44 @@ class PairModel(PairFields, BaseChatModel):
         other = self.model_copy(update={"engine": None, "model": None, "draft": None, **pair})
         other._engine = None
         return other
+
+    def invoke(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> AIMessage:
+        """Answer; `on_risk` and scheme switches are reported to callbacks."""
+        return super().invoke(input, reporting(config, self.callbacks), **kwargs)
+
+    async def ainvoke(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> AIMessage:
+        """`invoke`, for an event loop."""
+        return await super().ainvoke(input, areporting(config, self.callbacks), **kwargs)
+
+    def stream(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> Iterator[AIMessageChunk]:
+        """Answer in chunks, as they are decoded."""
+        return super().stream(input, reporting(config, self.callbacks), **kwargs)
+
+    def astream(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> AsyncIterator[AIMessageChunk]:
+        """`stream`, for an event loop."""
+        return super().astream(input, areporting(config, self.callbacks), **kwargs)
+
+    def batch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[Any]:
+        """Answer several inputs together; `max_concurrency` in the config limits how many are under way."""
+        # LangChain's own limit is the number of cores and four; here waiting costs a thread nothing, and all that
+        # arrive decode together.
+        configs = [
+            {**each, "max_concurrency": each.get("max_concurrency") or len(inputs)}
+            for each in get_config_list(config, len(inputs))
+        ]
+        return super().batch(
+            inputs, cast("list[RunnableConfig]", configs), return_exceptions=return_exceptions, **kwargs
+        )

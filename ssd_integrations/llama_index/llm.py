@@ -83,6 +83,12 @@ class SSDLLM(PairLLM):
         llm.as_structured_llm(City).complete("Tell me about Lyon.").raw
         ```
 
+    Reasoning, of models that think before they answer (Qwen3, DeepSeek-R1, gpt-oss):
+        ```python
+        SSDLLM(model=..., draft=..., reasoning=False)  # True, or "low"; None: as the model's template has it
+        response.message.blocks                        # [ThinkingBlock(...), TextBlock(...)]
+        ```
+
     Risk:
         ```python
         SSDLLM(on_risk="refuse", refusal_text="I can't help with that.")  # finish_reason "refused"
