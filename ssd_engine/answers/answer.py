@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
+from ssd_engine.answers.call_json import before_repetition
 from ssd_engine.answers.detokenizer import StopStrings
 from ssd_engine.answers.parsed_text import ParsedText, TextParser
 from ssd_engine.answers.reasoning import num_reasoning_tokens
@@ -210,17 +211,12 @@ class Answer:
         return ParsedText(parsed.text, reasoning=parsed.reasoning)
 
     def _without_repetition(self, parsed: ParsedText) -> ParsedText:
-        """The calls up to one that the answer has made already; there it ends.
-
-        Where calls have to come, small models go on with more of the same, which agents then run again and again.
-        """
-        made = [(call.name, call.arguments) for call in self._calls]
-        for place, call in enumerate(parsed.tool_calls):
-            if (call.name, call.arguments) in made:
-                self._ended = self._ended or "stop"
-                return replace(parsed, tool_calls=parsed.tool_calls[:place], invalid_tool_calls=())
-            made.append((call.name, call.arguments))
-        return parsed
+        """What comes before a call that the answer has made already; there it ends."""
+        calls = before_repetition(self._calls, parsed.tool_calls)
+        if len(calls) == len(parsed.tool_calls):
+            return parsed
+        self._ended = self._ended or "stop"
+        return replace(parsed, tool_calls=calls, invalid_tool_calls=())
 
     def _num_reasoning_tokens(self) -> int:
         """How many tokens begin within the reasoning."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ssd_engine.answers.result import InvalidToolCall, ToolCall
@@ -44,6 +44,19 @@ def written_calls(value: Any) -> list[Any]:
         case {"function": {"name": str()} as function}:
             return [function]
     return [value]
+
+
+def before_repetition(made: Sequence[ToolCall], calls: Sequence[ToolCall]) -> tuple[ToolCall, ...]:
+    """The calls up to one that an answer has made already, among `made` or before it.
+
+    Where calls have to come, small models go on with more of the same, which agents then run again and again.
+    """
+    seen = [(call.name, call.arguments) for call in made]
+    for place, call in enumerate(calls):
+        if (call.name, call.arguments) in seen:
+            return tuple(calls[:place])
+        seen.append((call.name, call.arguments))
+    return tuple(calls)
 
 
 def invalid_call(text: str, error: str, name: Any) -> InvalidToolCall:

@@ -60,6 +60,11 @@ class ChatRequest(ChatCompletionRequest):
         """Whether the answer may call tools."""
         return bool(self.tools) and self.tool_choice != "none"
 
+    @property
+    def must_call(self) -> bool:
+        """Whether the answer has to call some tool."""
+        return self.offers_tools and self.tool_choice not in (None, "auto")
+
     def require_possible(self) -> None:
         """Raise `InvalidRequestError` where something is asked for that would be passed over, or done otherwise."""
         for name in (*(_NOT_WITH_SSD if self._config is not None else ()), *_NOT_HERE):

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vllm.entrypoints.generate.base.protocol import DeltaFunctionCall, DeltaMessage, DeltaToolCall, FunctionCall
 from vllm.parser.abstract_parser import Parser
 from vllm.tool_parsers.abstract_tool_parser import ToolParser
 
+from ssd_engine.answers.call_json import before_repetition
 from ssd_engine.answers.parsed_text import ParsedText
 from ssd_engine.answers.reasoning import num_reasoning_tokens
 
 if TYPE_CHECKING:
     from ssd_engine.answers.parsed_text import TextParser
+    from ssd_engine.answers.result import ToolCall
     from ssd_engine.backends.vllm.chat_request import ChatRequest
     from ssd_engine.serving.intake import Intake
 
@@ -40,7 +43,7 @@ class SSDParser(Parser):
         self._intake = intake
         self._tools = request._tools if request.offers_tools else []
         self._parser: TextParser | None = None
-        self._num_calls = 0
+        self._calls: list[ToolCall] = []
         self._has_begun = False
 
     def is_reasoning_end(self, input_ids: list[int]) -> bool:
@@ -66,9 +69,8 @@ class SSDParser(Parser):
     ) -> DeltaMessage | None:
         """What the newest tokens add: reasoning, text, calls, or nothing yet."""
         parsed = self._read(delta_text, finished=finished)
-        content, first = _content(parsed), self._num_calls
+        content, first = _content(parsed), len(self._calls) - len(parsed.tool_calls)
         reasoning = parsed.reasoning if self._request.include_reasoning else ""
-        self._num_calls += len(parsed.tool_calls)
         calls = [
             DeltaToolCall(
                 index=index,
@@ -96,7 +98,12 @@ class SSDParser(Parser):
         if self._parser is None:
             return ParsedText(text)
         parsed = self._parser.feed(text)
-        return parsed + self._parser.finish() if finished else parsed
+        if finished:
+            parsed += self._parser.finish()
+        if self._request.must_call:
+            parsed = replace(parsed, tool_calls=before_repetition(self._calls, parsed.tool_calls))
+        self._calls += parsed.tool_calls
+        return parsed
 
 
 def _content(parsed: ParsedText) -> str | None:
