@@ -165,6 +165,16 @@ def test_arguments_of_every_kind_can_be_written(
     assert walk(format, text, tools, tool_choice="any") == ("", True)
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_schema_that_refers_to_itself_in_many_places_can_be_called(format: ToolFormat) -> None:
+    names = [f"n{i}" for i in range(6)]
+    node = {"type": "object", "properties": {name: {"$ref": "#/$defs/node"} for name in names}}
+    parameters = {"type": "object", "properties": {"root": {"$ref": "#/$defs/node"}}, "$defs": {"node": node}}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+    text = written_in(format, [("f", {"root": {"n1": {"n2": {"n3": {"n4": {"n5": {}}}}}}})])
+    assert walk(format, text, tools, tool_choice="any") == ("", True)
+
+
 @pytest.mark.parametrize("keyword", [{"pattern": "^a+$"}, {"maxLength": 3}])
 def test_what_xml_cannot_enforce_is_an_error_where_nothing_is_passed_over(keyword: dict[str, Any]) -> None:
     tools = [tool("paint", colour={"type": "string", **keyword})]

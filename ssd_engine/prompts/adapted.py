@@ -17,12 +17,36 @@ def adaptations(messages: Messages) -> Iterator[Messages]:
     """
     shapes = [messages]
     yield messages
-    for adapt in (_without_system, _by_turns, _without_tools):
+    for adapt in (_with_arguments_as_text, _without_system, _by_turns, _without_tools):
         for shape in shapes.copy():
             adapted = adapt(shape)
             if adapted not in shapes:
                 shapes.append(adapted)
                 yield adapted
+
+
+def with_tools_in_message(messages: Messages, tools: list[Any]) -> Messages:
+    """The tools stand in the system message, as JSON, where Phi-4-mini's template looks for them."""
+    has_system = bool(messages) and messages[0]["role"] == "system"
+    first, *rest = messages if has_system else [{"role": "system", "content": ""}, *messages]
+    return [{**first, "tools": _as_json([tool["function"] for tool in tools])}, *rest]
+
+
+def _with_arguments_as_text(messages: Messages) -> Messages:
+    """Arguments of calls are JSON, which templates take that put texts together, as DeepSeek's do."""
+    return [
+        {**message, "tool_calls": [_with_text(call) for call in message["tool_calls"]]}
+        if message.get("tool_calls")
+        else message
+        for message in messages
+    ]
+
+
+def _with_text(call: dict[str, Any]) -> dict[str, Any]:
+    function = call.get("function", call)
+    arguments = function.get("arguments")
+    written = {**function, "arguments": arguments if isinstance(arguments, str) else _as_json(arguments or {})}
+    return {**call, "function": written} if "function" in call else written
 
 
 def _without_system(messages: Messages) -> Messages:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ssd_engine.config import UnsupportedContent
 from ssd_engine.errors import InvalidRequestError
-from ssd_engine.prompts.adapted import adaptations, joined
+from ssd_engine.prompts.adapted import adaptations, joined, with_tools_in_message
 from ssd_engine.prompts.content import text_of
 from ssd_engine.prompts.reasoning import past_reasoning
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 Message = Mapping[str, Any]
 _PRIVATE_USE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_TOOLS_IN_MESSAGE = "message['tools']"
+"""What a chat template holds that looks for tools in messages."""
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
@@ -197,6 +199,8 @@ class ChatRenderer:
             raise InvalidRequestError(
                 "this model's tokenizer has no chat template, so it cannot read messages; give a str or token ids"
             )
+        if tools and _TOOLS_IN_MESSAGE in str(self.tokenizer.chat_template):
+            messages = with_tools_in_message(messages, tools)
         instructions = [message["content"].strip() for message in messages if message["role"] == "system"]
         accepted: list[str] = []
         refusals: list[Exception] = []

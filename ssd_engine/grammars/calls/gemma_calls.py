@@ -13,8 +13,8 @@ from ssd_engine.grammars.calls.parameters import alternatives, parameters, separ
 from ssd_engine.grammars.json_schema import json_rule
 from ssd_engine.grammars.lark import literal
 
-_MOST_LEVELS = 8
-"""Levels of objects and lists down to which a schema is followed."""
+_MOST_LEVELS = 4
+"""Levels of objects and lists down to which a schema is followed: one that refers to itself has no end."""
 
 
 class GemmaGrammar(CallGrammar):

@@ -36,7 +36,7 @@ def alternatives(schema: Any, root: Mapping[str, Any], most: int = _MOST_REFEREN
     if isinstance(schema, Mapping) and most > 0:
         rest = {key: value for key, value in schema.items() if key not in _COMMENTS}
         match rest:
-            case {"$ref": str() as reference} if len(rest) == 1:
+            case {"$ref": str() as reference} if len(rest) == 1 and referred(reference, root) is not None:
                 yield from alternatives(referred(reference, root), root, most - 1)
                 return
             case {"anyOf": [*parts]} | {"oneOf": [*parts]} | {"allOf": [*parts]} if len(rest) == 1 and (
