@@ -17,7 +17,7 @@ from ssd_engine.answers.tool_calls import ToolCallParser
 from ssd_engine.answers.tool_formats import ToolFormat
 from ssd_engine.errors import InvalidRequestError
 from ssd_engine.grammars.answer_grammar import AnswerGrammar
-from ssd_engine.grammars.guide import GrammarCompiler
+from ssd_engine.grammars.guide import GrammarCompiler, Guide
 from ssd_engine.rule.choice import Choice
 from ssd_engine.rule.scheme import Scheme
 
@@ -86,6 +86,23 @@ FURTHER_FAMILIES = {
 def engine_of(tokenizer: PreTrainedTokenizerFast) -> SSDEngine:
     target = make_model(1, len(tokenizer))
     return SSDEngine(target, make_relative(target, 2, 0.15), tokenizer, name="tiny")
+
+
+def guide_of(tokenizer: PreTrainedTokenizerFast, params: GenerationParams) -> tuple[Guide, int]:
+    """A guide at the beginning of an answer with TOOLS on offer, and the id of the token that ends it."""
+    eos_id = tokenizer.convert_tokens_to_ids(tokenizer.eos_token)
+    grammar = AnswerGrammar(ToolFormat.HERMES, tokenizer.added_tokens_encoder, set(tokenizer.all_special_ids))
+    source = grammar.source(params, TOOLS)
+    assert source is not None
+    return GrammarCompiler(tokenizer, len(tokenizer), [eos_id]).compile(source), eos_id
+
+
+def follow(guide: Guide, tokenizer: PreTrainedTokenizerFast, written: str) -> str:
+    """Let the guide go along with a text; what is left where it goes no further."""
+    token_ids = tokenizer(written, add_special_tokens=False).input_ids
+    while token_ids and guide.allowed[token_ids[0]]:
+        guide.advance([token_ids.pop(0)])
+    return str(tokenizer.decode(token_ids))
 
 
 def assert_valid(name: str, arguments: dict[str, Any]) -> None:
@@ -172,15 +189,8 @@ def test_auto_guides_a_call_from_its_marker_on(family: str) -> None:
 def test_auto_guides_calls_without_markup_from_their_arguments_on(
     tokenizer: PreTrainedTokenizerFast, written: str, stopped_at: str, may_end: bool
 ) -> None:
-    eos_id = tokenizer.convert_tokens_to_ids(tokenizer.eos_token)
-    grammar = AnswerGrammar(ToolFormat.HERMES, tokenizer.added_tokens_encoder, set(tokenizer.all_special_ids))
-    source = grammar.source(GenerationParams(), TOOLS)
-    assert source is not None
-    guide = GrammarCompiler(tokenizer, len(tokenizer), [eos_id]).compile(source)
-    token_ids = tokenizer(written, add_special_tokens=False).input_ids
-    while token_ids and guide.allowed[token_ids[0]]:
-        guide.advance([token_ids.pop(0)])
-    assert tokenizer.decode(token_ids)[:2] == stopped_at[:2]
+    guide, eos_id = guide_of(tokenizer, GenerationParams())
+    assert follow(guide, tokenizer, written)[:2] == stopped_at[:2]
     assert guide.allowed[eos_id] == may_end
 
 
@@ -278,6 +288,26 @@ def test_with_a_grammar_the_answer_is_a_call_or_follows_it(tiny_engine: SSDEngin
             assert result.text in ("yes", "no")
         seen.add(result.finish_reason)
     assert seen == {"stop", "tool_calls"}
+
+
+@pytest.mark.parametrize(
+    ("written", "stopped_at", "may_end"),
+    [
+        ('{"size": "small"}', "", True),
+        ('{"name": "paint", "arguments": {"size": "small", "coats": 3}}', "", True),
+        ('{"name": "paint", "arguments": {"size": "huge"}}', "huge", False),
+        ('{"name": "ring"', "ring", False),
+        ('<tool_call>\n{"name": "count", "arguments": {"items": []}}\n</tool_call>', "", True),
+    ],
+)
+def test_beside_a_schema_a_call_may_leave_the_markup_out_too(
+    tokenizer: PreTrainedTokenizerFast, written: str, stopped_at: str, may_end: bool
+) -> None:
+    """Else a model that likes its calls so could give the object alone, and never ask a tool for what is in it."""
+    schema = {"type": "object", "properties": {"size": SIZE}, "required": ["size"]}
+    guide, eos_id = guide_of(tokenizer, GenerationParams(grammar=Grammar(json_schema=schema)))
+    assert follow(guide, tokenizer, written)[:2] == stopped_at[:2]
+    assert guide.allowed[eos_id] == may_end
 
 
 def test_a_call_that_max_tokens_cuts_off_is_no_call(tiny_engine: SSDEngine) -> None:

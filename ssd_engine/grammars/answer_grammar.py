@@ -44,11 +44,11 @@ class AnswerGrammar:
         written = self._calls
         parallel, lenient = params.parallel_tool_calls, not params.strict
         bare = written.bare(parallel=parallel)
-        calls = f"{written.begin} calls" if written.has_markup else bare
+        calls = " | ".join(filter(None, [f"{written.begin} calls" if written.has_markup else "", bare]))
         if may_call:
             rules += written.rules(tools, parallel=parallel, lenient=lenient)
         if is_called:
-            start = f"{calls} | {bare}" if bare and written.has_markup else calls
+            start = calls
         elif params.grammar is not None:
             start = f"answer | {calls}" if may_call else "answer"
             rules.append(f"answer: {answer_rule(params.grammar)}")

@@ -56,7 +56,9 @@ class CallGrammar:
 
     def call(self, name: str, arguments: str) -> str:
         """One call; `arguments` is the rule of its arguments."""
-        return f'{json.dumps(self._head(name))} {arguments} "}}"'
+        # Cut as llguidance cuts JSON: only so may a call and the object that a schema asks for begin alike.
+        head = ("{", '"name"', ": ", json.dumps(name), ", ", json.dumps(self.key), ": ")
+        return f'{" ".join(map(json.dumps, head))} {arguments} "}}"'
 
     def arguments(self, rule: str, schema: Mapping[str, Any], *, lenient: bool) -> list[str]:
         """The rule of a tool's arguments, and those that it needs."""
@@ -80,10 +82,6 @@ class CallGrammar:
     def unlike(self, heads: Sequence[str]) -> list[str]:
         """What in the midst of a text begins such calls."""
         return []
-
-    def _head(self, name: str) -> str:
-        """What a call in JSON begins with."""
-        return f'{{"name": {json.dumps(name)}, "{self.key}": '
 
 
 class BareJsonGrammar(CallGrammar):
