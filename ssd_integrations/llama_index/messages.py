@@ -47,7 +47,7 @@ def _to_engine_message(message: ChatMessage, tool_names: dict[str, str]) -> dict
     role = _ROLE_ALIASES.get(message.role, message.role.value)
     converted: dict[str, Any] = {"role": role, "content": _content(message.blocks)}
     reasoning = [block.content for block in message.blocks if isinstance(block, ThinkingBlock) and block.content]
-    if reasoning:
+    if reasoning and role == "assistant":
         converted["reasoning_content"] = "\n".join(reasoning)
     calls = [_to_engine_tool_call(block) for block in message.blocks if isinstance(block, ToolCallBlock)]
     calls = calls or [_from_openai(call) for call in message.additional_kwargs.get("tool_calls") or ()]
