@@ -1,4 +1,4 @@
-"""A deep agent (deepagents) that reads a file, writes another, and may use no other folder.
+"""A deep agent (deepagents) with a folder of files: it looks something up in one, and writes it to another.
 
 Run it with `python examples/deep_agent.py` where the package is installed with its extra `examples`.
 """
@@ -10,8 +10,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from agent import one_call_a_turn
 from deepagents import create_deep_agent
 from deepagents.backends import FilesystemBackend
+from langgraph.checkpoint.memory import InMemorySaver
 from transcript import console, show_turn
 
 from ssd_integrations.langchain import ChatSSD
@@ -24,9 +26,13 @@ Odile asked for a longer season. There was no majority for it.
 The boat race was discussed. Decision: it takes place on the first Sunday of August.
 """
 INSTRUCTIONS = (
-    "You work with files. Call a tool when you need one. When the work is done, say so in one plain sentence."
+    "You work with the files of a folder. Call a tool when you need one. "
+    "Once you have its result, answer the user in one plain sentence."
 )
-TASK = "Read /minutes.md and write the decisions that were taken to /decisions.md, one a line."
+TURNS = (
+    "Read /minutes.md. When does the boat race take place?",
+    "Write a file /race.md that says when the boat race takes place.",
+)
 
 
 def make_folder(name: str) -> Path:
@@ -38,7 +44,13 @@ def make_folder(name: str) -> Path:
 def make_agent(model: ChatSSD, folder: Path) -> Any:
     """A deep agent whose files are those of `folder`; `/` is that folder."""
     backend = FilesystemBackend(root_dir=folder, virtual_mode=True)
-    return create_deep_agent(model, backend=backend, system_prompt=INSTRUCTIONS)
+    return create_deep_agent(
+        model,
+        backend=backend,
+        system_prompt=INSTRUCTIONS,
+        middleware=[one_call_a_turn],
+        checkpointer=InMemorySaver(),
+    )
 
 
 def show_files(folder: Path) -> None:
@@ -50,7 +62,9 @@ def show_files(folder: Path) -> None:
 async def main(model: ChatSSD) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = make_folder(name)
-        await show_turn(make_agent(model, folder), TASK)
+        agent = make_agent(model, folder)
+        for text in TURNS:
+            await show_turn(agent, text, {"configurable": {"thread_id": "minutes"}})
         show_files(folder)
 
 

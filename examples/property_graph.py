@@ -20,18 +20,17 @@ console = Console(highlight=False, soft_wrap=True)
 
 TEXTS = (
     "Odile Ferrant was born in Tern Bay. She built the lighthouse.",
-    "The lighthouse stands in Marrow Point. Ingrid Solheim lives in Marrow Point.",
+    "Ingrid Solheim was born in Oslo. She lives in Marrow Point. She built the museum.",
 )
 Entity = Literal["PERSON", "PLACE", "BUILDING"]
-Relation = Literal["BORN_IN", "LIVES_IN", "BUILT", "STANDS_IN"]
+Relation = Literal["BORN_IN", "LIVES_IN", "BUILT"]
 TRIPLES = [
     ("PERSON", "BORN_IN", "PLACE"),
     ("PERSON", "LIVES_IN", "PLACE"),
     ("PERSON", "BUILT", "BUILDING"),
-    ("BUILDING", "STANDS_IN", "PLACE"),
 ]
 """What may be said of what; anything else that the model reads is left out."""
-QUESTIONS = ("Where was the person born who built the lighthouse?", "Where does the lighthouse stand?")
+QUESTIONS = ("Where was the person born who built the lighthouse?", "Where does the person live who built the museum?")
 
 
 def make_index(llm: SSDLLM, embedding: BaseEmbedding) -> PropertyGraphIndex:
@@ -51,7 +50,12 @@ def make_index(llm: SSDLLM, embedding: BaseEmbedding) -> PropertyGraphIndex:
 def make_engine(index: PropertyGraphIndex, llm: SSDLLM, embedding: BaseEmbedding) -> RetrieverQueryEngine:
     """Answers from paths of the graph alone, up to two steps from what a question names."""
     paths = VectorContextRetriever(
-        index.property_graph_store, embed_model=embedding, include_text=False, similarity_top_k=2, path_depth=2
+        index.property_graph_store,
+        vector_store=index.vector_store,
+        embed_model=embedding,
+        include_text=False,
+        similarity_top_k=2,
+        path_depth=2,
     )
     return RetrieverQueryEngine.from_args(index.as_retriever(sub_retrievers=[paths]), llm=llm)
 

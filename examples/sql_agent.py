@@ -10,6 +10,7 @@ import sqlite3
 from contextlib import closing
 from typing import Any
 
+from agent import one_call_a_turn
 from langchain.agents import create_agent
 from langchain_core.tools import BaseTool, tool
 from transcript import console, show_turn
@@ -28,8 +29,8 @@ READING = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, 
 ROWS = 20
 """Most rows that a query gives to the model."""
 INSTRUCTIONS = (
-    "You answer questions about a shop. Look at the tables of its SQLite database, then query them. "
-    "If a query fails, correct it. Once you have the result, answer in one plain sentence."
+    "You answer questions about a shop from its SQLite database, by calling a tool. "
+    "Once you have the result, answer in one plain sentence. The tables are:\n"
 )
 QUESTIONS = (
     "How many customers live in Lyon?",
@@ -47,15 +48,15 @@ def open_shop() -> sqlite3.Connection:
     return connection
 
 
-def make_tools(connection: sqlite3.Connection) -> list[BaseTool]:
-    @tool
-    def show_tables() -> str:
-        """The tables of the database, with their columns."""
-        return "\n".join(sql for (sql,) in connection.execute("SELECT sql FROM sqlite_master WHERE type = 'table'"))
+def describe(connection: sqlite3.Connection) -> str:
+    """The tables with their columns, as they were created."""
+    return "\n".join(sql for (sql,) in connection.execute("SELECT sql FROM sqlite_master WHERE type = 'table'"))
 
+
+def query_tool(connection: sqlite3.Connection) -> BaseTool:
     @tool
     def query(sql: str) -> str:
-        """Run one SELECT on the database; gives the rows, or the error."""
+        """Run one statement on the database; gives the rows, or the error."""
         try:
             cursor = connection.execute(sql)
         except sqlite3.Error as error:
@@ -63,11 +64,12 @@ def make_tools(connection: sqlite3.Connection) -> list[BaseTool]:
         columns = [name for name, *_ in cursor.description or ()]
         return "\n".join([", ".join(columns), *(", ".join(map(str, row)) for row in cursor.fetchmany(ROWS))])
 
-    return [show_tables, query]
+    return query
 
 
 def make_agent(model: ChatSSD, connection: sqlite3.Connection) -> Any:
-    return create_agent(model, make_tools(connection), system_prompt=INSTRUCTIONS)
+    instructions = INSTRUCTIONS + describe(connection)
+    return create_agent(model, [query_tool(connection)], system_prompt=instructions, middleware=[one_call_a_turn])
 
 
 async def main(model: ChatSSD) -> None:

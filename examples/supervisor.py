@@ -14,7 +14,7 @@ from transcript import console, show_turn
 
 from ssd_integrations.langchain import ChatSSD
 
-RESULT = "Once you have the result, answer in one plain sentence."
+INSTRUCTIONS = "Call a tool when you need one. Once you have its result, answer the user in one plain sentence."
 QUESTIONS = (
     "When does the first train from Lyon to Turin leave?",
     "Will it rain in Turin tomorrow?",
@@ -35,8 +35,8 @@ def forecast(city: str) -> str:
 
 
 def make_supervisor(model: ChatSSD) -> Any:
-    rail = create_agent(model, [departures], system_prompt=f"You know the trains. Call your tool. {RESULT}")
-    weather = create_agent(model, [forecast], system_prompt=f"You know the weather. Call your tool. {RESULT}")
+    rail = create_agent(model, [departures], system_prompt=f"You know the trains. {INSTRUCTIONS}")
+    weather = create_agent(model, [forecast], system_prompt=f"You know the weather. {INSTRUCTIONS}")
 
     async def ask(agent: Any, question: str) -> str:
         state = await agent.ainvoke({"messages": [{"role": "user", "content": question}]})
@@ -52,7 +52,7 @@ def make_supervisor(model: ChatSSD) -> Any:
         """Ask the agent that knows the weather, in a whole sentence with all that it has to know."""
         return await ask(weather, question)
 
-    instructions = f"You help travellers. Ask the agent that knows the answer. {RESULT}"
+    instructions = f"You help travellers. {INSTRUCTIONS}"
     return create_agent(model, [ask_rail_agent, ask_weather_agent], system_prompt=instructions)
 
 

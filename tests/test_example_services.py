@@ -39,7 +39,7 @@ async def test_the_tools_of_another_process_are_called() -> None:
 )
 def test_the_shop_can_only_be_read(sql: str) -> None:
     with closing(sql_agent.open_shop()) as connection:
-        _, query = sql_agent.make_tools(connection)
+        query = sql_agent.query_tool(connection)
         assert query.invoke({"sql": sql}) == "error: not authorized"
         assert query.invoke({"sql": "SELECT count(*) AS n FROM orders"}) == "n\n5"
 
