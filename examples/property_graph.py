@@ -54,7 +54,7 @@ def make_engine(index: PropertyGraphIndex, llm: SSDLLM, embedding: BaseEmbedding
         vector_store=index.vector_store,
         embed_model=embedding,
         include_text=False,
-        similarity_top_k=2,
+        similarity_top_k=4,
         path_depth=2,
     )
     return RetrieverQueryEngine.from_args(index.as_retriever(sub_retrievers=[paths]), llm=llm)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from agent import one_call_a_turn
 from langchain.agents import create_agent
 from langchain_core.tools import tool
 from transcript import console, show_turn
@@ -53,7 +54,8 @@ def make_supervisor(model: ChatSSD) -> Any:
         return await ask(weather, question)
 
     instructions = f"You help travellers. {INSTRUCTIONS}"
-    return create_agent(model, [ask_rail_agent, ask_weather_agent], system_prompt=instructions)
+    agents = [ask_rail_agent, ask_weather_agent]
+    return create_agent(model, agents, system_prompt=instructions, middleware=[one_call_a_turn])
 
 
 async def main(model: ChatSSD) -> None:
