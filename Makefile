@@ -31,11 +31,18 @@ demo: install  ## one agent question through LangChain, one RAG question through
 	$(BIN)/ssd models pull
 	$(BIN)/python examples/quickstart.py
 
-examples: demo  ## agents, a graph and RAG, in LangChain and LlamaIndex
+examples: demo  ## agents, graphs, RAG and an endpoint, in LangChain and LlamaIndex
 	$(BIN)/python examples/agent.py
+	$(BIN)/python examples/mcp_tools.py
+	$(BIN)/python examples/sql_agent.py
+	$(BIN)/python examples/supervisor.py
+	$(BIN)/python examples/deep_agent.py
 	$(BIN)/python examples/graph.py
 	$(BIN)/python examples/rag_langchain.py
+	$(BIN)/python examples/streaming_api.py
 	$(BIN)/python examples/rag_llama_index.py
+	$(BIN)/python examples/query_engines.py
+	$(BIN)/python examples/property_graph.py
 
 # One process a core, each with one thread; the real pair has all threads, and is loaded once.
 fast = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -m "not real" --numprocesses auto
