@@ -30,7 +30,7 @@ TRIPLES = [
     ("PERSON", "BUILT", "BUILDING"),
 ]
 """What may be said of what; anything else that the model reads is left out."""
-QUESTIONS = ("Where was the person born who built the lighthouse?", "Where does the person live who built the museum?")
+QUESTIONS = ("What did Odile Ferrant build, and where was she born?", "Where does Ingrid Solheim live?")
 
 
 def make_index(llm: SSDLLM, embedding: BaseEmbedding) -> PropertyGraphIndex:
@@ -48,14 +48,14 @@ def make_index(llm: SSDLLM, embedding: BaseEmbedding) -> PropertyGraphIndex:
 
 
 def make_engine(index: PropertyGraphIndex, llm: SSDLLM, embedding: BaseEmbedding) -> RetrieverQueryEngine:
-    """Answers from paths of the graph alone, up to two steps from what a question names."""
+    """Answers from the graph's paths alone: those that begin or end at what a question is nearest to."""
     paths = VectorContextRetriever(
         index.property_graph_store,
         vector_store=index.vector_store,
         embed_model=embedding,
         include_text=False,
-        similarity_top_k=4,
-        path_depth=2,
+        similarity_top_k=2,
+        path_depth=1,
     )
     return RetrieverQueryEngine.from_args(index.as_retriever(sub_retrievers=[paths]), llm=llm)
 
