@@ -49,6 +49,22 @@ def test_a_tool_is_asked_before_the_answers_own_tool(real_engine: SSDEngine, que
     assert state["structured_response"] == expected(question)
 
 
+class City(BaseModel):
+    name: str
+    inhabitants: int
+
+
+@pytest.mark.parametrize("schema", [Report, City])
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_a_tool_is_asked_before_the_object_is_given(
+    real_engine: SSDEngine, question: str, schema: type[BaseModel]
+) -> None:
+    agent = create_agent(ChatSSD(engine=real_engine), [population], response_format=schema)
+    state = agent.invoke({"messages": question}, {"recursion_limit": LIMIT})
+    assert calls_of(state["messages"]) == ["population"]
+    assert state["structured_response"].inhabitants == expected(question).inhabitants
+
+
 def test_a_short_text_becomes_a_graph(real_engine: SSDEngine) -> None:
     extractor = SchemaLLMPathExtractor(
         llm=SSDLLM(engine=real_engine),

@@ -88,11 +88,13 @@ def engine_of(tokenizer: PreTrainedTokenizerFast) -> SSDEngine:
     return SSDEngine(target, make_relative(target, 2, 0.15), tokenizer, name="tiny")
 
 
-def guide_of(tokenizer: PreTrainedTokenizerFast, params: GenerationParams) -> tuple[Guide, int]:
+def guide_of(
+    tokenizer: PreTrainedTokenizerFast, params: GenerationParams, *, has_result: bool = False
+) -> tuple[Guide, int]:
     """A guide at the beginning of an answer with TOOLS on offer, and the id of the token that ends it."""
     eos_id = tokenizer.convert_tokens_to_ids(tokenizer.eos_token)
     grammar = AnswerGrammar(ToolFormat.HERMES, tokenizer.added_tokens_encoder, set(tokenizer.all_special_ids))
-    source = grammar.source(params, TOOLS)
+    source = grammar.source(params, TOOLS, has_result=has_result)
     assert source is not None
     return GrammarCompiler(tokenizer, len(tokenizer), [eos_id]).compile(source), eos_id
 
@@ -308,6 +310,23 @@ def test_beside_a_schema_a_call_may_leave_the_markup_out_too(
     guide, eos_id = guide_of(tokenizer, GenerationParams(grammar=Grammar(json_schema=schema)))
     assert follow(guide, tokenizer, written)[:2] == stopped_at[:2]
     assert guide.allowed[eos_id] == may_end
+
+
+@pytest.mark.parametrize(
+    ("written", "stopped_at"),
+    [
+        ('{"size": "small"}', ""),
+        ('{"name": "paint"', "name"),
+        ('<tool_call>\n{"name": "count", "arguments": {"items": []}}\n</tool_call>', ""),
+    ],
+)
+def test_beside_a_schema_a_call_behind_a_result_needs_its_markup(
+    tokenizer: PreTrainedTokenizerFast, written: str, stopped_at: str
+) -> None:
+    """Else a model that likes its calls without it makes the same one without end."""
+    schema = {"type": "object", "properties": {"size": SIZE}, "required": ["size"]}
+    guide, _ = guide_of(tokenizer, GenerationParams(grammar=Grammar(json_schema=schema)), has_result=True)
+    assert follow(guide, tokenizer, written)[:2] == stopped_at[:2]
 
 
 def test_a_call_that_max_tokens_cuts_off_is_no_call(tiny_engine: SSDEngine) -> None:

@@ -31,10 +31,17 @@ class AnswerGrammar:
     reasoning: ReasoningFormat | None = None
     """How the model marks its reasoning, which no grammar limits; None: it does not reason apart from its answers."""
 
-    def source(self, params: GenerationParams, tools: Tools, stage: ReasoningStage = "over") -> str | None:
+    def source(
+        self, params: GenerationParams, tools: Tools, stage: ReasoningStage = "over", *, has_result: bool = False
+    ) -> str | None:
         """The grammar of an answer to a request with these tools on offer; None where any text will do.
 
-        `stage`: how far the reasoning is as the answer begins.
+        Args:
+            params: what the request asks for.
+            tools: the tools on offer.
+            stage: how far the reasoning is as the answer begins.
+            has_result: whether the conversation ends with a tool's result. Beside a schema a call then needs its
+                markup: small models that like to leave it out write the call again that was just answered, without end.
         """
         is_called = bool(tools) and params.tool_choice != "auto"
         may_call = is_called or (bool(tools) and (params.strict is not False or params.grammar is not None))
@@ -43,7 +50,8 @@ class AnswerGrammar:
         rules: list[str] = []
         written = self._calls
         parallel, lenient = params.parallel_tool_calls, not params.strict
-        bare = written.bare(parallel=parallel)
+        is_answered = has_result and not is_called and written.has_markup
+        bare = "" if is_answered else written.bare(parallel=parallel)
         calls = " | ".join(filter(None, [f"{written.begin} calls" if written.has_markup else "", bare]))
         if may_call:
             rules += written.rules(tools, parallel=parallel, lenient=lenient)

@@ -20,10 +20,13 @@ class HarmonyGrammar:
     added_tokens: Mapping[str, int]
     """Ids of the tokens that the tokenizer's vocabulary was extended by."""
 
-    def source(self, params: GenerationParams, tools: Tools, stage: ReasoningStage = "over") -> str | None:
+    def source(
+        self, params: GenerationParams, tools: Tools, stage: ReasoningStage = "over", *, has_result: bool = False
+    ) -> str | None:
         """The grammar of an answer to a request with these tools on offer; None where any text will do.
 
-        An answer that goes on from a text (`stage` "over") has no headers of its own.
+        Calls always have their markup, whether or not the conversation ends with a result. An answer that goes on from a
+        text (`stage` "over") has no headers of its own.
         """
         must_call = bool(tools) and params.tool_choice != "auto"
         if not must_call and params.grammar is None:

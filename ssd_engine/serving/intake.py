@@ -153,7 +153,8 @@ class Intake:
             params = params.replaced(max_new_tokens=min(params.limit, room))
         num_given = self._draft.num_given(for_draft, draft_ids, params) if config.signals is not None else 0
         stage = self._reasoning_stage(parsed, target_ids, params)
-        guide = self._guide(params, tools, stage)
+        has_result = isinstance(parsed, Conversation) and parsed.messages[-1]["role"] == "tool"
+        guide = self._guide(params, tools, stage, has_result=has_result)
         answer = self._answer(params, config, tools, stage)
         return Request(target_ids, draft_ids, params, config, guide, answer, deliver, num_given, stage)
 
@@ -165,15 +166,18 @@ class Intake:
             continued = prompt.messages[-1]["content"]
         return self.format.reasoning_stage(str(self._tokenizer.decode(token_ids[-_PROMPT_END:])), continued)
 
-    def _guide(self, params: GenerationParams, tools: Tools, stage: ReasoningStage) -> Guide | None:
+    def _guide(
+        self, params: GenerationParams, tools: Tools, stage: ReasoningStage, *, has_result: bool
+    ) -> Guide | None:
         try:
-            source = self._grammar.source(params, tools, stage)
+            source = self._grammar.source(params, tools, stage, has_result=has_result)
             return None if source is None else self._compiler.compile(source)
         except InvalidRequestError:
             if params.strict or not tools:
                 raise
         # One tool with a schema that cannot be followed must not keep the others from being called.
-        source = self._grammar.source(params, [self._enforceable(tool) for tool in tools], stage)
+        tools = [self._enforceable(tool) for tool in tools]
+        source = self._grammar.source(params, tools, stage, has_result=has_result)
         assert source is not None
         return self._compiler.compile(source)
 
