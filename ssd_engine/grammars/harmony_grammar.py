@@ -25,7 +25,7 @@ class HarmonyGrammar:
     ) -> str | None:
         """The grammar of an answer to a request with these tools on offer; None where any text will do.
 
-        Calls always have their markup, whether or not the conversation ends with a result. An answer that goes on from a
+        Calls always have their markup, whatever the conversation ends with. An answer that goes on from a
         text (`stage` "over") has no headers of its own.
         """
         must_call = bool(tools) and params.tool_choice != "auto"
