@@ -61,7 +61,8 @@ test-fast: install  ## without the real pair
 test-lowest:  ## fast tests with the lowest versions that pyproject.toml claims
 	$(PYTHON) -m venv --clear .venv-lowest
 	.venv-lowest/bin/python $(PIP_INSTALL) uv
-	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest --resolution lowest-direct --editable ".[dev]"
+	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest --resolution lowest-direct --link-mode copy \
+		--editable ".[dev]"
 	$(call fast,.venv-lowest)
 
 test-newest:  ## fast tests with the newest versions there are; PYTHON=python3.14 chooses the interpreter
