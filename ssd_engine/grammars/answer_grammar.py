@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from ssd_engine.answers.answer_format import ReasoningStage
+from ssd_engine.answers.answer_format import ReasoningStage, Tools
 from ssd_engine.answers.reasoning import ReasoningFormat
 from ssd_engine.answers.tool_formats import MARKERS, ToolFormat
 from ssd_engine.config import GenerationParams
-from ssd_engine.grammars.calls.call_grammar import CallGrammar, Tools
+from ssd_engine.grammars.calls.call_grammar import CallGrammar
 from ssd_engine.grammars.calls.registry import call_grammar
 from ssd_engine.grammars.guide import is_marker
 from ssd_engine.grammars.lark import answer_rule, grammar_source, literal, marker, words_unlike
@@ -48,7 +48,7 @@ class AnswerGrammar:
         if not may_call and params.grammar is None:
             return None
         rules: list[str] = []
-        written = self._calls
+        written = call_grammar(self.format, self.added_tokens)
         parallel, lenient = params.parallel_tool_calls, not params.strict
         is_answered = has_result and not is_called and written.has_markup
         bare = "" if is_answered else written.bare(parallel=parallel)
@@ -61,7 +61,7 @@ class AnswerGrammar:
             start = f"answer | {calls}" if may_call else "answer"
             rules.append(f"answer: {answer_rule(params.grammar)}")
         else:
-            start, free = self._free(tools, parallel=parallel, lenient=lenient)
+            start, free = self._free(written, tools, parallel=parallel, lenient=lenient)
             rules += free
         if self.reasoning is not None and stage != "over":
             start = f"reasoning{'' if stage == 'open' else '?'} ({start})"
@@ -84,13 +84,8 @@ class AnswerGrammar:
             body, rules = "to_closing", [rf"to_closing[lazy]: /(.|\n)*{literal(format.tags[1])}/"]
         return [f"reasoning: {begin}{body} GAP?", r"GAP: /[ \t\r\n]{1,8}/", *rules]
 
-    @property
-    def _calls(self) -> CallGrammar:
-        return call_grammar(self.format, self.added_tokens)
-
-    def _free(self, tools: Tools, *, parallel: bool, lenient: bool) -> tuple[str, list[str]]:
+    def _free(self, written: CallGrammar, tools: Tools, *, parallel: bool, lenient: bool) -> tuple[str, list[str]]:
         """What an answer is that may call, and the rules of text without calls and of calls in the midst of it."""
-        written = self._calls
         # Marks in a text, as those around a model's thoughts; but not the markers of calls. What ends words is a mark,
         # never the beginning of a call.
         marks = ",".join(

@@ -6,11 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ssd_engine.answers.answer_format import Tools
 from ssd_engine.answers.formats.call_format import CallFormat
 from ssd_engine.grammars.json_schema import LOOSE_STYLE, json_rule
 from ssd_engine.grammars.lark import grammar_source, literal, marker
-
-Tools = Sequence[Mapping[str, Any]]
 
 _FENCED = r"(.|\n)*```(json)?\n"
 """What stands before a fenced call."""

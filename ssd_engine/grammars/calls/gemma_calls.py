@@ -6,9 +6,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from ssd_engine.answers.answer_format import Tools
 from ssd_engine.answers.formats.call_format import CallFormat
 from ssd_engine.answers.formats.typed_values import may_be_text
-from ssd_engine.grammars.calls.call_grammar import CallGrammar, Tools, repeated
+from ssd_engine.grammars.calls.call_grammar import CallGrammar, repeated
 from ssd_engine.grammars.calls.parameters import alternatives, parameters, separated, with_definitions
 from ssd_engine.grammars.json_schema import json_rule
 from ssd_engine.grammars.lark import literal

@@ -6,7 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from ssd_engine.grammars.calls.call_grammar import CallGrammar, Tools, repeated
+from ssd_engine.answers.answer_format import Tools
+from ssd_engine.grammars.calls.call_grammar import CallGrammar, repeated
 from ssd_engine.grammars.calls.parameters import alternatives, parameters, separated, with_definitions
 from ssd_engine.grammars.json_schema import json_rule
 from ssd_engine.grammars.lark import literal
