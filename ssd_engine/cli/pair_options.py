@@ -1,4 +1,4 @@
-"""The options that say which pair a command loads, and how: one for each field of `PairSpec`."""
+"""The options that say which pair a command loads, and how: one for each field of `PairSpec` but `NOT_OPTIONS`."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Measurements of a pair: how fast it is."""
+"""Measurements of a pair: how fast and how safe it is."""

@@ -36,7 +36,7 @@ Scores = Mapping[Signal, float]
 
 
 SURE = 0.5
-"""A latched alarm puts no distribution at an answer's first place that more likely goes on with something else."""
+"""Probability of breaking a given beginning off, below which a latched alarm leaves the first place's distribution."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +111,7 @@ class SignalControl:
         """Go past a place of a given beginning, where the draft breaks off with the probability `break_mass`.
 
         Returns:
-            Whether it is surer to do so than at all places before, and than not.
+            Whether `break_mass` is above `SURE` and above that of every place before.
         """
         if not self.config.latch:
             self._places_left = max(self._places_left - 1, 0)

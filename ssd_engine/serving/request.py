@@ -81,7 +81,7 @@ class Request:
 
     @property
     def is_abandoned(self) -> bool:
-        """Whether nobody waits for more."""
+        """Whether nobody waits for more: it was cancelled, or its time has run out."""
         return self.is_cancelled or self.timeout_error is not None
 
     def events(self, added: Round) -> list[Event]:
