@@ -86,8 +86,8 @@ class SignalConfig(Settings):
 
     latch: bool = Field(
         default=False,
-        description="An alarm within a given beginning (a prefilled answer) holds to the answer's first token, and there "
-        "the draft's distribution is that of the place where it was surest to break the beginning off.",
+        description="An alarm within a given beginning (a prefilled answer) holds to the answer's first token, and "
+        "there the draft's distribution is that of the place where it was surest to break the beginning off.",
     )
 
     @model_validator(mode="after")

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ssd_engine.doctor.installation import Package, installed_packages
+from ssd_engine.drafting.draft_length import LONGEST_IN_COMPANY
 from ssd_engine.errors import ModelLoadError
 from ssd_engine.loading import require_local_packages
 from ssd_engine.models.pair import PairSpec
-from ssd_engine.rule.draft_length import LONGEST
 
 if TYPE_CHECKING:
     from ssd_engine.doctor.hardware import Hardware
@@ -73,7 +73,7 @@ def _speed(pair: PairNeeds) -> SpeedBound | None:
     if pair.device is None or not pair.target.bytes_read or not pair.draft.bytes_read:
         return None
     bandwidth = memory_bandwidth(torch.device(pair.device))
-    drafted = LONGEST if pair.num_draft_tokens == "auto" else int(pair.num_draft_tokens)
+    drafted = LONGEST_IN_COMPANY if pair.num_draft_tokens == "auto" else int(pair.num_draft_tokens)
     return SpeedBound(
         bytes_per_second=bandwidth,
         target_tokens_per_second=bandwidth / pair.target.bytes_read,

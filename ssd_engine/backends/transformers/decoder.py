@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ssd_engine.backends.transformers.draft_phase import DraftPhase, filled, stacked
+from ssd_engine.backends.transformers.pass_clock import PassClock
 from ssd_engine.backends.transformers.runner import ModelRunner
-from ssd_engine.backends.transformers.sequence import DRAFTED, Proposal, SequenceState
+from ssd_engine.backends.transformers.sequence import Proposal, SequenceState
 from ssd_engine.config import GenerationParams, SSDConfig
+from ssd_engine.drafting.draft_length import LONGEST_IN_COMPANY, shared_lengths
+from ssd_engine.drafting.effort import MOST_POSITIONS
+from ssd_engine.drafting.lookup import EarlierAnswers, Lookup
 from ssd_engine.models.checkpoints import require_signals, shared_vocabulary_size
 from ssd_engine.models.memory import plan_positions
 from ssd_engine.rule.choice import Choice
-from ssd_engine.rule.draft_length import LONGEST, PassTimes, best_length, shared_lengths
 from ssd_engine.rule.draft_signals import DraftSignals
 from ssd_engine.rule.signal_scores import SignalReader
 from ssd_engine.rule.verifier import Verifier
-from ssd_engine.rule.verify import first_positions, propose, verify
+from ssd_engine.rule.verify import first_positions, verify
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from ssd_engine.grammars.guide import Guide
 
 
@@ -42,8 +42,9 @@ class PairDecoder:
         self._eos_ids = frozenset(eos_ids)
         self._refusal_ids = frozenset(signals.refusal_ids)
         self._signals = SignalReader(signals, draft.device)
-        self._times = {runner: PassTimes() for runner in (target, draft)}
-        self._seconds_in_passes = 0.0
+        self._clock = PassClock(target, draft)
+        self._draft_phase = DraftPhase(draft, self._signals, self._clock)
+        self._earlier = EarlierAnswers()
 
     @property
     def positions(self) -> int:
@@ -79,12 +80,16 @@ class PairDecoder:
                 return None
             if draft is not None:
                 undone.callback(self._draft.close, draft)
-            sequence = SequenceState(target, draft, verifier, guide, opening)
+            is_free = draft is not None and config.num_draft_tokens == "auto"
+            lookup = Lookup(target_ids, self._earlier) if is_free else None
+            sequence = SequenceState(target, draft, verifier, guide, opening, lookup)
             undone.pop_all()
             return sequence
 
     def close(self, sequence: SequenceState) -> None:
         """Free what a sequence holds."""
+        if sequence.lookup is not None:
+            sequence.lookup.close()
         self._target.close(sequence.target)
         if sequence.draft is not None:
             self._draft.close(sequence.draft)
@@ -140,82 +145,23 @@ class PairDecoder:
             return [failures[sequence] or self._choose([sequence])[0] for sequence in sequences]
 
     def _round(self, sequences: Sequence[SequenceState]) -> list[list[Choice] | Exception]:
-        chosen_length = self._choose_length(sequences)
-        start = time.perf_counter()
-        self._seconds_in_passes = 0.0
-        lengths = shared_lengths([_num_drafts(sequence, chosen_length) for sequence in sequences])
+        if any(sequence.lookup is not None for sequence in sequences):
+            self._clock.calibrate()
+        start, self._clock.seconds = time.perf_counter(), 0.0
+        lengths = _most_drafts(sequences)
         proposals = [Proposal(sequence, length) for sequence, length in zip(sequences, lengths, strict=True)]
-        draft_logits, drafted, probe_scores = self._propose(proposals)
-        allowed = _stacked([each for proposal in proposals for each in proposal.allowed], drafted.device)
-        target_logits = self._read(proposals, drafted)
+        draft = self._draft_phase.run(proposals)
+        allowed = stacked([each for proposal in proposals for each in proposal.allowed], draft.logits.device)
+        target_logits = self._read(proposals, draft.token_ids)
         used = [signals for proposal in proposals for signals in proposal.used_signals]
-        scores = self._signals.read(used, draft_logits, target_logits, probe_scores) if any(used) else ()
+        scores = self._signals.read(used, draft.logits, target_logits, draft.probe_scores) if any(used) else ()
         turns = [proposal.turn for proposal in proposals]
-        outcomes = verify(turns, target_logits, draft_logits, drafted, allowed, scores)
+        outcomes = verify(turns, target_logits, draft.logits, draft.token_ids, allowed, scores)
         accepted = [_accepted(proposal, outcome) for proposal, outcome in zip(proposals, outcomes, strict=True)]
-        selection = time.perf_counter() - start - self._seconds_in_passes
+        selection = time.perf_counter() - start - self._clock.seconds
         for sequence in sequences:
             sequence.timings.selection += selection
         return accepted
-
-    def _propose(self, proposals: Sequence[Proposal]) -> tuple[Tensor, Tensor, Tensor]:
-        """Step 1: m drafts L tokens, one after another, from its own prompt and all output so far.
-
-        Returns:
-            [P, V] float32 logits, [P] drafted ids and [P] scores of the probe at the positions of all proposals; zeros,
-            -1 and zeros where nothing is drafted.
-        """
-        device = self._draft.device
-        steps: list[tuple[list[Proposal], Tensor, Tensor, Tensor | None]] = []
-        latest = torch.empty(0, dtype=torch.int64, device=device)
-        drafting = [proposal for proposal in proposals if proposal.is_drafting]
-        while drafting:
-            step_logits, latest, step_scores = self._draft_step(drafting, latest)
-            steps.append((drafting, step_logits, latest, step_scores))
-            is_guided = any(proposal.sequence.guide is not None for proposal in drafting)
-            token_ids = latest.tolist() if is_guided else [None] * len(drafting)
-            for proposal, token_id in zip(drafting, token_ids, strict=True):
-                proposal.add(token_id)
-            stay = [index for index, proposal in enumerate(drafting) if proposal.is_drafting]
-            if len(stay) < len(drafting):
-                drafting, latest = [drafting[index] for index in stay], latest[stay]
-        firsts = dict(zip(proposals, first_positions([proposal.turn for proposal in proposals]), strict=True))
-        num_positions = sum(len(proposal.places) for proposal in proposals)
-        drafted = torch.full((num_positions,), -1, device=device)
-        logits = torch.zeros(num_positions, self._draft.vocab_size, device=device)
-        scores = logits.new_zeros(num_positions)
-        for step, (drafting, step_logits, latest, step_scores) in enumerate(steps):
-            at = torch.tensor([firsts[proposal] + step for proposal in drafting], device=device)
-            logits[at], drafted[at] = step_logits, latest
-            if step_scores is not None:
-                scores[at] = step_scores
-        return logits, drafted, scores
-
-    def _draft_step(self, proposals: Sequence[Proposal], latest: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """[R, V] float32 logits, [R] the tokens drafted next, and [R] scores of the probe where some proposal uses it.
-
-        `latest` [R] are the tokens that were drafted before.
-        """
-        sequences = [proposal.sequence for proposal in proposals]
-        rows = [row for sequence in sequences if (row := sequence.draft) is not None]
-        unread = [proposal.unread for proposal in proposals]
-        counts = [len(token_ids) for token_ids in unread]
-        token_ids = _filled([i for each in unread for i in each], latest)
-        with self._timed(self._draft, sequences, len(token_ids)):
-            logits, hidden = self._draft.forward(rows, token_ids, counts), self._draft.hidden
-        if len(token_ids) > len(rows):
-            ends = [end - 1 for end in itertools.accumulate(counts)]
-            logits, hidden = logits[ends], None if hidden is None else hidden[ends]
-        logits = logits.to(torch.float32, copy=True)
-        for place, proposal in enumerate(proposals):
-            if (latched := proposal.latched) is not None:
-                logits[place] = latched
-        verifiers = [proposal.verifier for proposal in proposals]
-        allowed = _stacked([proposal.allowed[-1] for proposal in proposals], logits.device)
-        places = [proposal.places[-1] for proposal in proposals]
-        uses_probe = hidden is not None and any("probe" in verifier.used_signals for verifier in verifiers)
-        scores = self._signals.probe_scores(hidden) if hidden is not None and uses_probe else None
-        return logits, propose(logits, verifiers, places, allowed), scores
 
     def _read(self, proposals: Sequence[Proposal], drafted: Tensor) -> Tensor:
         """Step 2: M reads what it has not read and all drafts but the last, in one pass.
@@ -234,44 +180,12 @@ class PairDecoder:
             token_ids += own_ids
             counts.append(len(own_ids))
         sequences = [proposal.sequence for proposal in proposals]
-        with self._timed(self._target, sequences, len(token_ids)):
-            filled = _filled(token_ids, drafted[read])
-            logits = self._target.forward([sequence.target for sequence in sequences], filled, counts)
+        with self._clock.timed(self._target, sequences, len(token_ids)):
+            ids = filled(token_ids, drafted[read])
+            logits = self._target.forward([sequence.target for sequence in sequences], ids, counts)
         if len(ends) < len(token_ids):
             logits = logits[ends]
         return logits.to(drafted.device)
-
-    def _choose_length(self, sequences: Sequence[SequenceState]) -> int:
-        """L for the sequences that leave it to the engine."""
-        rates = [sequence.acceptance.rate for sequence in sequences if sequence.has_chosen_length]
-        if not rates:
-            return 0
-        for runner, times in self._times.items():
-            if times.is_empty:
-                self._calibrate(runner, times)
-        return best_length(rates, self._times[self._draft], self._times[self._target])
-
-    def _calibrate(self, runner: ModelRunner, times: PassTimes) -> None:
-        """Measure passes of every size that one sequence may need, once; what follows keeps them up to date."""
-        for tokens in range(1, LONGEST + 1):
-            times.record(tokens, runner.seconds(tokens))
-
-    @contextmanager
-    def _timed(self, runner: ModelRunner, sequences: Sequence[SequenceState], tokens: int) -> Iterator[None]:
-        """Enter the time of a pass over so many tokens, for the sequences that took part in it."""
-        start, num_graphs = time.perf_counter(), runner.num_graphs
-        yield
-        runner.wait()
-        elapsed = time.perf_counter() - start
-        self._seconds_in_passes += elapsed
-        times = self._times[runner]
-        if not times.is_empty and runner.num_graphs == num_graphs:  # a pass that was captured took longer
-            times.record(tokens, elapsed)
-        for sequence in sequences:
-            if runner is self._target:
-                sequence.timings.target_forward += elapsed
-            else:
-                sequence.timings.draft_forward += elapsed
 
 
 def make_decoder(
@@ -301,11 +215,14 @@ def make_decoder(
     return PairDecoder(*runners, eos_ids, signals)
 
 
-def _num_drafts(sequence: SequenceState, chosen_length: int) -> int:
-    """L for one sequence, no more than it may still have tokens."""
-    setting = sequence.verifier.config.num_draft_tokens
-    wanted = chosen_length if setting == "auto" else setting
-    return min(wanted, sequence.num_remaining) if sequence.draft is not None else 0
+def _most_drafts(sequences: Sequence[SequenceState]) -> list[int]:
+    """Most tokens that each sequence drafts in a round: no more than it may still have, 0 where nothing is drafted."""
+    settings = [
+        sequence.verifier.config.num_draft_tokens if sequence.draft is not None else 0 for sequence in sequences
+    ]
+    shared = shared_lengths([LONGEST_IN_COMPANY if setting == "auto" else setting for setting in settings])
+    most = [MOST_POSITIONS if setting == "auto" else length for setting, length in zip(settings, shared, strict=True)]
+    return [min(length, sequence.num_remaining) for length, sequence in zip(most, sequences, strict=True)]
 
 
 def _accepted(proposal: Proposal, outcome: list[Choice] | Exception) -> list[Choice] | Exception:
@@ -326,18 +243,3 @@ def _failure_to_roll_back(sequence: SequenceState) -> Exception | None:
     except Exception as error:
         return error
     return None
-
-
-def _filled(token_ids: Sequence[int], drafted: Tensor) -> Tensor:
-    """[T] int64 token ids, those that stand for drafted ones replaced by `drafted`, one after the other."""
-    ids = torch.tensor(token_ids, dtype=torch.int64, device=drafted.device)
-    return ids.masked_scatter(ids == DRAFTED, drafted)
-
-
-def _stacked(allowed: Sequence[NDArray[np.bool_] | None], device: torch.device) -> Tensor | None:
-    """[P, V] bool of what grammars allow at P positions; None where there is no grammar at any."""
-    known = next((each for each in allowed if each is not None), None)
-    if known is None:
-        return None
-    everything = np.ones_like(known)
-    return torch.from_numpy(np.stack([everything if each is None else each for each in allowed])).to(device)

@@ -20,11 +20,12 @@ from ssd_engine.backends.transformers.kv_cache import KVCache, Snapshot, count_c
 from ssd_engine.backends.transformers.layer_states import LayerStates
 from ssd_engine.backends.transformers.prefix_store import PrefixStore, block_ends
 from ssd_engine.backends.transformers.segments import Segment, SegmentedPass
+from ssd_engine.drafting.pass_times import SIZES
 from ssd_engine.models.forward import cache_argument
-from ssd_engine.rule.draft_length import LONGEST
 
 _logger = logging.getLogger(__name__)
 
+_LONGEST_TRIAL = max(SIZES)
 _BLOCK_SIZES = {"cpu": (32, 16)}
 _BLOCK_SIZES_ELSEWHERE = (256, 32, 16)
 
@@ -133,14 +134,14 @@ class ModelRunner:
         use_segment_attention(model, self._num_layers)
         self._block_sizes = _BLOCK_SIZES.get(self.device.type, _BLOCK_SIZES_ELSEWHERE)
         self.allocate(positions=0, prefix_bytes=0)
-        self._try(LONGEST)  # what this family cannot do shows here, before any request
+        self._try(_LONGEST_TRIAL)  # what this family cannot do shows here, before any request
         self.bytes_per_position = self.cache.nbytes // self.cache.positions
         if compile:
             self._compile()
 
     def allocate(self, positions: int, prefix_bytes: int) -> None:
         """Make room for `positions` of sequences, and for at most `prefix_bytes` of kept prefixes."""
-        self.cache = KVCache(self._num_layers, positions + LONGEST)
+        self.cache = KVCache(self._num_layers, positions + _LONGEST_TRIAL)
         self.prefixes = PrefixStore(prefix_bytes)
         self._trial = self._trial_row()
         self._graphs: PassGraphs | None = None
@@ -155,7 +156,7 @@ class ModelRunner:
     @property
     def positions(self) -> int:
         """Token positions that sequences share."""
-        return self.cache.positions - LONGEST
+        return self.cache.positions - _LONGEST_TRIAL
 
     @property
     def device(self) -> torch.device:
@@ -260,7 +261,7 @@ class ModelRunner:
             return None
 
     def _trial_row(self) -> Row:
-        stretch = self.cache.arena.take(LONGEST)
+        stretch = self.cache.arena.take(_LONGEST_TRIAL)
         assert stretch is not None  # nobody was there before
         return Row([0], [], stretch)
 

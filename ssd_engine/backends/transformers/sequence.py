@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from ssd_engine.answers.result import Timings
 from ssd_engine.config import Signal
+from ssd_engine.drafting.effort import Step
+from ssd_engine.drafting.lookup import Guess, Lookup
+from ssd_engine.drafting.match_rates import MatchRates
 from ssd_engine.errors import SSDError
 from ssd_engine.rule.choice import NOT_NUMBERS, Choice
-from ssd_engine.rule.draft_length import Acceptance
 from ssd_engine.rule.signals import Look
 from ssd_engine.rule.verifier import Verifier
 from ssd_engine.rule.verify import Turn
@@ -30,14 +33,22 @@ class SequenceState:
     """One answer in the making: its rows in both models, its rule, and where it stands in its grammar."""
 
     def __init__(
-        self, target: Row, draft: Row | None, verifier: Verifier, guide: Guide | None, opening: list[int]
+        self,
+        target: Row,
+        draft: Row | None,
+        verifier: Verifier,
+        guide: Guide | None,
+        opening: list[int],
+        lookup: Lookup | None,
     ) -> None:
         self.target = target
         self.draft = draft
         self.verifier = verifier
         self.guide = guide
         self.timings = Timings()
-        self.acceptance = Acceptance()
+        self.match_rates = MatchRates()
+        self.lookup = lookup
+        """Where tokens are guessed: there the number of drafts is the engine's choice."""
         self.num_tokens = len(opening)
         """Tokens of the answer that stand."""
         self.num_drafted = 0
@@ -47,6 +58,8 @@ class SequenceState:
         self._opening = opening
         for row in self.rows:
             row.begin(opening)
+        if lookup is not None:
+            lookup.extend(opening)
         if guide is not None:
             guide.commit()
 
@@ -64,11 +77,6 @@ class SequenceState:
     def num_unread_tokens(self) -> int:
         """Tokens of the prompts, but for their last ones, that are still to be read, in both models together."""
         return sum(row.num_unread_prompt_tokens for row in self.rows)
-
-    @property
-    def has_chosen_length(self) -> bool:
-        """Whether the number of drafts is this engine's choice."""
-        return self.verifier.drafts and self.verifier.config.num_draft_tokens == "auto"
 
     @property
     def num_remaining(self) -> int:
@@ -97,21 +105,32 @@ class SequenceState:
         if self.guide is not None:
             self.guide.go_back(self.num_tokens)
 
-    def accept(self, choices: Sequence[Choice], num_drafted: int, num_forced: int) -> None:
-        """Let tokens stand in both models in place of what was drafted; the last `num_forced` nobody chose."""
+    def accept(
+        self, choices: Sequence[Choice], probabilities: Sequence[float], num_drafted: int, num_forced: int
+    ) -> None:
+        """Let tokens stand in both models in place of what was drafted; the last `num_forced` nobody chose.
+
+        `probabilities` are the draft's own, of what was drafted at the places where there was a choice, if it is known.
+        """
+        token_ids = [choice.token_id for choice in choices]
         for row in self.rows:
-            row.accept([choice.token_id for choice in choices], num_forced)
+            row.accept(token_ids, num_forced)
+        if self.lookup is not None:
+            self.lookup.extend(token_ids)
         self.num_tokens += len(choices)
         self.num_drafted += num_drafted
-        for choice in choices:
-            if not choice.is_forced:
-                self.acceptance.record(matched=choice.matched)
+        chosen = [choice for choice in choices if not choice.is_forced]
+        for choice, probability in zip(chosen, probabilities, strict=False):
+            self.match_rates.record(probability, matched=choice.matched)
 
 
 class Proposal:
     """What is proposed for one sequence in a round: drafted tokens, each with what a grammar forces after it.
 
     Where the target decodes alone nothing is drafted, and one position is to be chosen.
+
+    Guesses are tokens that the draft has not said yet. It reads them as if it had; `settle` keeps those that it says
+    too, so that in the end every proposed token is the draft's own.
     """
 
     def __init__(self, sequence: SequenceState, num_drafts: int) -> None:
@@ -122,6 +141,15 @@ class Proposal:
         self.forced: list[list[int]] = []
         """After each drafted token."""
         self.allowed: list[NDArray[np.bool_] | None] = []
+        self.probabilities: list[float] = []
+        """The draft's, of each drafted token, where the number of drafts is chosen."""
+        self.chance = 1.0
+        """That all drafted tokens match."""
+        self._guess: Guess | None = None
+        self._proposed: list[int] = []
+        """Tokens after the answer so far, the forced ones included, where tokens are guessed."""
+        self._guessed: list[int] = []
+        """Of the step under way."""
         self._look()
 
     @property
@@ -141,26 +169,111 @@ class Proposal:
 
     @property
     def is_drafting(self) -> bool:
-        """Whether another token is to be drafted."""
+        """Whether another token can be drafted."""
         return self.sequence.draft is not None and len(self.forced) < len(self.places)
 
     @property
-    def latched(self) -> Tensor | None:
+    def needs_ids(self) -> bool:
+        """Whether drafted tokens have to be known on the host."""
+        return self.sequence.guide is not None or self.sequence.lookup is not None
+
+    @property
+    def step_positions(self) -> range:
+        """The positions at which the step under way drafts."""
+        return range(len(self.forced) - len(self._guessed), len(self.places))
+
+    def latched(self, position: int) -> Tensor | None:
         """[V] what the draft says at the answer's first place, where an alarm in a given beginning is latched.
 
         A grammar that forbids the likeliest of it wants something else there.
         """
-        logits, allowed = self.sequence.breaking_logits, self.allowed[-1]
-        if logits is None or self.places[-1] > 0 or not self.verifier.is_latched:
+        logits, allowed = self.sequence.breaking_logits, self.allowed[position]
+        if logits is None or self.places[position] > 0 or not self.verifier.is_latched:
             return None
         return logits if allowed is None or allowed[int(logits.argmax())] else None
 
+    def next_step(self) -> Step:
+        """What could be done next."""
+        lookup, rates = self.sequence.lookup, self.sequence.match_rates
+        self._guess = None if lookup is None else lookup.guess(self._proposed)
+        room = self.most - len(self.places)
+        return Step(
+            chance=self.chance,
+            match_rate=rates.mean,
+            guess_rate=self._guess.rate.value if self._guess else 0.0,
+            num_read=len(self._unread),
+            num_guesses=min(len(self._guess.token_ids), room) if self._guess else 0,
+            is_due=lookup is None or not self.forced,
+        )
+
+    def guess(self, num_guesses: int) -> None:
+        """Propose some guessed tokens, as far as a grammar allows them, for the step that comes."""
+        token_ids = self._guess.token_ids if self._guess else ()
+        for token_id in itertools.islice(token_ids, num_guesses):
+            allowed = self.allowed[-1]
+            if not self.is_drafting or (allowed is not None and not allowed[token_id]):
+                break
+            self._guessed.append(token_id)
+            self.add(token_id)
+            if self.forced[-1]:
+                break  # what would come next is no guess
+
     @property
-    def unread(self) -> list[int]:
-        """What the draft reads before it proposes the next token."""
-        if not self.forced:
+    def _unread(self) -> list[int]:
+        """What the draft has not read of what is proposed, guesses of the step under way left out."""
+        num_drafted = len(self.forced) - len(self._guessed)
+        if num_drafted == 0:
             return [] if self.sequence.draft is None else self.sequence.draft.unread
-        return [DRAFTED, *self.forced[-1]]
+        return [DRAFTED, *self.forced[num_drafted - 1]]
+
+    def to_draft(self) -> tuple[list[int], list[int]]:
+        """What the draft reads in this step, and at which of these tokens it says what comes at each position."""
+        token_ids = list(self._unread)
+        ends = [len(token_ids) - 1]
+        first = len(self.forced) - len(self._guessed)
+        for token_id, forced in zip(self._guessed, self.forced[first:], strict=True):
+            token_ids += [token_id, *forced]
+            ends.append(len(token_ids) - 1)
+        return token_ids, ends[: len(self.places) - first]
+
+    def settle(self, token_ids: Sequence[int | None], probabilities: Sequence[float]) -> int:
+        """Take in what the draft says at the positions of the step under way, as far as the guesses before are right.
+
+        Args:
+            token_ids: the draft's own.
+            probabilities: the draft's, of these; empty where nobody needs to know them.
+
+        Returns:
+            At how many of these positions its word counts.
+        """
+        guessed, self._guessed = self._guessed, []
+        first = len(self.forced) - len(guessed)
+        right = 0
+        for guess, token_id in zip(guessed, token_ids, strict=False):
+            if self._guess is not None:
+                self._guess.rate.record(matched=guess == token_id)
+            if guess != token_id:
+                break
+            right += 1
+        if right < len(guessed):
+            del self.places[first + right + 1 :], self.allowed[first + right + 1 :], self.forced[first + right :]
+            if self.sequence.guide is not None:
+                self.sequence.guide.go_back(self.places[-1])
+        own = token_ids[right : right + 1]
+        for token_id in own:  # none where the last guess has ended the draft
+            self.add(token_id)
+        if self.sequence.lookup is not None:
+            for token_id, forced in zip([*guessed[:right], *own], self.forced[first:], strict=True):
+                self._proposed += [token_id, *forced]
+        for probability in probabilities[: right + len(own)]:
+            self.probabilities.append(probability)
+            self.chance *= self.sequence.match_rates.of(probability)
+        return right + len(own)
+
+    def stop_drafting(self) -> None:
+        """Leave the position out for which nothing was drafted."""
+        if self.is_drafting:
+            del self.places[-1], self.allowed[-1]
 
     def to_read(self) -> tuple[list[int], list[int]]:
         """What the target reads, and at which of these tokens it says what comes at each position."""
@@ -202,7 +315,7 @@ class Proposal:
             forced = guide.take_forced(sequence.num_remaining - len(standing) - 1)
             guide.commit()
         standing += [last, *self.verifier.forced(forced, last)]
-        sequence.accept(standing, len(self.forced), len(forced))
+        sequence.accept(standing, self.probabilities, len(self.forced), len(forced))
         return standing
 
     def _look(self) -> None:
