@@ -53,7 +53,8 @@ test: install  ## the whole suite, the real pair included
 
 test-vllm: install-vllm  ## the vLLM backend and its server, the real pair included
 	$(VLLM_BIN)/ssd models pull
-	$(VLLM_BIN)/python -m pytest tests/test_verify_batch.py tests/test_vllm_*.py
+	$(call fast,$(VLLM_VENV)) --dist loadfile tests/test_verify_batch.py tests/test_vllm_*.py
+	$(VLLM_BIN)/python -m pytest -m real tests/test_vllm_*.py
 
 test-fast: install  ## without the real pair
 	$(call fast,$(VENV))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +23,14 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # No test is to depend on how busy the machine is.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+
+def pytest_configure() -> None:
+    """In one of several processes vLLM has a processor of its own: its threads wait for each other by spinning."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker is not None and importlib.util.find_spec("vllm") is not None:
+        processors = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {processors[int(worker.removeprefix("gw")) % len(processors)]})
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -88,7 +88,7 @@ def free_port() -> int:
 
 
 def wait_until_ready(server: Server) -> None:
-    end = time.monotonic() + 180
+    end = time.monotonic() + 600
     while time.monotonic() < end:
         assert server.process.poll() is None, server.log.read_text()[-3000:]
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-SIZES = (1, 2, 3, 4, 6, 8, 12, 16)
+SIZES = (1, 4, 16)
 """Numbers of tokens whose passes are measured before anything is chosen by them."""
 
 

@@ -16,9 +16,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils.logging import tqdm
 
+from ssd_engine.models.merged import groups_of, merged
+
 # Without VNNI the kernels add two products in 16 bits: activations of 7 bits keep that from overflowing.
 _LEVELS = 127 if torch.cpu._is_vnni_supported() else 63
 """Activations from -1 to 1 become unsigned bytes from 0 to twice this."""
+_TINY = torch.finfo(torch.float32).tiny
 
 
 class _Packed(nn.Module, ABC):
@@ -124,7 +127,7 @@ class Int8Linear(_Packed):
         super().__init__(linear.out_features)
         weight = linear.weight.detach()
         lowest, highest = weight.aminmax(dim=1)
-        scales = (torch.maximum(-lowest, highest).float() / 127).clamp_min(torch.finfo(torch.float32).tiny)
+        scales = (torch.maximum(-lowest, highest).float() / 127).clamp_min(_TINY)
         zeros = torch.zeros(len(scales), dtype=torch.int64)
         self._bias = None if linear.bias is None else linear.bias.detach().float()
         with warnings.catch_warnings():
@@ -144,27 +147,35 @@ class Int8Linear(_Packed):
         """[..., out] of rows [..., in]."""
         # The kernel has one scale for all rows, and some models' first token has activations a thousand times the
         # others': every row is brought to the range of -1 to 1 first. So no row's result depends on the others.
-        ranges = rows.abs().amax(dim=-1, keepdim=True).float().clamp_min_(torch.finfo(torch.float32).tiny)
+        ranges = rows.abs().amax(dim=-1, keepdim=True).float().clamp_min_(_TINY)
         result = super().forward(rows / ranges).mul_(ranges)
         return (result if self._bias is None else result.add_(self._bias)).to(rows.dtype)
 
 
 def replace_linears(model: PreTrainedModel, make: Callable[[nn.Linear], nn.Module]) -> None:
-    """Put `make(layer)` in the place of every `nn.Linear`, a few at a time: no two copies of the model exist."""
-    linears = [(name, layer) for name, layer in model.named_modules() if type(layer) is nn.Linear]
-    replaced = {id(layer.weight) for _, layer in linears}
+    """Put `make(layer)` in the place of every `nn.Linear`, a few at a time: no two copies of the model exist.
+
+    Layers that read the same rows are made one.
+    """
+    groups = list(groups_of(model))
+    replaced = {id(layer.weight) for group in groups for _, layer in group}
     for parameter in model.parameters():
         if id(parameter) not in replaced:
             # Loaded weights are views of mapped files; one that stays would hold its whole file in memory.
             parameter.data = parameter.data.clone()
+
+    def made(group: list[tuple[str, nn.Linear]]) -> list[nn.Module]:
+        return merged([layer for _, layer in group], make)
+
     # Packing a layer keeps one core busy.
     workers = os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as packing:
-        for first in tqdm(range(0, len(linears), workers), desc="Packing weights", disable=None):
-            group = linears[first : first + workers]
-            for (name, layer), packed in zip(group, packing.map(make, [layer for _, layer in group]), strict=True):
-                _replace(model, name, packed)
-                del layer.weight
+        for first in tqdm(range(0, len(groups), workers), desc="Packing weights", disable=None):
+            some = groups[first : first + workers]
+            for group, layers in zip(some, packing.map(made, some), strict=True):
+                for (name, layer), packed in zip(group, layers, strict=True):
+                    _replace(model, name, packed)
+                    del layer.weight
 
 
 def compute_in_float32(model: PreTrainedModel) -> None:

@@ -72,6 +72,11 @@ def under_way(forward_pass: ForwardPass) -> Iterator[None]:
         _under_way.reset(token)
 
 
+def pass_under_way() -> ForwardPass:
+    """The pass that the model call around this is."""
+    return _under_way.get()
+
+
 def use_segment_attention(model: PreTrainedModel, num_layers: int) -> None:
     """Make `model` take passes of several sequences; calls by anyone else go on as before.
 
@@ -189,7 +194,7 @@ def _attend_in_pass(
     scaling: float | None,
     softcap: float | None,
 ) -> Tensor:
-    return _under_way.get().attend(int(layer), int(mask), Projections(query, key, value, scaling, softcap))
+    return pass_under_way().attend(int(layer), int(mask), Projections(query, key, value, scaling, softcap))
 
 
 def _shape_of_attend(query: Tensor, key: Tensor, value: Tensor, *_: object) -> Tensor:

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from ssd_engine.backends.transformers.compiled import CompiledPasses
 from ssd_engine.backends.transformers.graphs import PassGraphs
 from ssd_engine.backends.transformers.kv_cache import KVCache, Snapshot, count_cache_layers
 from ssd_engine.backends.transformers.layer_states import LayerStates
+from ssd_engine.backends.transformers.lean import LeanPasses
 from ssd_engine.backends.transformers.prefix_store import PrefixStore, block_ends
 from ssd_engine.backends.transformers.segments import Segment, SegmentedPass
 from ssd_engine.drafting.pass_times import SIZES
@@ -127,7 +129,8 @@ class ModelRunner:
         self._layer = None if layer is None else LayerStates(model, layer)
         self.hidden: Tensor | None = None
         """[T, H] of the last `forward`, where the runner has a layer; it stands until the next pass."""
-        self._run: Callable[..., Any] = self.model
+        self._lean = LeanPasses(model, self._layer) if LeanPasses.suits(model) else None
+        self._run: Callable[..., Any] = self._lean or self.model
         self._cache_argument = cache_argument(model)
         self.vocab_size = vocab_size
         self._num_layers = count_cache_layers(model.config)
@@ -189,8 +192,7 @@ class ModelRunner:
         layout = _Layout.of([row.stretch[: row.length + len(block)]], [len(block)])
         unheard = max(row.first_heard - row.length, 0)
         is_heard = unheard < len(block)
-        # Else the bare decoder: no logits are wanted there, and the output matrix is a good part of a small model.
-        outputs = self._pass(self.model if is_heard else self.model.base_model, torch.tensor(block), layout)
+        outputs = self._pass(self._reader(wants_logits=is_heard), torch.tensor(block), layout)
         row.length += len(block)
         if not row.next_block:
             self._keep_prefix(row)
@@ -221,14 +223,11 @@ class ModelRunner:
             row.length += count
         return logits[:, : self.vocab_size]
 
-    def seconds(self, tokens: int, repeats: int = 3) -> float:
-        """Time of a pass over `tokens` tokens, the best of some; nobody may be reading meanwhile."""
-        times = []
-        for _ in range(repeats):
-            start = time.perf_counter()
-            self._try(tokens)
-            times.append(time.perf_counter() - start)
-        return min(times)
+    def seconds(self, tokens: int) -> float:
+        """Time of a pass over `tokens` tokens; nobody may be reading meanwhile."""
+        start = time.perf_counter()
+        self._try(tokens)
+        return time.perf_counter() - start
 
     @property
     def num_graphs(self) -> int:
@@ -279,6 +278,12 @@ class ModelRunner:
             for tokens in sizes:
                 self._try(tokens)
                 bar.update()
+
+    def _reader(self, *, wants_logits: bool) -> Callable[..., Any]:
+        """What reads a prompt: where no logits are wanted, without the output matrix, a good part of a small model."""
+        if self._lean is not None:
+            return partial(self._lean, wants_logits=wants_logits)
+        return self.model if wants_logits else self.model.base_model
 
     def _reuse_prefix(self, row: Row) -> None:
         # What is to be heard has to be read.
