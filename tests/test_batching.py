@@ -80,7 +80,8 @@ def test_an_answer_does_not_depend_on_its_company(seed: int, tokenizer: PreTrain
 
 def test_requests_share_their_passes(tiny_pair: Pair, tokenizer: PreTrainedTokenizerFast) -> None:
     passes: list[int] = []
-    hooks = [model.register_forward_pre_hook(lambda *_: passes.append(1)) for model in tiny_pair]
+    embeddings = [model.get_input_embeddings() for model in tiny_pair]
+    hooks = [layer.register_forward_pre_hook(lambda *_: passes.append(1)) for layer in embeddings]
     prompts = [[20 + i] * 10 for i in range(8)]
     params = GenerationParams(max_new_tokens=40)
     with SSDEngine(*tiny_pair, tokenizer=tokenizer) as engine:
@@ -141,11 +142,12 @@ def test_a_prefix_is_shared_by_all_that_start_with_it_even_in_one_batch(tiny_eng
 def fail_on_poison(model: PreTrainedModel) -> Callable[[], None]:
     """Make `model` fail on passes that hold a certain token; returns what ends it."""
 
-    def check(module: object, args: object, kwargs: dict[str, torch.Tensor]) -> None:
-        if bool((kwargs["input_ids"] == POISON).any()):
+    def check(module: object, args: tuple[torch.Tensor]) -> None:
+        if bool((args[0] == POISON).any()):
             raise MemoryError("no room for this one")
 
-    return model.register_forward_pre_hook(check, with_kwargs=True).remove
+    remove: Callable[[], None] = model.get_input_embeddings().register_forward_pre_hook(check).remove
+    return remove
 
 
 @pytest.mark.parametrize("place", ["in the prompt", "as its last token"])
@@ -160,7 +162,7 @@ def test_a_request_that_makes_a_model_fail_ends_alone(
     params = GenerationParams(max_new_tokens=25, temperature=0.8, seed=1)
     with SSDEngine(*pair, tokenizer, prefix_cache_bytes=0) as engine:
         expected = [engine.generate(prompt, params).token_ids for prompt in prompts]
-        stop = fail_on_poison(pair[side].base_model if place == "in the prompt" else pair[side])
+        stop = fail_on_poison(pair[side])
         outcomes = engine.batch(prompts, params)
         stop()
         for index, outcome in enumerate(outcomes):

@@ -320,7 +320,7 @@ def test_a_model_that_fails_costs_only_its_request(tokenizer: PreTrainedTokenize
         def fail(*_: object) -> None:
             raise MemoryError("no room")
 
-        hook = target.register_forward_pre_hook(fail)
+        hook = target.get_input_embeddings().register_forward_pre_hook(fail)
         with pytest.raises(MemoryError, match="no room"):
             engine.generate([1, 2], params)
         hook.remove()
