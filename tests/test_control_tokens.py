@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from llama_index.core.base.llms.types import ChatMessage, MessageRole
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -43,10 +44,10 @@ def record_reads(model: PreTrainedModel) -> list[int]:
     """All token ids that `model` reads from now on."""
     ids: list[int] = []
 
-    def hook(_: Any, __: Any, arguments: dict[str, Any]) -> None:
-        ids.extend(arguments["input_ids"][0].tolist())
+    def hook(_: Any, arguments: tuple[torch.Tensor]) -> None:
+        ids.extend(arguments[0][0].tolist())
 
-    model.base_model.register_forward_pre_hook(hook, with_kwargs=True)
+    model.get_input_embeddings().register_forward_pre_hook(hook)
     return ids
 
 
