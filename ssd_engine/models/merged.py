@@ -32,9 +32,9 @@ class MergedLinear(nn.Module):
     def part(self, index: int, rows: Tensor) -> Tensor:
         """[..., out] of one layer. The product is made when the first one asks, and let go when the last one has it."""
         if torch.compiler.is_compiling():  # where the same product is made once anyway
-            return self.packed(rows)[..., self._parts[index]]
+            return self(rows)[..., self._parts[index]]  # type: ignore[no-any-return]
         if self._rows is not rows or self._product is None:
-            self._rows, self._product = rows, self.packed(rows)
+            self._rows, self._product = rows, self(rows)
         part = self._product[..., self._parts[index]]
         if index == len(self._parts) - 1:
             self._rows = self._product = None
@@ -58,15 +58,22 @@ def merged(layers: list[nn.Linear], make: Callable[[nn.Linear], nn.Module]) -> l
     """What stands in the place of `layers`, which read the same rows; `make` packs a weight."""
     if len(layers) == 1:
         return [make(layers[0])]
-    whole = nn.Linear(layers[0].in_features, 1, device="meta")
+    whole = nn.Linear(layers[0].in_features, 1, bias=False, device="meta")
     whole.out_features = sum(layer.out_features for layer in layers)
     with torch.no_grad():
         whole.weight = nn.Parameter(torch.cat([layer.weight for layer in layers]), requires_grad=False)
-        biases = [layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias for layer in layers]
-        has_bias = any(layer.bias is not None for layer in layers)
-        whole.bias = nn.Parameter(torch.cat(biases), requires_grad=False) if has_bias else None
+        if any(layer.bias is not None for layer in layers):
+            whole.bias = _biases(layers)
     merged_layer = MergedLinear(make(whole), [layer.out_features for layer in layers])
     return [MergedPart(merged_layer, index) for index in range(len(layers))]
+
+
+def _biases(layers: list[nn.Linear]) -> nn.Parameter:
+    """The layers' biases end to end, zeros where one has none."""
+    biases: list[Tensor] = [
+        layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias for layer in layers
+    ]
+    return nn.Parameter(torch.cat(biases), requires_grad=False)
 
 
 def groups_of(model: nn.Module) -> Iterator[list[tuple[str, nn.Linear]]]:

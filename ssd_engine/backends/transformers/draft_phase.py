@@ -95,7 +95,7 @@ class DraftPhase:
         needs_ids = any(proposal.needs_ids for proposal in proposals)
         own_ids: list[int | None] = said.token_ids.tolist() if needs_ids else [None] * len(positions)
         chooses = any(proposal.sequence.lookup is not None for proposal in proposals)
-        probabilities = _probabilities(said).tolist() if chooses else [0.0] * len(positions)
+        probabilities = _probabilities(said).tolist() if chooses else []
         kept: list[int] = []
         first = 0
         for proposal, count in zip(proposals, counts, strict=True):

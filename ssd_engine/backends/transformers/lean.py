@@ -61,7 +61,7 @@ class LeanPasses:
 class _Layer:
     """One decoder layer."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: Any) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self._attention_norm, self._mlp_norm = layer.input_layernorm, layer.post_attention_layernorm
         self._qkv = _together(attention.q_proj, attention.k_proj, attention.v_proj)
@@ -69,15 +69,16 @@ class _Layer:
         self._gate_up = _together(mlp.gate_proj, mlp.up_proj)
         self._down = mlp.down_proj
         self._head_norms = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
-        self._head_size = attention.head_dim
-        self._num_key_heads = attention.config.num_key_value_heads
-        self._scaling = attention.scaling
+        self._head_size: int = attention.head_dim
+        self._num_key_heads: int = attention.config.num_key_value_heads
+        self._scaling: float = attention.scaling
 
     def __call__(self, index: int, states: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
         """[1, T, H] of states [1, T, H]."""
         states = states + self._out(self._attend(index, self._qkv(_normed(self._attention_norm, states)), rotation))
         gate, up = self._gate_up(_normed(self._mlp_norm, states)).chunk(2, dim=-1)
-        return states + self._down(nn.functional.silu(gate) * up)
+        result: Tensor = states + self._down(nn.functional.silu(gate) * up)
+        return result
 
     def _attend(self, index: int, qkv: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
         cos, sin = rotation

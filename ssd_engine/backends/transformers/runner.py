@@ -283,7 +283,8 @@ class ModelRunner:
         """What reads a prompt: where no logits are wanted, without the output matrix, a good part of a small model."""
         if self._lean is not None:
             return partial(self._lean, wants_logits=wants_logits)
-        return self.model if wants_logits else self.model.base_model
+        reader: Callable[..., Any] = self.model if wants_logits else self.model.base_model
+        return reader
 
     def _reuse_prefix(self, row: Row) -> None:
         # What is to be heard has to be read.

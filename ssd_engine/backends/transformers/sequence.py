@@ -263,7 +263,8 @@ class Proposal:
         for token_id in own:  # none where the last guess has ended the draft
             self.add(token_id)
         if self.sequence.lookup is not None:
-            for token_id, forced in zip([*guessed[:right], *own], self.forced[first:], strict=True):
+            said = [token_id for token_id in token_ids[: right + 1] if token_id is not None]
+            for token_id, forced in zip(said, self.forced[first:], strict=True):
                 self._proposed += [token_id, *forced]
         for probability in probabilities[: right + len(own)]:
             self.probabilities.append(probability)
