@@ -271,7 +271,7 @@ def test_bench_measures_all_contenders_in_one_run(pair: list[str], tmp_path: Pat
     settings = ["--requests", "1", "--requests", "3", "--context", "200", "--num-draft-tokens", "2"]
     report, printed = bench(tmp_path, *pair, "--limit", "2", "--max-tokens", "8", "--plot", str(plot), *settings)
     rows = {(row["name"], row["requests"]): row for row in report["rows"]}
-    names = ["generate", "assisted", "target", "speculative", "ssd", "ssd, int8 draft", "ssd, int8 both"]
+    names = ["generate", "assisted", "target", "speculative", "ssd", "ssd, int8 draft", "target, int8", "ssd, int8 both"]
     assert [name for name, requests in rows if requests == 1][: len(names)] == names
     assert ("ssd", 3) in rows
     assert ("assisted", 3) not in rows, "transformers does not assist batches"
@@ -297,3 +297,20 @@ def test_bench_names_the_rows_it_knows(pair: list[str]) -> None:
     result = ssd("bench", *pair, "--only", "generat")
     assert result.exit_code == 1
     assert "'generat' is unknown; use 'generate', 'assisted'" in result.stderr
+
+
+def test_llama_cpp_wants_gguf_files(pair: list[str]) -> None:
+    result = ssd("bench", *pair, "--only", "llama.cpp")
+    assert result.exit_code == 1
+    assert "llama.cpp's rows need GGUF files" in result.stderr
+    assert "leave these rows out" in result.stderr
+
+
+@pytest.mark.real
+def test_bench_measures_llama_cpp_on_the_pairs_own_files(tmp_path: Path) -> None:
+    rows = ["--only", "llama.cpp", "--only", "llama.cpp, speculative"]
+    report, printed = bench(tmp_path, "--workload", "json", "--limit", "1", "--max-tokens", "8", *rows)
+    assert [row["name"] for row in report["rows"]] == ["llama.cpp", "llama.cpp, speculative"]
+    assert all(row["tokens_per_second"] > 0 for row in report["rows"])
+    assert len({group[0]["text"] for [group] in report["samples"].values()}) == 1, "its speculation changes no answer"
+    assert report["environment"]["llama_cpp"] in printed

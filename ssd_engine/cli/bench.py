@@ -14,6 +14,7 @@ from rich.table import Table
 from ssd_engine.cli.console import starting, stderr, stdout
 from ssd_engine.cli.pair_options import fetched, takes_pair
 from ssd_engine.config import Backend
+from ssd_engine.evaluation.workloads import Workload
 from ssd_engine.models.pair import PairSpec
 
 if TYPE_CHECKING:
@@ -41,13 +42,17 @@ def bench(
     pair: PairSpec,
     max_tokens: Annotated[int, typer.Option(min=2, help="Tokens in each answer.")] = 96,
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first prompts; for a quick look.")] = None,
+    workload: Annotated[Workload, typer.Option(help="What is asked.")] = "chat",
     requests: Annotated[list[int] | None, typer.Option(min=1, max=16, help="Requests at once; repeatable.")] = None,
     backend: Annotated[
         Backend, typer.Option(help="vllm: vLLM alone, its speculation, and SSD on it.")
     ] = "transformers",
     vllm_dtype: Annotated[str, typer.Option(help="Type of vLLM's weights: auto, float32, bfloat16.")] = "auto",
     context: Annotated[list[int] | None, typer.Option(min=64, help="Prompt length to try; repeatable.")] = None,
-    only: Annotated[list[str] | None, typer.Option(help="Measure this row of the table alone; repeatable.")] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Measure this row of the table alone, llama.cpp's two among them; repeatable."),
+    ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the table into this file (PNG, SVG or PDF).")] = None,
     output: Annotated[Path | None, typer.Option(help="Write the whole report to this file, as JSON.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON instead of a table.")] = False,
@@ -67,7 +72,8 @@ def bench(
 
         report = speed.run(
             pair,
-            prompts=speed.PROMPTS[:limit],
+            workload=workload,
+            limit=limit,
             requests=requests or [1],
             contexts=context or [],
             names=only or [],
@@ -136,10 +142,13 @@ def _print(report: Report, ratio_to_baseline: str) -> None:
         )
     compiled = ", compiled" if where["compile"] else ""
     others = "generate and assisted are transformers' own"
+    if "llama_cpp" in where:
+        others += f", llama.cpp is xllamacpp {where['llama_cpp']} with the GGUF files as they are"
     if "vllm" in where:
         others = f"vllm {where['vllm']} with weights of type {where['vllm_dtype']}"
     stdout.print(
-        f"Medians over {where['prompts']} prompts of {where['max_new_tokens']} tokens, greedy; {others}. "
+        f"Medians over {where['prompts']} prompts ({where['workload']}) of {where['max_new_tokens']} tokens, greedy; "
+        f"{others}. "
         f"{where['target']} with {where['draft']}{compiled}. {where['cores']} cores of {where['processor']} "
         f"({where['instructions']}); torch {where['torch']}, transformers {where['transformers']}; {where['date']}."
     )

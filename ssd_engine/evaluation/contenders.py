@@ -1,4 +1,4 @@
-"""What `ssd bench` measures: this engine, transformers and, where it is installed, vLLM, each in its own process."""
+"""What `ssd bench` measures: this engine, transformers and, where installed, llama.cpp and vLLM, in own processes."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 
 from ssd_engine.answers.result import GenerationResult
 from ssd_engine.config import GenerationParams, Grammar
+from ssd_engine.evaluation.llama_cpp import LlamaCpp
 from ssd_engine.models.pair import PairSpec
 from ssd_engine.pair_engine import SSDEngine
 
@@ -30,7 +31,7 @@ _VLLM_CACHE_BYTES = 2**30
 class Host:
     """What a process loads; contenders that differ in their decoding alone share one."""
 
-    library: Literal["ssd", "ssd on vllm", "transformers", "vllm"]
+    library: Literal["ssd", "ssd on vllm", "transformers", "llama.cpp", "llama.cpp, drafting", "vllm"]
     target_quantization: str | None = None
     draft_quantization: str | None = None
     keeps_prefixes: bool = False
@@ -209,6 +210,29 @@ class _FirstTokenClock:
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
+class LlamaCppAnswerer:
+    """Answers through llama.cpp, alone or with its own speculation."""
+
+    def __init__(self, host: Host, pair: PairSpec) -> None:
+        self._llama_cpp = LlamaCpp(pair, most_requests=MOST_REQUESTS, drafts=host.library == "llama.cpp, drafting")
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def __call__(self, decoding: Decoding, prompts: Sequence[Messages], max_new_tokens: int) -> list[Sample]:
+        """Answer prompts that all arrive at once."""
+        return [
+            Sample(
+                prompt_tokens=answer["usage"]["prompt_tokens"],
+                tokens=answer["usage"]["completion_tokens"],
+                total=answer["seconds"],
+                first_token=answer["timings"]["prompt_ms"] / 1e3,
+                text=answer["choices"][0]["message"]["content"],
+            )
+            for answer in self._llama_cpp.answer(prompts, max_new_tokens)
+        ]
+
+
 class VLLMAnswerer:
     """Answers through vLLM with the target alone."""
 
@@ -286,6 +310,8 @@ _ANSWERERS: dict[str, Any] = {
     "ssd": EngineAnswerer,
     "ssd on vllm": EngineOnVllmAnswerer,
     "transformers": TransformersAnswerer,
+    "llama.cpp": LlamaCppAnswerer,
+    "llama.cpp, drafting": LlamaCppAnswerer,
     "vllm": VLLMAnswerer,
 }
 _answerer: Answerer

@@ -13,21 +13,15 @@ from ssd_engine.config import Backend, SSDConfig
 from ssd_engine.errors import InvalidRequestError
 from ssd_engine.evaluation.contenders import Contender, Host, HostProcess, Messages, Sample
 from ssd_engine.evaluation.guided import measure as measure_guided
+from ssd_engine.evaluation.llama_cpp import installed as llama_cpp_version
+from ssd_engine.evaluation.llama_cpp import require_files
 from ssd_engine.evaluation.machine import machine
 from ssd_engine.evaluation.speed_report import ContextRow, Report, Row, SecondTurn
+from ssd_engine.evaluation.workloads import PROMPTS, Workload
+from ssd_engine.models.fetch import fetch
 from ssd_engine.models.pair import PairSpec
+from ssd_engine.models.presets import GGUFSource
 from ssd_engine.models.resolve import resolve_spec
-
-PROMPTS = (
-    "Explain in a few sentences how a bicycle stays upright.",
-    "Write a Python function that merges two sorted lists into one sorted list.",
-    "A shop sells pens at 3 for 2 euros. How much do 18 pens cost? Show the steps.",
-    "Translate into French: 'The train to Lyon leaves at nine in the morning.'",
-    "Write a short, polite e-mail that asks a colleague to move a meeting to Friday.",
-    "List five differences between TCP and UDP.",
-    "Summarise the story of the tortoise and the hare in three sentences.",
-    'Give a JSON object that describes a book: "title", "author", "year" and "genres".',
-)
 
 _TRANSFORMERS = Host(library="transformers")
 _ENGINE = Host(library="ssd")
@@ -43,8 +37,15 @@ CONTENDERS = (
     Contender(name="speculative", host=_ENGINE, decoding="speculative"),
     SSD,
     Contender(name="ssd, int8 draft", host=_INT8_DRAFT, decoding="ssd"),
+    Contender(name="target, int8", host=_INT8),
     Contender(name="ssd, int8 both", host=_INT8, decoding="ssd"),
 )
+LLAMA_CPP_CONTENDERS = (
+    Contender(name="llama.cpp", host=Host(library="llama.cpp")),
+    Contender(name="llama.cpp, speculative", host=Host(library="llama.cpp, drafting")),
+)
+"""Beside the others where they are named: the pair's GGUF files, the draft without its adapter."""
+_LLAMA_CPP = ("llama.cpp", "llama.cpp, drafting")
 _ON_VLLM = Host(library="ssd on vllm")
 VLLM = Contender(name="vllm", host=Host(library="vllm"))
 VLLM_CONTENDERS = (
@@ -59,7 +60,8 @@ VLLM_CONTENDERS = (
 def run(
     pair: PairSpec,
     *,
-    prompts: Sequence[str] = PROMPTS,
+    workload: Workload = "chat",
+    limit: int | None = None,
     requests: Sequence[int] = (1,),
     contexts: Sequence[int] = (),
     names: Sequence[str] = (),
@@ -74,19 +76,24 @@ def run(
     all of a group at once; for every group the order of the contenders moves on by one.
 
     Args:
+        workload: what is asked.
+        limit: so many of its prompts alone.
         requests: numbers of requests at once.
         contexts: prompt lengths at which `ssd` is measured too, in tokens.
-        names: contenders to measure; empty: all.
+        names: contenders to measure; empty: all but llama.cpp's.
         backend: "transformers", or "vllm" for vLLM alone, with its own speculation and with SSD, beside this engine.
         vllm_dtype: type of the weights in vLLM; None: the checkpoint's own, in which not every processor is quick.
         progress: is told the contender, and how many groups of how many are done.
 
     Raises:
-        InvalidRequestError: a name is not a contender's.
+        InvalidRequestError: a name is not a contender's, or llama.cpp is named and cannot be had.
     """
-    named, pair = pair.names, resolve_spec(pair)
-    on_vllm = pair.replaced(backend="vllm", dtype=vllm_dtype)
+    named, prompts = pair.names, PROMPTS[workload][:limit]
     contenders = _named(names, VLLM_CONTENDERS if backend == "vllm" else CONTENDERS)
+    in_llama_cpp = _gguf_pair(pair, contenders)
+    pair = resolve_spec(pair)
+    on_vllm = pair.replaced(backend="vllm", dtype=vllm_dtype)
+    pairs = {"ssd on vllm": on_vllm, "vllm": on_vllm, **dict.fromkeys(_LLAMA_CPP, in_llama_cpp)}
     baseline = VLLM if backend == "vllm" else GENERATE
     is_about_engine = SSD in contenders and backend == "transformers"
     samples: dict[str, list[list[Sample]]] = {}
@@ -95,7 +102,7 @@ def run(
     # What vLLM loads has no room beside the others: there one process follows another.
     for together in _by_host(contenders) if backend == "vllm" else [contenders]:
         with ExitStack() as stack:
-            hosts = _loaded(together, (pair, on_vllm), stack, progress)
+            hosts = _loaded(together, lambda host: pairs.get(host.library) or pair, stack, progress)
             tasks = list(_tasks(together, prompts, requests))
             num_steps = len(tasks) + (len(contexts) + 2 if is_about_engine else 0)
             for done, (contender, group) in enumerate(tasks):
@@ -124,12 +131,15 @@ def run(
         "draft": named.draft.rsplit("/", 1)[-1],
         "num_draft_tokens": pair.settings.num_draft_tokens,
         "compile": bool(pair.compile),
+        "workload": workload,
         "prompts": len(prompts),
         "max_new_tokens": max_new_tokens,
         **machine(),
     }
     if any(_is_on_vllm(contender.host) for contender in contenders):
         environment |= {"vllm": vllm_version(), "vllm_dtype": vllm_dtype or "auto"}
+    if in_llama_cpp is not None:
+        environment["llama_cpp"] = llama_cpp_version()
     return Report(rows, tuple(context_rows), second_turn, guided, environment, samples)
 
 
@@ -145,26 +155,39 @@ def _is_on_vllm(host: Host) -> bool:
 
 def _loaded(
     contenders: Sequence[Contender],
-    pairs: tuple[PairSpec, PairSpec],
+    pair_of: Callable[[Host], PairSpec],
     stack: ExitStack,
     progress: Callable[[str, int, int], None],
 ) -> dict[Host, HostProcess]:
-    """The contenders' processes, each of which has answered once; `pairs` are in this process and on vLLM."""
+    """The contenders' processes, each of which has answered once."""
     processes: dict[Host, HostProcess] = {}
     first = {contender.host: contender for contender in reversed(contenders)}
     for i, (host, contender) in enumerate(first.items()):
         progress(f"loading {host.library}", i, len(first))
-        processes[host] = stack.enter_context(closing(HostProcess(host, pairs[_is_on_vllm(host)])))
+        processes[host] = stack.enter_context(closing(HostProcess(host, pair_of(host))))
         processes[host].answer(contender.decoding, [_question("Say hello.")], 8)
     return processes
 
 
+def _gguf_pair(pair: PairSpec, contenders: Sequence[Contender]) -> PairSpec | None:
+    """The pair by its GGUF files, fetched; None where no contender needs them."""
+    if not any(contender.host.library in _LLAMA_CPP for contender in contenders):
+        return None
+    preset = pair.named_preset
+    if preset is not None:
+        files = [str(fetch(source)) for source in (preset.target, preset.draft) if isinstance(source, GGUFSource)]
+        pair = pair.replaced(preset=None, **dict(zip(("target", "draft"), files, strict=False)))
+    require_files(pair)
+    return pair
+
+
 def _named(names: Sequence[str], contenders: Sequence[Contender]) -> tuple[Contender, ...]:
-    known = [contender.name for contender in contenders]
+    every = (*contenders, *LLAMA_CPP_CONTENDERS)
+    known = [contender.name for contender in every]
     unknown = [name for name in names if name not in known]
     if unknown:
         raise InvalidRequestError(f"contender {unknown[0]!r} is unknown; use {', '.join(map(repr, known))}")
-    return tuple(contender for contender in contenders if not names or contender.name in names)
+    return tuple(contender for contender in every if contender.name in names) if names else tuple(contenders)
 
 
 def _tasks(
