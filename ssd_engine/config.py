@@ -123,7 +123,8 @@ class SSDConfig(Settings):
 
     num_draft_tokens: int | Literal["auto"] = Field(
         3,
-        description="L: tokens drafted in one round; 'auto' chooses what is fastest here. Answers do not depend on it.",
+        description="L: tokens drafted in one round; 'auto' guesses from prompt and answers, and drafts while it pays. "
+        "Answers do not depend on it.",
     )
     sample_space_size: int = Field(10, ge=1, description="c: size of the sample space.")
     alpha_intersection: float = Field(0.3, ge=0, allow_inf_nan=False, description="Draft weight under Intersection.")

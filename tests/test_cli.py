@@ -271,7 +271,16 @@ def test_bench_measures_all_contenders_in_one_run(pair: list[str], tmp_path: Pat
     settings = ["--requests", "1", "--requests", "3", "--context", "200", "--num-draft-tokens", "2"]
     report, printed = bench(tmp_path, *pair, "--limit", "2", "--max-tokens", "8", "--plot", str(plot), *settings)
     rows = {(row["name"], row["requests"]): row for row in report["rows"]}
-    names = ["generate", "assisted", "target", "speculative", "ssd", "ssd, int8 draft", "target, int8", "ssd, int8 both"]
+    names = [
+        "generate",
+        "assisted",
+        "target",
+        "speculative",
+        "ssd",
+        "ssd, int8 draft",
+        "target, int8",
+        "ssd, int8 both",
+    ]
     assert [name for name, requests in rows if requests == 1][: len(names)] == names
     assert ("ssd", 3) in rows
     assert ("assisted", 3) not in rows, "transformers does not assist batches"
