@@ -13,8 +13,9 @@ from transformers import PreTrainedModel
 
 from ssd_engine.backends.transformers.draft_phase import DraftPhase, filled, stacked
 from ssd_engine.backends.transformers.pass_clock import PassClock
+from ssd_engine.backends.transformers.proposal import Proposal
 from ssd_engine.backends.transformers.runner import ModelRunner
-from ssd_engine.backends.transformers.sequence import Proposal, SequenceState
+from ssd_engine.backends.transformers.sequence import SequenceState
 from ssd_engine.config import GenerationParams, SSDConfig
 from ssd_engine.drafting.draft_length import LONGEST_IN_COMPANY, shared_lengths
 from ssd_engine.drafting.effort import MOST_POSITIONS

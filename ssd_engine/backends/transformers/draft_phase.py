@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ssd_engine.backends.transformers.pass_clock import PassClock
+from ssd_engine.backends.transformers.proposal import DRAFTED, Proposal
 from ssd_engine.backends.transformers.runner import ModelRunner
-from ssd_engine.backends.transformers.sequence import DRAFTED, Proposal
 from ssd_engine.drafting.effort import Effort
 from ssd_engine.rule.signal_scores import SignalReader
 from ssd_engine.rule.verify import first_positions, propose
