@@ -25,14 +25,15 @@ QUESTIONS = (
 @tool
 def departures(start: str, destination: str) -> str:
     """Trains of a day from one city to another, with their times."""
-    trains = {("lyon", "turin"): "06:44, arrives 10:35; 14:41, arrives 18:30", ("turin", "lyon"): "07:38; 16:55"}
-    return trains.get((start.lower(), destination.lower()), f"no train from {start} to {destination}")
+    times = {("lyon", "turin"): "06:44 and at 14:41", ("turin", "lyon"): "07:38 and at 16:55"}
+    leave = times.get((start.lower(), destination.lower()))
+    return f"Trains from {start} to {destination} leave at {leave}." if leave else f"There is no train to {destination}."
 
 
 @tool
 def forecast(city: str) -> str:
     """The weather of tomorrow in a city."""
-    return {"turin": "rain in the morning, 14 degrees", "lyon": "sunny, 19 degrees"}.get(city.lower(), "unknown")
+    return {"turin": "Rain in the morning, 14 degrees.", "lyon": "Sunny, 19 degrees."}.get(city.lower(), "unknown")
 
 
 def make_supervisor(model: ChatSSD) -> Any:
