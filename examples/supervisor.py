@@ -27,7 +27,7 @@ def departures(start: str, destination: str) -> str:
     """Trains of a day from one city to another, with their times."""
     times = {("lyon", "turin"): "06:44 and at 14:41", ("turin", "lyon"): "07:38 and at 16:55"}
     leave = times.get((start.lower(), destination.lower()))
-    return f"Trains from {start} to {destination} leave at {leave}." if leave else f"There is no train to {destination}."
+    return f"Trains from {start} to {destination} leave at {leave}." if leave else f"No train to {destination}."
 
 
 @tool
