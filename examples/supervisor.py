@@ -15,7 +15,7 @@ from transcript import console, show_turn
 
 from ssd_integrations.langchain import ChatSSD
 
-INSTRUCTIONS = "Call a tool when you need one. Once you have its result, answer the user in one plain sentence."
+INSTRUCTIONS = "Call a tool when you need one. When it has answered, tell the user in one plain sentence what it said."
 QUESTIONS = (
     "When does the first train from Lyon to Turin leave?",
     "Will it rain in Turin tomorrow?",
@@ -25,15 +25,14 @@ QUESTIONS = (
 @tool
 def departures(start: str, destination: str) -> str:
     """Trains of a day from one city to another, with their times."""
-    times = {("lyon", "turin"): "06:44 and at 14:41", ("turin", "lyon"): "07:38 and at 16:55"}
-    leave = times.get((start.lower(), destination.lower()))
-    return f"Trains from {start} to {destination} leave at {leave}." if leave else f"No train to {destination}."
+    trains = {("lyon", "turin"): "06:44, arrives 10:35; 14:41, arrives 18:30", ("turin", "lyon"): "07:38; 16:55"}
+    return trains.get((start.lower(), destination.lower()), f"no train from {start} to {destination}")
 
 
 @tool
 def forecast(city: str) -> str:
     """The weather of tomorrow in a city."""
-    return {"turin": "Rain in the morning, 14 degrees.", "lyon": "Sunny, 19 degrees."}.get(city.lower(), "unknown")
+    return {"turin": "rain in the morning, 14 degrees", "lyon": "sunny, 19 degrees"}.get(city.lower(), "unknown")
 
 
 def make_supervisor(model: ChatSSD) -> Any:
