@@ -42,6 +42,7 @@ class LlamaCpp:
 
         params = xllamacpp.CommonParams()
         params.model.path = str(pair.target)
+        params.verbosity = -1  # it would write every request into the terminal
         params.n_ctx, params.n_parallel = _CONTEXT, most_requests
         params.kv_unified = True
         params.cache_prompt, params.cache_ram_mib = False, 0
