@@ -22,7 +22,7 @@ from transformers import (
 
 from ssd_engine.backends.transformers.lean import LeanPasses
 from ssd_engine.backends.transformers.runner import ModelRunner
-from ssd_engine.models.linear import HalfLinear, Int8Linear, replace_linears
+from ssd_engine.models.linear import HalfLinear, Int8Linear, PackedLinear, replace_linears
 from ssd_engine.models.merged import MergedPart
 
 SIZES: dict[str, Any] = {
@@ -104,3 +104,16 @@ def test_merged_layers_give_what_each_of_them_gave(packed: Any) -> None:
         torch.testing.assert_close(layer(rows), alone[name](rows), rtol=1e-5, atol=1e-6)
     other = torch.randn(1, 3, 64)
     torch.testing.assert_close(attention.k_proj(other), alone["k_proj"](other), rtol=1e-5, atol=1e-6)
+
+
+def test_bfloat16_layers_stay_apart_since_a_wider_product_rounds_otherwise() -> None:
+    if not PackedLinear.is_available():
+        pytest.skip("this processor does not multiply bfloat16")
+    model = make_model(3, 200, hidden_size=64).bfloat16()
+    replace_linears(model, PackedLinear)
+    assert isinstance(model.model.layers[0].self_attn.k_proj, PackedLinear)
+    with torch.inference_mode():
+        own = model(TOKENS[None], output_hidden_states=True)
+    logits, hidden = read(model, layer=1)
+    assert torch.equal(logits, own.logits[0])
+    assert torch.equal(hidden, own.hidden_states[1][0])

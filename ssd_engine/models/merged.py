@@ -76,11 +76,11 @@ def _biases(layers: list[nn.Linear]) -> nn.Parameter:
     return nn.Parameter(torch.cat(biases), requires_grad=False)
 
 
-def groups_of(model: nn.Module) -> Iterator[list[tuple[str, nn.Linear]]]:
-    """The linear layers of `model` with their names, those together that can be one product."""
+def groups_of(model: nn.Module, *, merging: bool) -> Iterator[list[tuple[str, nn.Linear]]]:
+    """The linear layers of `model` with their names, those together, if `merging`, that can be one product."""
     for prefix, module in model.named_modules():
         layers = {name: child for name, child in module.named_children() if type(child) is nn.Linear}
-        for siblings in SIBLINGS:
+        for siblings in SIBLINGS if merging else ():
             if set(siblings) <= layers.keys():
                 together = [layers.pop(name) for name in siblings]
                 yield [(f"{prefix}.{name}", layer) for name, layer in zip(siblings, together, strict=True)]
