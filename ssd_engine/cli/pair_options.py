@@ -32,6 +32,14 @@ def _known_preset(name: str | None) -> str | None:
     return name
 
 
+def _number_or_auto(text: str | None) -> str | int | None:
+    if text is None or text == "auto":
+        return text
+    if not text.isdecimal() or not 1 <= int(text) <= 64:
+        raise typer.BadParameter(f"{text!r} is no number from 1 to 64, nor 'auto'")
+    return int(text)
+
+
 _KINDS: dict[str, Any] = {
     "preset": (
         str | None,
@@ -42,8 +50,13 @@ _KINDS: dict[str, Any] = {
     "draft_quantization": (Quantization | None, {}),
     "compile": (bool, {}),
     "num_draft_tokens": (
-        int | None,
-        {"help": "Tokens drafted in a round.", "show_default": "the preset's", "min": 1, "max": 64},
+        str | None,
+        {
+            "help": "Tokens drafted in a round, from 1 to 64; auto: guess, and draft while it pays.",
+            "show_default": "the preset's",
+            "metavar": "NUMBER|auto",
+            "callback": _number_or_auto,
+        },
     ),
     "signals": (
         list[str] | None,

@@ -209,8 +209,6 @@ class PairSpec(PairOptions, Settings):
         """Settings of the algorithm: those given, or the preset's, with the changes that other fields ask for."""
         preset = self.named_preset
         own = SSDConfig() if preset is None else preset.config_for(self.draft_adapter)
-        if self.backend == "vllm" and own.num_draft_tokens == "auto":  # vLLM drafts a fixed number
-            own = own.replaced(num_draft_tokens=SSDConfig().num_draft_tokens)
         given = {"num_draft_tokens": self.num_draft_tokens, "draft_system_prompt": self.draft_system_prompt}
         changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         if self.signals is not None:

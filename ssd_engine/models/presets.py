@@ -132,11 +132,7 @@ _PAIRS = (
         context_length=32_768,
         # The adapter's refusals begin with tokens of their own, whose probability tells of harm earlier and more surely
         # than the match ratio (docs/safety.md), which is left to catch what is far off.
-        adapter_config=SSDConfig(
-            num_draft_tokens="auto",
-            signals=SignalConfig(refusal_mass=0.45, smoothing=8, latch=True),
-            match_threshold=0.4,
-        ),
+        adapter_config=SSDConfig(signals=SignalConfig(refusal_mass=0.45, smoothing=8, latch=True), match_threshold=0.4),
     ),
     Preset(
         name="qwen2.5-7b",
