@@ -93,7 +93,7 @@ class TestIntegration(ChatModelIntegrationTests):
 
     def invoke_with_cache_read_input(self, *, stream: bool = False) -> Any:
         question = "Read this text again. " * 20 + "What did I ask of you?"
-        model = self.chat_model_class(**self.chat_model_params, max_tokens=8)
+        model = self.chat_model_class(**{**self.chat_model_params, "max_tokens": 8})
         for _ in range(2):
             if not stream:
                 answer: Any = model.invoke(question)
