@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +37,7 @@ class LlamaCpp:
 
     def __init__(self, pair: PairSpec, *, most_requests: int, drafts: bool) -> None:
         """`pair`: two GGUF files; with `drafts` the draft speculates, as llama.cpp does it."""
+        import torch
         import xllamacpp
 
         params = xllamacpp.CommonParams()
@@ -46,7 +46,7 @@ class LlamaCpp:
         params.n_ctx, params.n_parallel = _CONTEXT, most_requests
         params.kv_unified = True
         params.cache_prompt, params.cache_ram_mib = False, 0
-        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = len(os.sched_getaffinity(0))
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = torch.get_num_threads()
         if drafts:
             params.speculative.types = [xllamacpp.common_speculative_type.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE]
             params.speculative.draft.mparams.path = str(pair.draft)
