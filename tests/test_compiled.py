@@ -27,7 +27,7 @@ PROMPTS = ["The quick brown fox", "naïve café", "What is the capital of France
 @torch.inference_mode()
 def logits(runner: ModelRunner) -> torch.Tensor:
     """Of one token of one row, then of several of two rows."""
-    runner.allocate(64, 0)
+    runner.allocate(128, 0)
     rows = [row for prompt in ([5], [6]) if (row := runner.open(prompt, 16)) is not None]
     alone = runner.forward(rows[:1], torch.tensor([5]), [1]).clone()
     together = runner.forward(rows, torch.tensor([7, 8, 6, 9, 10]), [2, 3])

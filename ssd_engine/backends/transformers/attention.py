@@ -123,7 +123,7 @@ def attend(
     # Query heads that share keys become more queries of one head: no key is copied, and every kernel can do it.
     folded = query.reshape(rows, key.shape[1], groups * length, size)
     if mask is not None:
-        mask = mask.repeat(1, 1, groups, 1)
+        mask = mask.expand(-1, -1, groups, -1) if length == 1 else mask.repeat(1, 1, groups, 1)
     if softcap is None:
         out = nn.functional.scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scaling)
     else:

@@ -21,7 +21,7 @@ from ssd_engine.backends.transformers.kv_cache import KVCache, Snapshot, count_c
 from ssd_engine.backends.transformers.layer_states import LayerStates
 from ssd_engine.backends.transformers.lean import LeanPasses
 from ssd_engine.backends.transformers.prefix_store import PrefixStore, block_ends
-from ssd_engine.backends.transformers.segments import Segment, SegmentedPass
+from ssd_engine.backends.transformers.segments import Segment, SegmentedPass, in_blocks
 from ssd_engine.drafting.pass_times import SIZES
 from ssd_engine.models.forward import cache_argument
 
@@ -143,8 +143,9 @@ class ModelRunner:
             self._compile()
 
     def allocate(self, positions: int, prefix_bytes: int) -> None:
-        """Make room for `positions` of sequences, and for at most `prefix_bytes` of kept prefixes."""
-        self.cache = KVCache(self._num_layers, positions + _LONGEST_TRIAL)
+        """Make room for `positions` token positions, which sequences share, and `prefix_bytes` of kept prefixes."""
+        self.positions = positions
+        self.cache = KVCache(self._num_layers, in_blocks(positions) + in_blocks(_LONGEST_TRIAL))
         self.prefixes = PrefixStore(prefix_bytes)
         self._trial = self._trial_row()
         self._graphs: PassGraphs | None = None
@@ -157,11 +158,6 @@ class ModelRunner:
         self._try(1)
 
     @property
-    def positions(self) -> int:
-        """Token positions that sequences share."""
-        return self.cache.positions - _LONGEST_TRIAL
-
-    @property
     def device(self) -> torch.device:
         """Where token ids go in."""
         device: torch.device = self.model.get_input_embeddings().weight.device
@@ -169,7 +165,7 @@ class ModelRunner:
 
     def open(self, prompt_ids: Sequence[int], max_new_tokens: int, num_given: int = 0) -> Row | None:
         """Begin a row, of whose prompt the last `num_given` are heard; None while the cache has no room for it."""
-        stretch = self.cache.arena.take(len(prompt_ids) + max_new_tokens)
+        stretch = self.cache.arena.take(in_blocks(len(prompt_ids) + max_new_tokens))
         if stretch is None:
             return None
         return Row(prompt_ids, block_ends(len(prompt_ids), self._block_sizes), stretch, num_given)
@@ -192,7 +188,8 @@ class ModelRunner:
         layout = _Layout.of([row.stretch[: row.length + len(block)]], [len(block)])
         unheard = max(row.first_heard - row.length, 0)
         is_heard = unheard < len(block)
-        outputs = self._pass(self._reader(wants_logits=is_heard), torch.tensor(block), layout)
+        # A prompt's blocks are the same whatever else is read, so its tokens may attend together, which is faster.
+        outputs = self._pass(self._reader(wants_logits=is_heard), torch.tensor(block), layout, by_token=False)
         row.length += len(block)
         if not row.next_block:
             self._keep_prefix(row)
@@ -216,7 +213,7 @@ class ModelRunner:
         layout = _Layout.of(stretches, counts)
         outputs = self._replay(token_ids, layout)
         if outputs is None:
-            outputs = self._kept(self._pass(self._run, token_ids, layout))
+            outputs = self._kept(self._pass(self._run, token_ids, layout, by_token=True))
         logits, *hidden = outputs
         self.hidden = hidden[0] if hidden else None
         for row, count in zip(rows, counts, strict=True):
@@ -260,7 +257,7 @@ class ModelRunner:
             return None
 
     def _trial_row(self) -> Row:
-        stretch = self.cache.arena.take(_LONGEST_TRIAL)
+        stretch = self.cache.arena.take(in_blocks(_LONGEST_TRIAL))
         assert stretch is not None  # nobody was there before
         return Row([0], [], stretch)
 
@@ -308,11 +305,11 @@ class ModelRunner:
             )
 
     @torch.inference_mode()
-    def _pass(self, run: Callable[..., Any], token_ids: Tensor, layout: _Layout) -> Any:
+    def _pass(self, run: Callable[..., Any], token_ids: Tensor, layout: _Layout, *, by_token: bool) -> Any:
         """What `run` (the model, or a part of it) makes of new tokens of several sequences."""
         written = torch.tensor(layout.written, device=self.device)
         positions = torch.tensor([layout.positions], device=self.device)
-        with under_way(SegmentedPass(self.cache, layout.segments, written)):
+        with under_way(SegmentedPass(self.cache, layout.segments, written, by_token=by_token)):
             return self._call(run, token_ids.to(self.device)[None], positions)
 
     def _outputs(self, token_ids: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
