@@ -16,7 +16,7 @@ from ssd_engine.models.pair import PairSpec, backend_of
 from ssd_engine.models.presets import DEFAULT_PRESET, PRESETS
 from ssd_engine.pair_engine import SSDEngine
 
-Quantization = Literal["int8"]
+Quantization = Literal["int8", "auto", "none"]
 NOT_OPTIONS = ("backend", "config", "device_map", "engine_args", "name")
 """Fields that no command has an option for: a command has one backend, and names itself what it serves; settings have
 options of their own, and mappings have no place on a command line."""

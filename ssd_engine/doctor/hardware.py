@@ -62,7 +62,7 @@ def hardware() -> Hardware:
     accelerators = [_accelerator(index) for index in range(torch.cuda.device_count())]
     other = None if accelerators else torch.accelerator.current_accelerator(check_available=True)
     device = "cuda" if accelerators else "cpu" if other is None else other.type
-    layer = packed_layer(device, torch.bfloat16, None)
+    layer = packed_layer(device, torch.bfloat16, is_int8=False)
     return Hardware(
         processor=processor(),
         cores=os.cpu_count() or 1,

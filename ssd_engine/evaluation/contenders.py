@@ -32,8 +32,8 @@ class Host:
     """What a process loads; contenders that differ in their decoding alone share one."""
 
     library: Literal["ssd", "ssd on vllm", "transformers", "llama.cpp", "llama.cpp, drafting", "vllm"]
-    target_quantization: str | None = None
-    draft_quantization: str | None = None
+    target_quantization: str = "none"
+    draft_quantization: str = "none"
     keeps_prefixes: bool = False
     """Whether a prompt may find its beginning read already, which would be unfair where contenders share a process."""
 

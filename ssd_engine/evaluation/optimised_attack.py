@@ -28,7 +28,7 @@ from ssd_engine.errors import InvalidRequestError
 from ssd_engine.evaluation.answering import made_of
 from ssd_engine.evaluation.judges import find_refusal
 from ssd_engine.evaluation.likelihood import Likelihood
-from ssd_engine.models.checkpoints import LoadOptions, load_model, load_tokenizer, require_same_tokens
+from ssd_engine.models.checkpoints import LoadOptions, load_model, load_tokenizers, require_same_tokens
 from ssd_engine.models.pair import PairSpec
 from ssd_engine.models.resolve import resolve_spec
 from ssd_engine.prompts.conversation import ChatRenderer, Conversation
@@ -165,7 +165,7 @@ class Search:
     def load(cls, pair: PairSpec, settings: AttackSettings) -> Search:
         """Load both models as an evaluation does."""
         target, draft = str(pair.target), str(pair.draft)
-        tokenizers = load_tokenizer(target, pair.target_revision), load_tokenizer(draft, pair.draft_revision)
+        tokenizers = load_tokenizers(pair)
         require_same_tokens(*tokenizers, min(map(len, tokenizers)))
         options = LoadOptions.of(pair)
         models = load_model(target, options[0]), load_model(draft, options[1], pair.draft_adapter)

@@ -31,6 +31,7 @@ from ssd_engine.evaluation.safety_report import SafetyReport, make_report
 from ssd_engine.evaluation.settings import EvalSettings, sweep_configs
 from ssd_engine.evaluation.sweep import SweepReport, make_sweep
 from ssd_engine.evaluation.trials import Trial, attack_trials, attacked_trials, prompt_trials
+from ssd_engine.models.checkpoints import LoadOptions
 from ssd_engine.models.pair import PairSpec
 from ssd_engine.models.resolve import resolve_spec
 
@@ -218,7 +219,7 @@ def _environment(pair: PairSpec, sources: EvalSources) -> dict[str, Any]:
 
 
 def _quantization(pair: PairSpec) -> str | None:
-    target, draft = pair.quantizations
+    target, draft = ("int8" if how.is_int8 else None for how in LoadOptions.of(pair))
     return target if target == draft else f"{target} (target), {draft} (draft)"
 
 

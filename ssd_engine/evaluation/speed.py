@@ -91,8 +91,8 @@ def run(
     named, prompts = pair.names, PROMPTS[workload][:limit]
     contenders = _named(names, VLLM_CONTENDERS if backend == "vllm" else CONTENDERS)
     in_llama_cpp = _gguf_pair(pair, contenders)
+    on_vllm = resolve_spec(pair.replaced(backend="vllm", dtype=vllm_dtype)) if backend == "vllm" else None
     pair = resolve_spec(pair)
-    on_vllm = pair.replaced(backend="vllm", dtype=vllm_dtype)
     pairs = {"ssd on vllm": on_vllm, "vllm": on_vllm, **dict.fromkeys(_LLAMA_CPP, in_llama_cpp)}
     baseline = VLLM if backend == "vllm" else GENERATE
     is_about_engine = SSD in contenders and backend == "transformers"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -44,6 +45,18 @@ def locked(path: Path, title: str, stage: Stage) -> Iterator[None]:
         raise ModelLoadError(
             f"{title} cannot be kept in {path.parent}: {error}. Make room or set {CACHE_VARIABLE} to another folder."
         ) from error
+
+
+@contextmanager
+def workspace(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder`, empty at first and gone in the end; what a killed process left there goes first."""
+    beside = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir()
+    try:
+        yield beside
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def _acquired(lock: BaseFileLock, title: str, stage: Stage) -> AbstractContextManager[object]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +27,14 @@ from transformers import (
 from transformers.utils import logging
 
 from ssd_engine.errors import ModelLoadError, VocabularyMismatchError
+from ssd_engine.models.int8_copy import Int8Copy
 from ssd_engine.models.linear import (
     HalfLinear,
     Int8Linear,
     PackedLinear,
     compute_in_float32,
     holds_matrices_in_linears,
+    own_memory,
     replace_linears,
 )
 from ssd_engine.models.memory import require_room
@@ -39,9 +43,16 @@ from ssd_engine.rule.draft_signals import FILE as SIGNALS_FILE
 from ssd_engine.rule.draft_signals import DraftSignals
 
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-QUANTIZATIONS = ("int8",)
+QUANTIZATIONS = ("auto", "int8", "none")
 _MARKED = 256
 """Rows of the embeddings that a fingerprint is of."""
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
 """What the names of the embeddings end in, in files of weights."""
 BASE_RECORD = "base.json"
@@ -59,7 +70,7 @@ class LoadOptions:
     device_map: str | dict[str, Any] | None = None
     """As transformers takes it; overrides `device`."""
     quantization: str | None = None
-    """None, or "int8" on the CPU."""
+    """"int8", on the CPU; "auto": int8 there, where no `dtype` is asked for; None or "none": as the weights are."""
     revision: str | None = None
     """Branch, tag or commit of the hub's repository; None: its main branch."""
 
@@ -85,6 +96,13 @@ class LoadOptions:
             raise ModelLoadError(f"quantization={self.quantization!r} is unknown; use None or one of {QUANTIZATIONS}")
 
     @property
+    def is_int8(self) -> bool:
+        """Whether linear layers are to be held as int8."""
+        if self.quantization == "auto":
+            return self.dtype == "auto" and self.placement == "cpu"
+        return self.quantization == "int8"
+
+    @property
     def placement(self) -> str | dict[str, Any]:
         """Where the weights go, as transformers takes it."""
         if self.device_map is not None:
@@ -101,9 +119,16 @@ def load_model(source: str | Path, options: LoadOptions, adapter: str | Path | N
     Raises:
         ModelLoadError: the source cannot be found or reached, or holds pickled weights or remote code.
     """
-    model = load_unprepared(source, options, adapter)
+    copy = Int8Copy.of(source, adapter) if options.is_int8 else None
+    model = _load(source, options, adapter) if copy is None else copy.load(partial(_load, source, options, adapter))
     model.requires_grad_(requires_grad=False)
     _prepare_linears(model, options)
+    return model
+
+
+def _load(source: str | Path, options: LoadOptions, adapter: str | Path | None) -> PreTrainedModel:
+    model = load_unprepared(source, options, adapter)
+    own_memory(model)
     return model
 
 
@@ -140,6 +165,25 @@ def load_tokenizer(source: str | Path, revision: str | None = None) -> PreTraine
     """Load the tokenizer that belongs to a model."""
     tokenizer: PreTrainedTokenizerBase = _from_pretrained(AutoTokenizer, source, revision)
     return tokenizer
+
+
+def load_tokenizers(spec: PairSpec) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]:
+    """Load the tokenizers of a pair, given by its sources: one alone where both models have the same files."""
+    target, draft = str(spec.target), str(spec.draft)
+    tokenizer = load_tokenizer(target, spec.target_revision)
+    if _have_one_tokenizer(Path(target), Path(draft)):
+        return tokenizer, tokenizer
+    return tokenizer, load_tokenizer(draft, spec.draft_revision)
+
+
+def _have_one_tokenizer(folder: Path, other: Path) -> bool:
+    """Whether two folders have a tokenizer in one file, and everything else that belongs to it, alike."""
+    for name in _TOKENIZER_FILES:
+        files = folder / name, other / name
+        there = [file.is_file() for file in files]
+        if there != [there[0]] * 2 or (there[0] and not filecmp.cmp(*files, shallow=False)):
+            return False
+    return (folder / _TOKENIZER_FILES[0]).is_file()
 
 
 def load_config(source: str | Path, revision: str | None = None) -> PreTrainedConfig:
@@ -294,7 +338,7 @@ def _download_adapter(repo_id: str) -> Path:
 
 def _prepare_linears(model: PreTrainedModel, options: LoadOptions) -> None:
     devices = {parameter.device.type for parameter in model.parameters()}
-    layer = packed_layer(" and ".join(sorted(devices)), model.dtype, options.quantization)
+    layer = packed_layer(" and ".join(sorted(devices)), model.dtype, is_int8=options.is_int8)
     if layer is None or (layer is HalfLinear and not _fits_half(model)):
         return
     replace_linears(model, layer)
@@ -303,13 +347,13 @@ def _prepare_linears(model: PreTrainedModel, options: LoadOptions) -> None:
 
 
 def packed_layer(
-    device: str, dtype: torch.dtype, quantization: str | None
+    device: str, dtype: torch.dtype, *, is_int8: bool
 ) -> type[PackedLinear | HalfLinear | Int8Linear] | None:
     """What takes the place of a model's linear layers on that kind of device; None: they stay as they are.
 
     A model with weights that float16 cannot hold keeps its layers where `HalfLinear` is said.
     """
-    if quantization == "int8":
+    if is_int8:
         if device != "cpu":
             raise ModelLoadError(f"int8 runs on the CPU, but the model is on {device}; use device='cpu'")
         return Int8Linear

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ssd_engine.errors import ModelLoadError
-from ssd_engine.models.cache import converted_folder, locked
+from ssd_engine.models.cache import converted_folder, locked, workspace
 from ssd_engine.models.fetch import fetch
 from ssd_engine.models.presets import GGUFSource
 from ssd_engine.models.progress import Stage, tqdm_stage
@@ -51,14 +51,14 @@ def converting(source: GGUFSource, stage: Stage = tqdm_stage) -> Iterator[None]:
             yield
             return
         with (
-            _workspace(folder) as workspace,
+            workspace(folder) as beside,
             stage(f"Converting {source.title} (once, a minute or two)", None),
         ):
-            with _child_process(source, gguf, workspace):
+            with _child_process(source, gguf, beside):
                 yield
-            (workspace / _MODEL / _MANIFEST).write_text(json.dumps(_manifest(source)), encoding="utf-8")
+            (beside / _MODEL / _MANIFEST).write_text(json.dumps(_manifest(source)), encoding="utf-8")
             shutil.rmtree(folder, ignore_errors=True)
-            (workspace / _MODEL).replace(folder)
+            (beside / _MODEL).replace(folder)
 
 
 def is_converted(source: GGUFSource) -> bool:
@@ -75,22 +75,10 @@ def _manifest(source: GGUFSource) -> dict[str, object]:
 
 
 @contextmanager
-def _workspace(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder`, empty at first and gone in the end; what a killed process left there goes first."""
-    workspace = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(workspace, ignore_errors=True)
-    workspace.mkdir()
-    try:
-        yield workspace
-    finally:
-        shutil.rmtree(workspace, ignore_errors=True)
-
-
-@contextmanager
-def _child_process(source: GGUFSource, gguf: Path, workspace: Path) -> Iterator[None]:
+def _child_process(source: GGUFSource, gguf: Path, beside: Path) -> Iterator[None]:
     """Converts beside the block and waits for it after the block; a block that fails ends the conversion too."""
-    arguments = [str(gguf), str(workspace / _MODEL), *map(str, source.eos_token_ids)]
-    log = workspace / "conversion.log"
+    arguments = [str(gguf), str(beside / _MODEL), *map(str, source.eos_token_ids)]
+    log = beside / "conversion.log"
     with log.open("wb") as output:
         child = subprocess.Popen(
             # -P keeps this package's modules from standing in for others of the same name

@@ -9,18 +9,21 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils.logging import tqdm
 
+from ssd_engine.models.memory import return_freed_memory
 from ssd_engine.models.merged import groups_of, merged
 
 # Without VNNI the kernels add two products in 16 bits: activations of 7 bits keep that from overflowing.
 _LEVELS = 127 if torch.cpu._is_vnni_supported() else 63
 """Activations from -1 to 1 become unsigned bytes from 0 to twice this."""
+_LARGE = 2**23
+"""Weights of layers after whose packing freed memory is given back."""
 _TINY = torch.finfo(torch.float32).tiny
 
 
@@ -130,15 +133,13 @@ class Int8Linear(_Packed):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__(linear.out_features)
-        weight = linear.weight.detach()
-        lowest, highest = weight.aminmax(dim=1)
-        scales = (torch.maximum(-lowest, highest).float() / 127).clamp_min(_TINY)
+        weight, scales = int8_of(linear)
         zeros = torch.zeros(len(scales), dtype=torch.int64)
         self._bias = None if linear.bias is None else linear.bias.detach().float()
         with warnings.catch_warnings():
             # torch 2.13 deprecates quantised tensors; the kernels of torch.ops.quantized take nothing else.
             warnings.filterwarnings("ignore", message=".*quantized tensor creation functions.*")
-            quantized = torch.quantize_per_channel(weight.float(), scales.double(), zeros, 0, torch.qint8)
+            quantized = torch._make_per_channel_quantized_tensor(weight, scales.double(), zeros, 0)
             self._packed = torch.ops.quantized.linear_prepack(quantized, None)
 
     def product(self, rows: Tensor) -> Tensor:
@@ -157,30 +158,50 @@ class Int8Linear(_Packed):
         return (result if self._bias is None else result.add_(self._bias)).to(rows.dtype)
 
 
+def int8_of(linear: nn.Linear) -> tuple[Tensor, Tensor]:
+    """A layer's weight, [out, in] int8, and the scales of its outputs, [out] float32; a layer may hold just these."""
+    weight = linear.weight.detach()
+    if weight.dtype is torch.int8:
+        return weight, cast(Tensor, linear.scales)
+    lowest, highest = weight.aminmax(dim=1)
+    scales = (torch.maximum(-lowest, highest).float() / 127).clamp_min(_TINY)
+    return (weight.float() * (1 / scales)[:, None]).round_().to(torch.int8), scales
+
+
+def own_memory(model: PreTrainedModel) -> None:
+    """Copy what `replace_linears` leaves in a model just loaded.
+
+    Its weights are views of mapped files, and one that stays would hold its whole file in memory.
+    """
+    replaced = {id(layer.weight) for group in groups_of(model, merging=False) for _, layer in group}
+    for parameter in model.parameters():
+        if id(parameter) not in replaced:
+            parameter.data = parameter.data.clone()
+
+
 def replace_linears(model: PreTrainedModel, make: Callable[[nn.Linear], nn.Module]) -> None:
     """Put `make(layer)` in the place of every `nn.Linear`, a few at a time: no two copies of the model exist.
 
     Layers that read the same rows are made one, where that changes nothing.
     """
     groups = list(groups_of(model, merging=getattr(make, "can_be_merged", False)))
-    replaced = {id(layer.weight) for group in groups for _, layer in group}
-    for parameter in model.parameters():
-        if id(parameter) not in replaced:
-            # Loaded weights are views of mapped files; one that stays would hold its whole file in memory.
-            parameter.data = parameter.data.clone()
+    largest = max(groups, key=lambda group: sum(layer.weight.numel() for _, layer in group), default=None)
+    # The largest one first, or one core would be left with it in the end. The others in their order, in which a model's
+    # files are done with one after the other.
+    groups.sort(key=lambda group: group is not largest)
 
     def made(group: list[tuple[str, nn.Linear]]) -> list[nn.Module]:
         return merged([layer for _, layer in group], make)
 
     # Packing a layer keeps one core busy.
-    workers = os.cpu_count() or 1
-    with ThreadPoolExecutor(workers) as packing:
-        for first in tqdm(range(0, len(groups), workers), desc="Packing weights", disable=None):
-            some = groups[first : first + workers]
-            for group, layers in zip(some, packing.map(made, some), strict=True):
-                for (name, layer), packed in zip(group, layers, strict=True):
-                    _replace(model, name, packed)
-                    del layer.weight
+    with ThreadPoolExecutor(os.cpu_count() or 1) as packing:
+        done = zip(groups, packing.map(made, groups), strict=True)
+        for group, layers in tqdm(done, desc="Packing weights", total=len(groups), disable=None):
+            for (name, layer), packed in zip(group, layers, strict=True):
+                _replace(model, name, packed)
+                del layer.weight
+            if sum(layer.in_features * layer.out_features for _, layer in group) > _LARGE:
+                return_freed_memory()
 
 
 def compute_in_float32(model: PreTrainedModel) -> None:

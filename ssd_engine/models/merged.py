@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import accumulate
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +63,8 @@ def merged(layers: list[nn.Linear], make: Callable[[nn.Linear], nn.Module]) -> l
     whole.out_features = sum(layer.out_features for layer in layers)
     with torch.no_grad():
         whole.weight = nn.Parameter(torch.cat([layer.weight for layer in layers]), requires_grad=False)
+        if whole.weight.dtype is torch.int8:
+            whole.scales = torch.cat([cast(Tensor, layer.scales) for layer in layers])
         if any(layer.bias is not None for layer in layers):
             whole.bias = _biases(layers)
     merged_layer = MergedLinear(make(whole), [layer.out_features for layer in layers])
@@ -70,9 +73,7 @@ def merged(layers: list[nn.Linear], make: Callable[[nn.Linear], nn.Module]) -> l
 
 def _biases(layers: list[nn.Linear]) -> nn.Parameter:
     """The layers' biases end to end, zeros where one has none."""
-    biases: list[Tensor] = [
-        layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias for layer in layers
-    ]
+    biases: list[Tensor] = [torch.zeros(layer.out_features) if layer.bias is None else layer.bias for layer in layers]
     return nn.Parameter(torch.cat(biases), requires_grad=False)
 
 

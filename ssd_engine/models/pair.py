@@ -57,13 +57,16 @@ class PairOptions(BaseModel):
         None, description="As transformers takes it; overrides device.", json_schema_extra=_only("transformers")
     )
     quantization: str | None = Field(
-        None, description="'int8' for both models, on the CPU.", json_schema_extra=_only("transformers")
+        None,
+        description="'int8' for both models, on the CPU; 'auto': there alone; 'none': as the weights are. "
+        "None: the preset's.",
+        json_schema_extra=_only("transformers"),
     )
     target_quantization: str | None = Field(
-        None, description="'int8' for the target, on the CPU.", json_schema_extra=_only("transformers")
+        None, description="The same for the target alone.", json_schema_extra=_only("transformers")
     )
     draft_quantization: str | None = Field(
-        None, description="'int8' for the draft, on the CPU.", json_schema_extra=_only("transformers")
+        None, description="The same for the draft alone.", json_schema_extra=_only("transformers")
     )
     compile: bool | None = Field(
         None, description="Decode through torch.compile: faster tokens, ready a minute later. None: no."
@@ -201,14 +204,18 @@ class PairSpec(PairOptions, Settings):
 
     @property
     def quantizations(self) -> tuple[str | None, str | None]:
-        """Of target and draft."""
-        return self.target_quantization or self.quantization, self.draft_quantization or self.quantization
+        """Of target and draft, as they were asked for, or the preset's."""
+        preset = self.named_preset
+        both = self.quantization or (None if preset is None else preset.quantization)
+        return self.target_quantization or both, self.draft_quantization or both
 
     @property
     def settings(self) -> SSDConfig:
         """Settings of the algorithm: those given, or the preset's, with the changes that other fields ask for."""
         preset = self.named_preset
         own = SSDConfig() if preset is None else preset.config_for(self.draft_adapter)
+        if self.backend == "vllm" and own.num_draft_tokens == "auto":  # vLLM drafts a fixed number
+            own = own.replaced(num_draft_tokens=SSDConfig().num_draft_tokens)
         given = {"num_draft_tokens": self.num_draft_tokens, "draft_system_prompt": self.draft_system_prompt}
         changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         if self.signals is not None:

@@ -77,6 +77,8 @@ class Preset:
     licence: str
     context_length: int
     """Most tokens of prompt and answer together, by both checkpoints' settings."""
+    quantization: str | None = None
+    """Of both models, where nothing else is said: "auto" for a pair that keeps its quality as int8."""
     config: SSDConfig = field(default_factory=SSDConfig)
     adapter_config: SSDConfig | None = None
     """Settings that suit it with the safety adapter that the package has for the draft; None: it has none."""
@@ -130,9 +132,14 @@ _PAIRS = (
         ),
         licence="Apache-2.0",
         context_length=32_768,
+        quantization="auto",
         # The adapter's refusals begin with tokens of their own, whose probability tells of harm earlier and more surely
         # than the match ratio (docs/safety.md), which is left to catch what is far off.
-        adapter_config=SSDConfig(signals=SignalConfig(refusal_mass=0.45, smoothing=8, latch=True), match_threshold=0.4),
+        adapter_config=SSDConfig(
+            num_draft_tokens="auto",
+            signals=SignalConfig(refusal_mass=0.45, smoothing=8, latch=True),
+            match_threshold=0.4,
+        ),
     ),
     Preset(
         name="qwen2.5-7b",

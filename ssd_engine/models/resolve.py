@@ -66,10 +66,12 @@ def resolve_spec(spec: PairSpec, stage: Stage = tqdm_stage) -> PairSpec:
     Raises:
         ModelLoadError: there is no such preset, or its weights cannot be had.
     """
-    given = {"name": spec.title, "config": spec.settings, **dict.fromkeys(_IN_SETTINGS)}
+    given: dict[str, object] = {"name": spec.title, "config": spec.settings, **dict.fromkeys(_IN_SETTINGS)}
     preset = spec.named_preset
     if preset is None:
         return spec.replaced(**given)
     target, draft = resolve_pair(preset, stage)
+    if spec.backend != "vllm":
+        given |= dict(zip(("target_quantization", "draft_quantization"), spec.quantizations, strict=True))
     adapter = spec.draft_adapter or preset.draft_adapter
     return spec.replaced(**given, preset=None, target=target, draft=draft, draft_adapter=adapter)

@@ -46,7 +46,7 @@ class ModelOutlook:
             WeightCounts.of(model),
             dtype_of(config, None if options.dtype == "auto" else str(options.dtype)),
         )
-        layer = packed_layer(device.type, dtype, options.quantization)
+        layer = packed_layer(device.type, dtype, is_int8=options.is_int8)
         computed_in = torch.float32 if layer in (Int8Linear, HalfLinear) else dtype
         return cls(
             parameters=counts.total,

@@ -14,7 +14,7 @@ from ssd_engine.models.checkpoints import (
     LoadOptions,
     load_model,
     load_signals,
-    load_tokenizer,
+    load_tokenizers,
     require_same_tokens,
     shared_vocabulary_size,
 )
@@ -40,18 +40,18 @@ def transformers_parts(spec: PairSpec, signals: DraftSignals | None = None) -> E
     target, draft = str(spec.target), str(spec.draft)
     options = LoadOptions.of(spec)
     # Tokenizers first: a wrong id or family is told in a second, before gigabytes are read.
-    tokenizers = load_tokenizer(target, spec.target_revision), load_tokenizer(draft, spec.draft_revision)
+    tokenizers = load_tokenizers(spec)
     require_same_tokens(*tokenizers, min(map(len, tokenizers)))
     signals = signals or load_signals(draft, spec.draft_adapter)
     # In a thread that ends: the pool of compute threads that loading leaves with its caller would compete with the
     # worker's own, and slow every pass on a CPU by a fifth.
     with ThreadPoolExecutor(1) as loading:
-        models = (
-            loading.submit(load_model, target, options[0]).result(),
-            loading.submit(load_model, draft, options[1], spec.draft_adapter).result(),
-        )
+        # The small one first: what packing takes for a while comes on top of what is there already.
+        draft_model = loading.submit(load_model, draft, options[1], spec.draft_adapter).result()
+        target_model = loading.submit(load_model, target, options[0]).result()
     return parts_of_models(
-        *models,
+        target_model,
+        draft_model,
         *tokenizers,
         config=spec.settings,
         signals=signals,
