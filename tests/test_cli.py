@@ -302,10 +302,28 @@ def test_bench_measures_all_contenders_in_one_run(pair: list[str], tmp_path: Pat
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
-def test_bench_names_the_rows_it_knows(pair: list[str]) -> None:
+def test_a_quick_bench_prints_what_ssd_gains_over_its_target_by_workload(pair: list[str], tmp_path: Path) -> None:
+    report, printed = bench(tmp_path, *pair, "--quick", "--limit", "1", "--max-tokens", "8")
+    rows = {(row["workload"], row["name"]): row for row in report["rows"]}
+    assert list(rows) == [
+        (workload, name) for workload in ("chat", "edit") for name in ("target, int8", "ssd, int8 both")
+    ]
+    for workload, title in (("chat", "ordinary chat"), ("edit", "edits of files")):
+        own, target = (rows[workload, name] for name in ("ssd, int8 both", "target, int8"))
+        ratio = own["decoding_tokens_per_second"] / target["decoding_tokens_per_second"]
+        assert f"{title}: ssd over this engine's target alone: {ratio:.2f}" in printed
+        assert 0 < target["bytes_per_second"] < report["environment"]["bytes_per_second"]
+        assert own["share_of_bandwidth"] > 0
+    assert printed.count("not measured") == 2, "the pair is no preset's, so llama.cpp has no files of it"
+
+
+def test_bench_names_the_rows_and_workloads_it_knows(pair: list[str]) -> None:
     result = ssd("bench", *pair, "--only", "generat")
     assert result.exit_code == 1
     assert "'generat' is unknown; use 'generate', 'assisted'" in result.stderr
+    result = ssd("bench", *pair, "--workload", "cooking")
+    assert result.exit_code == 1
+    assert "workload 'cooking' is unknown; use 'chat', 'rag', 'edit', 'json'" in result.stderr
 
 
 def test_llama_cpp_wants_gguf_files(pair: list[str]) -> None:

@@ -119,6 +119,8 @@ class Timings:
     """From submission to the end."""
     draft_forward: float = 0.0
     """In the draft's forward passes. Sequences that decode together share passes, and each counts their whole time."""
+    draft_passes: int = 0
+    """How many of them there were; not told on vLLM."""
     target_forward: float = 0.0
     """In the target's forward passes."""
     selection: float = 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,13 +15,15 @@ from rich.table import Table
 from ssd_engine.cli.console import starting, stderr, stdout
 from ssd_engine.cli.pair_options import fetched, takes_pair
 from ssd_engine.config import Backend
-from ssd_engine.evaluation.workloads import Workload
+from ssd_engine.evaluation.workloads import WORKLOADS
 from ssd_engine.models.pair import PairSpec
 
 if TYPE_CHECKING:
     from ssd_engine.evaluation.speed_report import Report, Row
 
 
+MAX_TOKENS = 96
+QUICK_TOKENS, QUICK_PROMPTS = 40, 4
 NOT_USED = (
     "device",
     "draft_system_prompt",
@@ -40,9 +43,22 @@ NOT_USED = (
 def bench(
     *,
     pair: PairSpec,
-    max_tokens: Annotated[int, typer.Option(min=2, help="Tokens in each answer.")] = 96,
-    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first prompts; for a quick look.")] = None,
-    workload: Annotated[Workload, typer.Option(help="What is asked.")] = "chat",
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="In a few minutes: ssd beside its target alone and llama.cpp, as four ratios."),
+    ] = False,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(min=2, help="Tokens in each answer.", show_default=f"{MAX_TOKENS}; {QUICK_TOKENS} with --quick"),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="Use only the first prompts.", show_default=f"all; {QUICK_PROMPTS} with --quick"),
+    ] = None,
+    workload: Annotated[
+        list[str] | None,
+        typer.Option(help=f"{', '.join(WORKLOADS)}; repeatable.", show_default="chat; with --quick edit too"),
+    ] = None,
     requests: Annotated[list[int] | None, typer.Option(min=1, max=16, help="Requests at once; repeatable.")] = None,
     backend: Annotated[
         Backend, typer.Option(help="vllm: vLLM alone, its speculation, and SSD on it.")
@@ -72,14 +88,15 @@ def bench(
 
         report = speed.run(
             pair,
-            workload=workload,
-            limit=limit,
+            workloads=workload or (("chat", "edit") if quick else ("chat",)),
+            limit=limit or (QUICK_PROMPTS if quick else None),
             requests=requests or [1],
             contexts=context or [],
-            names=only or [],
+            names=only or (speed.quick_names(pair) if quick else []),
             backend=backend,
             vllm_dtype=vllm_dtype,
-            max_new_tokens=max_tokens,
+            max_new_tokens=max_tokens or (QUICK_TOKENS if quick else MAX_TOKENS),
+            is_quick=quick,
             progress=show,
         )
     document = json.dumps(report.to_json(), indent=2, ensure_ascii=False)
@@ -92,7 +109,7 @@ def bench(
     if as_json:
         typer.echo(document)
     else:
-        _print(report, "x\nvllm" if backend == "vllm" else "x gen-\nerate")
+        _print(report, "x\nvllm" if backend == "vllm" else "x gen-\nerate", is_quick=quick)
 
 
 def _progress() -> Progress:
@@ -100,25 +117,9 @@ def _progress() -> Progress:
     return Progress(*columns, console=stderr, transient=True)
 
 
-def _print(report: Report, ratio_to_baseline: str) -> None:
-    # Two short words above each other, so that the table fits a terminal of 80 columns.
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("", no_wrap=True)
-    for name in (
-        "at\nonce",
-        "tokens\n/s",
-        ratio_to_baseline,
-        "match\nrate",
-        "tokens\n/round",
-        "first\ns",
-        "peak\nGB",
-        "of\nbound",
-        "rule",
-    ):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in report.rows:
-        table.add_row(*_cells(row))
-    stdout.print(table)
+def _print(report: Report, ratio_to_baseline: str, *, is_quick: bool) -> None:
+    for workload in report.environment["workloads"]:
+        stdout.print(_table(workload, [row for row in report.rows if row.workload == workload], ratio_to_baseline))
     for requests, ratio in report.round_ratios.items():
         stdout.print(f"{requests} at once: a round of vllm, ssd takes {ratio:.2f} of one of vllm, speculative.")
     for context in report.contexts:
@@ -140,6 +141,11 @@ def _print(report: Report, ratio_to_baseline: str) -> None:
             f"{guided.free_tokens_per_second:.2f}. A grammar that allows any text takes {guided.overhead:.1%} of a "
             "round."
         )
+    if is_quick:
+        for name, headline in report.headlines().items():
+            stdout.print(f"{name}: {'not measured' if headline is None else f'[bold]{headline:.2f}[/bold]'}")
+        if "llama_cpp" not in where:
+            stdout.print("llama.cpp runs a preset's GGUF files; it comes with ssd-integrations\\[bench].")
     compiled = ", compiled" if where["compile"] else ""
     others = "generate and assisted are transformers' own"
     if "llama_cpp" in where:
@@ -147,26 +153,38 @@ def _print(report: Report, ratio_to_baseline: str) -> None:
     if "vllm" in where:
         others = f"vllm {where['vllm']} with weights of type {where['vllm_dtype']}"
     stdout.print(
-        f"Medians over {where['prompts']} prompts ({where['workload']}) of {where['max_new_tokens']} tokens, greedy; "
-        f"{others}. "
+        f"Medians over {where['prompts']} prompts of {where['max_new_tokens']} tokens, greedy; {others}. "
+        f"The machine reads {where['bytes_per_second'] / 1e9:.1f} GB/s at best. "
         f"{where['target']} with {where['draft']}{compiled}. {where['cores']} cores of {where['processor']} "
         f"({where['instructions']}); torch {where['torch']}, transformers {where['transformers']}; {where['date']}."
     )
 
 
-def _cells(row: Row) -> list[str]:
+def _table(workload: str, rows: Sequence[Row], ratio_to_baseline: str) -> Table:
+    """The rows of one workload, without the columns that nobody has a value in."""
+
     def shown(value: float | None, pattern: str) -> str:
         return "" if value is None else format(value, pattern)
 
-    return [
-        row.name,
-        str(row.requests),
-        f"{row.tokens_per_second:.2f}",
-        shown(row.ratio_to_baseline, ".2f"),
-        shown(row.match_rate, ".2f"),
-        shown(row.tokens_per_round, ".2f"),
-        f"{row.first_token:.1f}",
-        shown(row.peak_memory and row.peak_memory / 1e9, ".1f"),
-        shown(row.share_of_bound, ".2f"),
-        shown(row.share_of_rule, ".1%"),
-    ]
+    # Two short words above each other, so that the table fits a terminal of 80 columns.
+    columns = {
+        "at\nonce": [str(row.requests) for row in rows],
+        "tokens\n/s": [f"{row.tokens_per_second:.2f}" for row in rows],
+        "deco-\nding": [shown(row.decoding_tokens_per_second, ".2f") for row in rows],
+        ratio_to_baseline: [shown(row.ratio_to_baseline, ".2f") for row in rows],
+        "match\nrate": [shown(row.match_rate, ".2f") for row in rows],
+        "a\nround": [shown(row.tokens_per_round, ".2f") for row in rows],
+        "first\ns": [f"{row.first_token:.1f}" for row in rows],
+        "peak\nGB": [shown(row.peak_memory and row.peak_memory / 1e9, ".1f") for row in rows],
+        "GB/s": [shown(row.bytes_per_second and row.bytes_per_second / 1e9, ".1f") for row in rows],
+        "of\nmem.": [shown(row.share_of_bandwidth, ".2f") for row in rows],
+        "rule": [shown(row.share_of_rule, ".1%") for row in rows],
+    }
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column(workload, no_wrap=True)
+    used = {name: cells for name, cells in columns.items() if any(cells)}
+    for name in used:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row, *cells in zip(rows, *used.values(), strict=True):
+        table.add_row(row.name, *cells)
+    return table

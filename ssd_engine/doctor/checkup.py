@@ -68,7 +68,7 @@ def _speed(pair: PairNeeds) -> SpeedBound | None:
     """None where the pair's sizes are not known yet."""
     import torch
 
-    from ssd_engine.doctor.hardware import memory_bandwidth
+    from ssd_engine.models.bandwidth import memory_bandwidth
 
     if pair.device is None or not pair.target.bytes_read or not pair.draft.bytes_read:
         return None

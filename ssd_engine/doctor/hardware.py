@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import psutil
@@ -14,9 +12,6 @@ from ssd_engine.evaluation.machine import processor
 from ssd_engine.models.checkpoints import packed_layer
 from ssd_engine.models.linear import HalfLinear, PackedLinear
 
-_SECONDS = 1.0
-_MOST_READ = 2**29
-"""Bytes that are read over and over: more than caches hold."""
 _INSTRUCTIONS = (
     ("AVX2", "_is_avx2_supported"),
     ("AVX-512", "_is_avx512_supported"),
@@ -78,26 +73,3 @@ def hardware() -> Hardware:
 def _accelerator(index: int) -> Accelerator:
     free, total = torch.cuda.mem_get_info(index)
     return Accelerator(name=torch.cuda.get_device_name(index), memory_free=free, memory_total=total)
-
-
-def memory_bandwidth(device: torch.device) -> float:
-    """Bytes a second that `device` reads at best, of several ways and tries; takes about two seconds.
-
-    What else runs on the machine counts.
-    """
-    free = psutil.virtual_memory().available if device.type == "cpu" else _MOST_READ * 8
-    columns = 4096
-    rows = max(min(_MOST_READ, free // 8) // (4 * columns), 1)
-    matrix, vector = torch.ones(rows, columns, device=device), torch.ones(columns, device=device)
-    return max(matrix.nbytes / _best_seconds(read, device) for read in (matrix.sum, lambda: matrix @ vector))
-
-
-def _best_seconds(read: Callable[[], object], device: torch.device) -> float:
-    best, begin = float("inf"), time.perf_counter()
-    while time.perf_counter() - begin < _SECONDS:
-        start = time.perf_counter()
-        read()
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
-        best = min(best, time.perf_counter() - start)
-    return best

@@ -64,6 +64,7 @@ class Sample:
     forced_tokens: int = 0
     match_rate: float | None = None
     draft_forward: float = 0.0
+    draft_passes: int = 0
     target_forward: float = 0.0
     selection: float = 0.0
 
@@ -71,6 +72,12 @@ class Sample:
     def tokens_per_second(self) -> float:
         """Tokens a second, from the submission on."""
         return self.tokens / self.total
+
+    @property
+    def decoding_tokens_per_second(self) -> float | None:
+        """After the first round, the reading of the prompt left out; None where that is all."""
+        tokens = self.tokens - self.first_round_tokens
+        return tokens / (self.total - self.first_token) if tokens > 0 else None
 
 
 class Answerer(Protocol):
@@ -136,6 +143,7 @@ def _sample(result: GenerationResult | Exception) -> Sample:
         forced_tokens=trace.num_forced,
         match_rate=None if trace.decoding == "target" else trace.match_rate,
         draft_forward=timings.draft_forward,
+        draft_passes=timings.draft_passes,
         target_forward=timings.target_forward,
         selection=timings.selection,
     )

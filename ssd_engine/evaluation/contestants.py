@@ -43,16 +43,14 @@ class Cost:
     """
 
     target_passes: int = 0
-    draft_passes: int | None = 0
-    """None where the number of drafted tokens changes from round to round."""
+    draft_passes: int = 0
     target_read: int = 0
     draft_read: int = 0
 
     def __add__(self, other: Cost) -> Cost:
-        unknown = self.draft_passes is None or other.draft_passes is None
         return Cost(
             target_passes=self.target_passes + other.target_passes,
-            draft_passes=None if unknown else (self.draft_passes or 0) + (other.draft_passes or 0),
+            draft_passes=self.draft_passes + other.draft_passes,
             target_read=self.target_read + other.target_read,
             draft_read=self.draft_read + other.draft_read,
         )
@@ -116,14 +114,14 @@ class PairDecoding:
         is_alone = self._decoding == "target"
         # The lossless rule drafts as many tokens as `ssd`, and needs nothing else of its settings.
         result = self._engine.generate(messages, params.replaced(decoding=self._decoding, ssd=self._config))
-        rounds, read, drafted = result.trace.rounds, result.usage.prompt_tokens, self._config.num_draft_tokens
+        rounds, read = result.trace.rounds, result.usage.prompt_tokens
         return _attempt(
             result,
             Cost(target_passes=rounds, target_read=read)
             if is_alone
             else Cost(
                 target_passes=rounds,
-                draft_passes=None if drafted == "auto" else rounds * drafted,
+                draft_passes=result.timings.draft_passes,
                 target_read=read,
                 draft_read=read,
             ),

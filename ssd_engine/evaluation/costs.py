@@ -16,8 +16,7 @@ class MeanCost:
     tokens: float
     """That an answer has."""
     target_passes: float
-    draft_passes: float | None
-    """None where the number of drafted tokens changes from round to round."""
+    draft_passes: float
     target_read: float
     """Tokens that the target reads, beside those that it writes."""
     draft_read: float
@@ -36,8 +35,7 @@ def mean_costs(rows: Sequence[Mapping[str, Any]]) -> dict[str, MeanCost]:
 def costs_table(costs: Mapping[str, MeanCost]) -> str:
     """The costs in Markdown."""
     lines = [
-        f"| {name} | {cost.tokens:.1f} | {cost.target_passes:.1f} | "
-        f"{'' if cost.draft_passes is None else f'{cost.draft_passes:.1f}'} | {cost.target_read:.0f} | "
+        f"| {name} | {cost.tokens:.1f} | {cost.target_passes:.1f} | {cost.draft_passes:.1f} | {cost.target_read:.0f} | "
         f"{cost.draft_read:.0f} |"
         for name, cost in costs.items()
     ]
@@ -54,12 +52,11 @@ def _mean(rows: Sequence[Mapping[str, Any]]) -> MeanCost:
     def mean(name: str) -> float:
         return float(sum(row["cost"][name] for row in rows)) / len(rows)
 
-    is_known = all(row["cost"]["draft_passes"] is not None for row in rows)
     return MeanCost(
         answers=len(rows),
         tokens=sum(len(row["token_ids"]) for row in rows) / len(rows),
         target_passes=mean("target_passes"),
-        draft_passes=mean("draft_passes") if is_known else None,
+        draft_passes=mean("draft_passes"),
         target_read=mean("target_read"),
         draft_read=mean("draft_read"),
     )

@@ -6,7 +6,10 @@ import datetime
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
+from pathlib import Path
 from statistics import median
+
+import torch
 
 from ssd_engine.backends.vllm.compat import installed as vllm_version
 from ssd_engine.config import Backend, SSDConfig
@@ -17,11 +20,14 @@ from ssd_engine.evaluation.llama_cpp import installed as llama_cpp_version
 from ssd_engine.evaluation.llama_cpp import require_files
 from ssd_engine.evaluation.machine import machine
 from ssd_engine.evaluation.speed_report import ContextRow, Report, Row, SecondTurn
-from ssd_engine.evaluation.workloads import PROMPTS, Workload
+from ssd_engine.evaluation.workloads import prompts_of
+from ssd_engine.models.bandwidth import memory_bandwidth
+from ssd_engine.models.checkpoints import LoadOptions
 from ssd_engine.models.fetch import fetch
 from ssd_engine.models.pair import PairSpec
 from ssd_engine.models.presets import GGUFSource
 from ssd_engine.models.resolve import resolve_spec
+from ssd_engine.models.sizes import bytes_read
 
 _TRANSFORMERS = Host(library="transformers")
 _ENGINE = Host(library="ssd")
@@ -60,7 +66,7 @@ VLLM_CONTENDERS = (
 def run(
     pair: PairSpec,
     *,
-    workload: Workload = "chat",
+    workloads: Sequence[str] = ("chat",),
     limit: int | None = None,
     requests: Sequence[int] = (1,),
     contexts: Sequence[int] = (),
@@ -68,6 +74,7 @@ def run(
     backend: Backend = "transformers",
     vllm_dtype: str | None = None,
     max_new_tokens: int = 64,
+    is_quick: bool = False,
     progress: Callable[[str, int, int], None] = lambda name, done, total: None,
 ) -> Report:
     """Measure all contenders on one pair.
@@ -76,26 +83,28 @@ def run(
     all of a group at once; for every group the order of the contenders moves on by one.
 
     Args:
-        workload: what is asked.
-        limit: so many of its prompts alone.
+        workloads: what is asked, one after the other.
+        limit: so many of each one's prompts alone.
         requests: numbers of requests at once.
         contexts: prompt lengths at which `ssd` is measured too, in tokens.
         names: contenders to measure; empty: all but llama.cpp's.
         backend: "transformers", or "vllm" for vLLM alone, with its own speculation and with SSD, beside this engine.
         vllm_dtype: type of the weights in vLLM; None: the checkpoint's own, in which not every processor is quick.
+        is_quick: measures nothing but the table's rows.
         progress: is told the contender, and how many groups of how many are done.
 
     Raises:
-        InvalidRequestError: a name is not a contender's, or llama.cpp is named and cannot be had.
+        InvalidRequestError: a name is not a contender's or a workload's, or llama.cpp is named and cannot be had.
     """
-    named, prompts = pair.names, PROMPTS[workload][:limit]
+    named, asked = pair.names, {workload: prompts_of(workload)[:limit] for workload in workloads}
     contenders = _named(names, VLLM_CONTENDERS if backend == "vllm" else CONTENDERS)
     in_llama_cpp = _gguf_pair(pair, contenders)
     on_vllm = resolve_spec(pair.replaced(backend="vllm", dtype=vllm_dtype)) if backend == "vllm" else None
     pair = resolve_spec(pair)
     pairs = {"ssd on vllm": on_vllm, "vllm": on_vllm, **dict.fromkeys(_LLAMA_CPP, in_llama_cpp)}
     baseline = VLLM if backend == "vllm" else GENERATE
-    is_about_engine = SSD in contenders and backend == "transformers"
+    is_about_engine = SSD in contenders and backend == "transformers" and not is_quick
+    bandwidth = memory_bandwidth(torch.device(LoadOptions.of(pair)[0].placement_type or "cpu"))
     samples: dict[str, list[list[Sample]]] = {}
     context_rows: list[ContextRow] = []
     guided = None
@@ -103,12 +112,14 @@ def run(
     for together in _by_host(contenders) if backend == "vllm" else [contenders]:
         with ExitStack() as stack:
             hosts = _loaded(together, lambda host: pairs.get(host.library) or pair, stack, progress)
-            tasks = list(_tasks(together, prompts, requests))
+            tasks = [
+                (workload, *task) for workload, prompts in asked.items() for task in _tasks(together, prompts, requests)
+            ]
             num_steps = len(tasks) + (len(contexts) + 2 if is_about_engine else 0)
-            for done, (contender, group) in enumerate(tasks):
-                progress(f"{contender.name}, {len(group)} at once", done, num_steps)
+            for done, (workload, contender, group) in enumerate(tasks):
+                progress(f"{contender.name}, {len(group)} at once, {workload}", done, num_steps)
                 answers = hosts[contender.host].answer(contender.decoding, group, max_new_tokens)
-                samples.setdefault(_key(contender, len(group)), []).append(answers)
+                samples.setdefault(_key(workload, contender, len(group)), []).append(answers)
             if is_about_engine:
                 engine = hosts[_ENGINE]
                 for done, length in enumerate(contexts, len(tasks)):
@@ -119,11 +130,13 @@ def run(
     if is_about_engine:
         progress("a second turn of ssd", num_steps - 1, num_steps)
     second_turn = _second_turn(pair) if is_about_engine else None
+    weights = {host: _weights(host, pairs.get(host.library) or pair) for host in {each.host for each in contenders}}
     rows = tuple(
-        _row(contender, number, samples, pair.settings, baseline)
+        _row(contender, workload, number, samples, pair.settings, baseline, weights[contender.host], bandwidth)
+        for workload in workloads
         for number in requests
         for contender in contenders
-        if _key(contender, number) in samples
+        if _key(workload, contender, number) in samples
     )
     environment = {
         "date": datetime.date.today().isoformat(),
@@ -131,8 +144,9 @@ def run(
         "draft": named.draft.rsplit("/", 1)[-1],
         "num_draft_tokens": pair.settings.num_draft_tokens,
         "compile": bool(pair.compile),
-        "workload": workload,
-        "prompts": len(prompts),
+        "workloads": list(workloads),
+        "prompts": max(map(len, asked.values())),
+        "bytes_per_second": bandwidth,
         "max_new_tokens": max_new_tokens,
         **machine(),
     }
@@ -167,6 +181,15 @@ def _loaded(
         processes[host] = stack.enter_context(closing(HostProcess(host, pair_of(host))))
         processes[host].answer(contender.decoding, [_question("Say hello.")], 8)
     return processes
+
+
+def quick_names(pair: PairSpec) -> list[str]:
+    """The contenders of a quick look: the pair in its usual form here, alone and with SSD, and llama.cpp's if there."""
+    own = ["target, int8", "ssd, int8 both"] if LoadOptions.of(pair)[0].placement_type == "cpu" else ["target", "ssd"]
+    preset = pair.named_preset
+    has_files = preset is not None and isinstance(preset.target, GGUFSource) and isinstance(preset.draft, GGUFSource)
+    has_llama_cpp = has_files and llama_cpp_version() is not None
+    return [*own, *(contender.name for contender in LLAMA_CPP_CONTENDERS)] if has_llama_cpp else own
 
 
 def _gguf_pair(pair: PairSpec, contenders: Sequence[Contender]) -> PairSpec | None:
@@ -204,8 +227,34 @@ def _tasks(
             turn = (turn + 1) % len(contenders)
 
 
-def _key(contender: Contender, requests: int) -> str:
-    return f"{contender.name} x {requests}"
+def _key(workload: str, contender: Contender, requests: int) -> str:
+    return f"{workload}: {contender.name} x {requests}"
+
+
+Weights = tuple[int, int] | None
+"""Bytes of target and draft that a pass reads; None where the library does not tell its passes, or reads otherwise."""
+
+
+def _weights(host: Host, pair: PairSpec) -> Weights:
+    if host.library == "llama.cpp":
+        return Path(str(pair.target)).stat().st_size, 0
+    if host.library != "ssd":
+        return None
+    loaded = pair.replaced(target_quantization=host.target_quantization, draft_quantization=host.draft_quantization)
+    target, draft = LoadOptions.of(loaded)
+    return bytes_read(str(pair.target), target), bytes_read(str(pair.draft), draft)
+
+
+def _bytes_per_second(samples: Sequence[Sample], weights: Weights) -> float | None:
+    """Of weights, while decoding one request."""
+    if weights is None:
+        return None
+    seconds = sum(sample.target_forward + sample.draft_forward + sample.selection for sample in samples)
+    if seconds:
+        passes = sum(sample.rounds for sample in samples), sum(sample.draft_passes for sample in samples)
+        return (passes[0] * weights[0] + passes[1] * weights[1]) / seconds
+    speeds = [speed for sample in samples if (speed := sample.decoding_tokens_per_second) is not None]
+    return weights[0] * median(speeds) if speeds else None
 
 
 def bound_tokens_per_second(samples: Sequence[Sample], num_draft_tokens: int) -> float:
@@ -220,23 +269,30 @@ def bound_tokens_per_second(samples: Sequence[Sample], num_draft_tokens: int) ->
 
 def _row(
     contender: Contender,
+    workload: str,
     requests: int,
     samples: dict[str, list[list[Sample]]],
     config: SSDConfig,
     baseline: Contender,
+    weights: Weights,
+    bandwidth: float,
 ) -> Row:
-    groups = samples[_key(contender, requests)]
-    base = samples.get(_key(baseline, requests))
+    groups = samples[_key(workload, contender, requests)]
+    base = samples.get(_key(workload, baseline, requests))
     flat = [sample for group in groups for sample in group]
     engine = [sample for sample in flat if sample.rounds]
     drafted = [sample for sample in engine if sample.match_rate is not None]
     timed = [sample for sample in drafted if sample.target_forward]  # vLLM does not tell how long its passes take
     speeds = [_speed(group) for group in groups]
+    decoding = [speed for sample in flat if (speed := sample.decoding_tokens_per_second) is not None]
+    rate = _bytes_per_second(flat, weights) if requests == 1 else None
     return Row(
         name=contender.name,
+        workload=workload,
         requests=requests,
         tokens_per_second=median(speeds),
         tokens_per_second_each=median(sample.tokens_per_second for sample in flat),
+        decoding_tokens_per_second=median(decoding) if decoding and requests == 1 else None,
         ratio_to_baseline=(
             median(speed / _speed(other) for speed, other in zip(speeds, base, strict=True)) if base else None
         ),
@@ -246,6 +302,8 @@ def _row(
         first_token=median(sample.first_token for sample in flat),
         first_token_p95=sorted(sample.first_token for sample in flat)[math.ceil(0.95 * len(flat)) - 1],
         peak_memory=max(sample.peak_memory for sample in flat) or None,
+        bytes_per_second=rate,
+        share_of_bandwidth=rate and rate / bandwidth,
         share_of_bound=_share_of_bound(timed, config) if timed and requests == 1 else None,
         share_of_rule=sum(s.selection for s in timed) / sum(s.total for s in timed) if timed else None,
     )

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
-
-Workload = Literal["chat", "rag", "edit", "json"]
-WORKLOADS: tuple[Workload, ...] = get_args(Workload)
+from ssd_engine.errors import InvalidRequestError
 
 _RAILWAY = """The Meridian Line is a railway of 214 kilometres between Port Averley and Tessen. It was opened on
 3 May 1921 and electrified in 1954. Its longest tunnel, the Corran Tunnel, has a length of 8,412 metres and was
@@ -21,6 +18,19 @@ Put the filter back with the arrow pointing to the motor, close the cover, and o
 the pump hums and gives no water, air is in the pipe: loosen the screw marked with a drop until water comes,
 then tighten it by hand. Change the filter after every 1,500 hours or once a year, whichever comes first. The
 order number of a new filter is HF-40-2281."""
+_HOUSE_RULES = """The reading room of the Ostrand Library is open from Tuesday to Saturday, from nine in the morning to
+half past six in the evening; on Thursdays it stays open until nine. Bags and coats are left in the lockers on
+the ground floor, which take a coin of two crowns and give it back. Up to six books may be ordered at a time, and
+they lie ready at the desk after forty minutes. Maps and manuscripts are read in room 12 only, with pencils and
+without cameras. Whoever is late in giving a book back pays half a crown a day, but never more than the price of
+the book. Members under sixteen need a card that is signed by a parent. Cards are renewed every two years."""
+_MINUTES = """Minutes of the harbour committee, 14 March. Present: Ms Aldous, Mr Ferro, Ms Lindqvist and Mr Okafor. The
+committee agreed to dredge the north basin to a depth of 7.5 metres; the work begins on 2 May and takes eleven
+weeks. Mr Ferro reported that the crane on pier 3 lifts 25 tonnes again since its cable was changed. The fee for
+visiting yachts rises from 18 to 21 crowns a night, and the first night stays free for boats with children on
+board. Ms Lindqvist will ask three firms what new lamps along the east mole would cost, and tell the committee on
+11 April. The request of the rowing club for a second boathouse was put off until autumn."""
+_DOCUMENTS = "\n\n".join((_RAILWAY, _MANUAL, _HOUSE_RULES, _MINUTES))
 _MODULE = """```python
 def total(prices, tax):
     result = 0
@@ -59,14 +69,14 @@ _CHAT = (
     'Give a JSON object that describes a book: "title", "author", "year" and "genres".',
 )
 _QUOTING = (
-    (_RAILWAY, "Quote the sentences that speak of the Corran Tunnel and of the trains."),
-    (_RAILWAY, "When is a section closed, and what does a ticket cost? Quote the text."),
-    (_RAILWAY, "List all numbers of the text with what they stand for."),
-    (_RAILWAY, "Who runs the line, since when, and where do its trains stop? Answer in the text's own words."),
-    (_MANUAL, "Give the steps for cleaning the filter, word by word, as a numbered list."),
-    (_MANUAL, "The pump hums and gives no water. What does the text say to do?"),
-    (_MANUAL, "Quote what must never be done, and why, and when the filter is changed."),
-    (_MANUAL, "How is the filter put back? Answer in the text's own words, with its order number."),
+    "Quote the sentences that speak of the Corran Tunnel and of the trains.",
+    "When is a section of the railway closed, and what does a ticket cost? Quote the text.",
+    "Who runs the railway, since when, and where do its trains stop? Answer in the text's own words.",
+    "Give the steps for cleaning the filter, word by word, as a numbered list.",
+    "The pump hums and gives no water. What does the text say to do?",
+    "When is the reading room open, and where are bags left? Quote the text.",
+    "What does the text say of books that are given back late, and of maps? Quote it.",
+    "What did the committee agree on, and what is Ms Lindqvist to do? Answer in the text's own words.",
 )
 _EDITS = (
     (_MODULE, "Rename the function `total` to `total_with_tax` everywhere and print the whole file."),
@@ -89,10 +99,18 @@ _OBJECTS = (
     "three flights with fields number, origin, destination, departure and seats_left",
 )
 
-PROMPTS: dict[Workload, tuple[str, ...]] = {
+_PROMPTS: dict[str, tuple[str, ...]] = {
     "chat": _CHAT,
-    "rag": tuple(f"Use the text to answer.\n\n{text}\n\n{question}" for text, question in _QUOTING),
+    "rag": tuple(f"Use the texts to answer.\n\n{_DOCUMENTS}\n\n{question}" for question in _QUOTING),
     "edit": tuple(f"{file}\n\n{task}" for file, task in _EDITS),
     "json": tuple(f"Give a JSON array of {objects}. Nothing but JSON." for objects in _OBJECTS),
 }
 """Eight prompts each."""
+WORKLOADS = tuple(_PROMPTS)
+
+
+def prompts_of(workload: str) -> tuple[str, ...]:
+    """What is asked; an unknown workload raises `InvalidRequestError`."""
+    if workload not in _PROMPTS:
+        raise InvalidRequestError(f"workload {workload!r} is unknown; use {', '.join(map(repr, WORKLOADS))}")
+    return _PROMPTS[workload]

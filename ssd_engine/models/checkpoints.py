@@ -99,7 +99,7 @@ class LoadOptions:
     def is_int8(self) -> bool:
         """Whether linear layers are to be held as int8."""
         if self.quantization == "auto":
-            return self.dtype == "auto" and self.placement == "cpu"
+            return self.dtype == "auto" and self.placement_type == "cpu"
         return self.quantization == "int8"
 
     @property
@@ -111,6 +111,11 @@ class LoadOptions:
             return self.device
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         return str(accelerator) if accelerator else "cpu"
+
+    @property
+    def placement_type(self) -> str | None:
+        """The kind of device that the weights go to; None where `device_map` spreads them."""
+        return self.placement.partition(":")[0] if isinstance(self.placement, str) else None
 
 
 def load_model(source: str | Path, options: LoadOptions, adapter: str | Path | None = None) -> PreTrainedModel:

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from ssd_engine.errors import ModelLoadError
-from ssd_engine.models.checkpoints import as_dtype
+from ssd_engine.models.checkpoints import LoadOptions, as_dtype, load_config, packed_layer
 from ssd_engine.models.linear import Int8Linear
 
 
@@ -18,6 +18,14 @@ def dtype_of(config: PreTrainedConfig, dtype: str | None) -> torch.dtype:
     """The type that weights are loaded in; the checkpoint's own where none is given."""
     own = config.get_text_config().dtype
     return as_dtype(dtype) if dtype is not None else own or torch.float32
+
+
+def bytes_read(source: str, options: LoadOptions) -> int:
+    """What a forward pass of one token reads of a model's weights at least."""
+    config = load_config(source, options.revision)
+    dtype = dtype_of(config, None if options.dtype == "auto" else str(options.dtype))
+    layer = packed_layer(options.placement_type or "", dtype, is_int8=options.is_int8)
+    return WeightCounts.of(without_weights(config)).bytes_read(layer, dtype)
 
 
 def bytes_per_position(config: PreTrainedConfig, dtype: torch.dtype) -> int:

@@ -155,15 +155,16 @@ def sample_spaces(target: Predictions, draft: Predictions, size: int | Tensor) -
     union = _union(target, draft, ranked, sizes, largest)
     intersection = _intersection(target, draft, ranked, sizes)
     here = ((ranked.num_common() < sizes) & ~_are_not_numbers(target, draft)).nonzero()[:, 0]
+    deep_target, deep_draft = target.at(here), draft.at(here)
     while len(here):
         depth = min(depth * _DEEPER, vocab)
-        deep_target, deep_draft = target.at(here), draft.at(here)
         ranked = _Ranked.of(deep_target, deep_draft, depth)
         is_enough = ranked.num_common() >= sizes[here]
         if bool(is_enough.any()):
             deep = _intersection(deep_target, deep_draft, ranked, sizes[here]).at(is_enough)
             intersection = intersection.replaced(here[is_enough], deep.narrowed())
-        here = here[~is_enough]
+            here = here[~is_enough]
+            deep_target, deep_draft = target.at(here), draft.at(here)
     return SampleSpaces(intersection=intersection, union=union)
 
 
@@ -175,13 +176,14 @@ def _widened(candidates: Tensor, width: int) -> Tensor:
 def top_ids(logits: Tensor, count: int) -> Tensor:
     """[P, count] ids of the first ranks, in order. `logits` is [P, V] float32; for rows with NaN it is any ids."""
     positions, vocab = logits.shape
-    ids = torch.arange(vocab, device=logits.device).expand(positions, vocab)
     if vocab <= count * _BLOCK:
-        return _first_ranks(logits, ids, count)
+        return _first_ranks(logits, torch.arange(vocab, device=logits.device), count)
     # The first `count` tokens lie in the `count` blocks that rank first by their largest logit: a block left out would
     # have a token in each of these before its own. So only those are ranked, a small part of the vocabulary.
-    padded = torch.nn.functional.pad(logits, (0, -vocab % _BLOCK), value=-torch.inf).view(positions, -1, _BLOCK)
-    blocks = _first_ranks(padded.amax(-1), ids[:, : padded.shape[1]], count)
+    if vocab % _BLOCK:
+        logits = torch.nn.functional.pad(logits, (0, -vocab % _BLOCK), value=-torch.inf)
+    padded = logits.reshape(positions, -1, _BLOCK)
+    blocks = _first_ranks(padded.amax(-1), torch.arange(padded.shape[1], device=logits.device), count)
     candidates = padded.gather(1, blocks[..., None].expand(-1, -1, _BLOCK)).flatten(1)
     ids = (blocks[..., None] * _BLOCK + torch.arange(_BLOCK, device=blocks.device)).flatten(1)
     # The padding has the highest ids, so it ranks behind all tokens; but for NaN, which may be in front of anything.
@@ -189,14 +191,14 @@ def top_ids(logits: Tensor, count: int) -> Tensor:
 
 
 def _first_ranks(logits: Tensor, ids: Tensor, count: int) -> Tensor:
-    """[P, count] of `ids` [P, n], by falling `logits` [P, n], then by rising id."""
+    """[P, count] of `ids`, [P, n] or [n] for all, by falling `logits` [P, n], then by rising id."""
     # torch.topk leaves ties open. The bits of a non-negative float32 are ordered as the float is, and those of a
-    # negative one the other way round, until all but the sign are inverted. So a key made of these bits and the
-    # inverted id orders by falling logit, then by rising id, without any ties. Adding 0 makes -0.0 and 0.0 the same.
+    # negative one the other way round, until all but the sign are inverted. So a key of these bits, less the id, orders
+    # by falling logit, then by rising id, without any ties. Adding 0 makes -0.0 and 0.0 the same.
     bits = (logits + 0.0).contiguous().view(torch.int32)
-    bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    keys = (bits.to(torch.int64) << 32) | (0xFFFFFFFF - ids)
-    return 0xFFFFFFFF - (keys.topk(count, dim=-1).values & 0xFFFFFFFF)
+    bits ^= (bits >> 31).bitwise_and_(0x7FFFFFFF)
+    keys = bits.to(torch.int64).bitwise_left_shift_(32).sub_(ids)
+    return -keys.topk(count, dim=-1).values & 0xFFFFFFFF
 
 
 def _ranks_within(top: Tensor, ids: Tensor) -> Tensor:

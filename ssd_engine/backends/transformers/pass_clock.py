@@ -45,3 +45,4 @@ class PassClock:
                 sequence.timings.target_forward += elapsed
             else:
                 sequence.timings.draft_forward += elapsed
+                sequence.timings.draft_passes += 1
