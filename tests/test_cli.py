@@ -285,6 +285,7 @@ def test_bench_measures_all_contenders_in_one_run(pair: list[str], tmp_path: Pat
     assert ("ssd", 3) in rows
     assert ("assisted", 3) not in rows, "transformers does not assist batches"
     assert rows["generate", 1]["ratio_to_baseline"] == rows["generate", 3]["ratio_to_baseline"] == 1
+    assert "…" not in printed, "the table fits the terminal"
     for (name, _), row in rows.items():
         assert row["tokens_per_second"] > 0
         assert row["first_token_p95"] >= row["first_token"] > 0

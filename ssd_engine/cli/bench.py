@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 MAX_TOKENS = 96
-QUICK_TOKENS, QUICK_PROMPTS = 40, 4
+QUICK_TOKENS, QUICK_PROMPTS = 40, 3
 NOT_USED = (
     "device",
     "draft_system_prompt",
@@ -147,14 +147,14 @@ def _print(report: Report, ratio_to_baseline: str, *, is_quick: bool) -> None:
         if "llama_cpp" not in where:
             stdout.print("llama.cpp runs a preset's GGUF files; it comes with ssd-integrations\\[bench].")
     compiled = ", compiled" if where["compile"] else ""
-    others = "generate and assisted are transformers' own"
+    others = "generate and assisted are transformers' own" if not is_quick else "ssd as it is shipped"
     if "llama_cpp" in where:
         others += f", llama.cpp is xllamacpp {where['llama_cpp']} with the GGUF files as they are"
     if "vllm" in where:
         others = f"vllm {where['vllm']} with weights of type {where['vllm_dtype']}"
     stdout.print(
         f"Medians over {where['prompts']} prompts of {where['max_new_tokens']} tokens, greedy; {others}. "
-        f"The machine reads {where['bytes_per_second'] / 1e9:.1f} GB/s at best. "
+        f"GB/s are weights read while decoding; the machine reads {where['bytes_per_second'] / 1e9:.1f} at best. "
         f"{where['target']} with {where['draft']}{compiled}. {where['cores']} cores of {where['processor']} "
         f"({where['instructions']}); torch {where['torch']}, transformers {where['transformers']}; {where['date']}."
     )
@@ -166,9 +166,10 @@ def _table(workload: str, rows: Sequence[Row], ratio_to_baseline: str) -> Table:
     def shown(value: float | None, pattern: str) -> str:
         return "" if value is None else format(value, pattern)
 
+    several = len({row.requests for row in rows}) > 1
     # Two short words above each other, so that the table fits a terminal of 80 columns.
     columns = {
-        "at\nonce": [str(row.requests) for row in rows],
+        "at\nonce": [str(row.requests) if several else "" for row in rows],
         "tokens\n/s": [f"{row.tokens_per_second:.2f}" for row in rows],
         "deco-\nding": [shown(row.decoding_tokens_per_second, ".2f") for row in rows],
         ratio_to_baseline: [shown(row.ratio_to_baseline, ".2f") for row in rows],
@@ -177,11 +178,10 @@ def _table(workload: str, rows: Sequence[Row], ratio_to_baseline: str) -> Table:
         "first\ns": [f"{row.first_token:.1f}" for row in rows],
         "peak\nGB": [shown(row.peak_memory and row.peak_memory / 1e9, ".1f") for row in rows],
         "GB/s": [shown(row.bytes_per_second and row.bytes_per_second / 1e9, ".1f") for row in rows],
-        "of\nmem.": [shown(row.share_of_bandwidth, ".2f") for row in rows],
-        "rule": [shown(row.share_of_rule, ".1%") for row in rows],
+        "of\nbest": [shown(row.share_of_bandwidth, ".2f") for row in rows],
     }
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column(workload, no_wrap=True)
+    table.add_column(workload if several else f"{workload}, {rows[0].requests} at once", no_wrap=True)
     used = {name: cells for name, cells in columns.items() if any(cells)}
     for name in used:
         table.add_column(name, justify="right", no_wrap=True)
