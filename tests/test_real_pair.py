@@ -7,7 +7,7 @@ import threading
 
 from conftest import wait_for
 
-from ssd_engine import GenerationParams, Scheme, SSDEngine
+from ssd_engine import GenerationParams, GenerationResult, Scheme, SSDEngine
 
 CHAT = [{"role": "user", "content": "What is the capital of Italy? Answer in one word."}]
 SHORT = GenerationParams(max_new_tokens=16)
@@ -64,7 +64,7 @@ def test_emoji_and_chinese_stream_in_whole_characters(real_engine: SSDEngine) ->
 
 
 def test_a_request_is_answered_alike_whatever_was_cached(real_engine: SSDEngine) -> None:
-    """bfloat16 and int8 kernels included: reuse of a prefix does not change a single token."""
+    """Reuse of a prefix does not change a single token."""
     story = "Once upon a time a hare laughed at a tortoise for being slow. " * 12
     question = [{"role": "user", "content": story + "Who laughed at whom?"}]
     params = GenerationParams(max_new_tokens=24, temperature=0.7, seed=3, logprobs=True)
@@ -74,6 +74,25 @@ def test_a_request_is_answered_alike_whatever_was_cached(real_engine: SSDEngine)
     assert again.usage.cached_prompt_tokens > 150
     assert again.token_ids == first.token_ids
     assert again.logprobs == first.logprobs
+
+
+def test_not_a_bit_of_an_answer_depends_on_drafts_and_company(real_engine: SSDEngine) -> None:
+    """As int8, which the preset is on a CPU, a token comes out as if it were read by itself."""
+    prompts = [CHAT, "def fibonacci(n):", [{"role": "user", "content": "Name three rivers of France, one in a line."}]]
+    for temperature in (0.0, 0.8):
+        params = GenerationParams(max_new_tokens=20, temperature=temperature, seed=5, logprobs=True)
+        by_number = {
+            number: real_engine.generate(
+                prompts[2], params.replaced(ssd=real_engine.config.replaced(num_draft_tokens=number))
+            )
+            for number in (1, 3, "auto")
+        }
+        in_company = real_engine.batch(prompts, params)[2]
+        assert isinstance(in_company, GenerationResult)
+        for other in (by_number[3], by_number["auto"], in_company):
+            assert other.token_ids == by_number[1].token_ids
+            assert other.logprobs == by_number[1].logprobs
+            assert other.trace.risk_scores == by_number[1].trace.risk_scores
 
 
 def test_two_threads_at_once_get_their_own_answers(real_engine: SSDEngine) -> None:

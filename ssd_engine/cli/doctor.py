@@ -96,7 +96,7 @@ def _machine(hardware: Hardware) -> Rows:
         yield "GPU", "none that torch sees"
     yield "16-bit weights", f"held as {hardware.weights}"
     if not hardware.accelerators:
-        yield "int8", "where --quantization int8 asks for it: half the memory, more tokens/s"
+        yield "int8", "half the memory, more tokens/s: the default pair's form here; for others --quantization int8"
 
 
 def _pair(pair: PairNeeds) -> Rows:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ssd_engine.doctor.installation import Package, installed_packages
-from ssd_engine.drafting.draft_length import LONGEST_IN_COMPANY
+from ssd_engine.drafting.effort import MOST_POSITIONS
 from ssd_engine.errors import ModelLoadError
 from ssd_engine.loading import require_local_packages
 from ssd_engine.models.pair import PairSpec
@@ -24,8 +24,9 @@ class SpeedBound:
     target_tokens_per_second: float
     """Of the target alone."""
     ssd_tokens_per_second: float
-    """Where every drafted token is accepted."""
+    """Where every drafted token is accepted, and with "auto" every one was guessed, so that the draft reads once."""
     num_draft_tokens: int
+    """In a round."""
 
 
 @dataclass(kw_only=True)
@@ -73,10 +74,12 @@ def _speed(pair: PairNeeds) -> SpeedBound | None:
     if pair.device is None or not pair.target.bytes_read or not pair.draft.bytes_read:
         return None
     bandwidth = memory_bandwidth(torch.device(pair.device))
-    drafted = LONGEST_IN_COMPANY if pair.num_draft_tokens == "auto" else int(pair.num_draft_tokens)
+    guesses = pair.num_draft_tokens == "auto"
+    drafted = MOST_POSITIONS if guesses else int(pair.num_draft_tokens)
+    bytes_a_round = (1 if guesses else drafted) * pair.draft.bytes_read + pair.target.bytes_read
     return SpeedBound(
         bytes_per_second=bandwidth,
         target_tokens_per_second=bandwidth / pair.target.bytes_read,
-        ssd_tokens_per_second=drafted * bandwidth / (drafted * pair.draft.bytes_read + pair.target.bytes_read),
+        ssd_tokens_per_second=drafted * bandwidth / bytes_a_round,
         num_draft_tokens=drafted,
     )
