@@ -14,7 +14,7 @@ from statistics import median
 from transformers.utils import logging
 
 from ssd_engine import GenerationParams, SSDConfig, SSDEngine
-from ssd_engine.evaluation.workloads import PROMPTS
+from ssd_engine.evaluation.workloads import prompts_of
 
 LENGTHS = (1, 2, 3, 4, 5, 6, "auto")
 
@@ -34,7 +34,7 @@ def main(count: int) -> None:
         ways = ways_of(engine.config)
         speeds: dict[str, list[float]] = {name: [] for name in ways}
         engine.generate("Hello", ways["auto"])
-        for turn, prompt in enumerate(PROMPTS["chat"][:count]):
+        for turn, prompt in enumerate(prompts_of("chat")[:count]):
             names = list(ways)
             for name in names[turn % len(names) :] + names[: turn % len(names)]:
                 result = engine.generate([{"role": "user", "content": prompt}], ways[name])
@@ -49,4 +49,4 @@ def main(count: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else len(PROMPTS["chat"]))
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else len(prompts_of("chat")))

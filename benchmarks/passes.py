@@ -1,9 +1,9 @@
 """Where a forward pass's time goes: transformers' own layers beside this engine's passes, by tokens in the pass.
 
-    python benchmarks/passes.py [target] [draft]
+    python benchmarks/passes.py [target] [draft] [transformers] ["16 bit"] [int8] [FORM, compiled ...]
 
-Prints, for target and draft of the default pair or for one of them, medians in milliseconds: the whole pass, and the
-parts of it that torch's profiler sees (matrix products, attention, other operators); what is left is Python between
+Prints, for target and draft of the default pair in all forms, or for those that are named, medians in milliseconds:
+the whole pass, and the parts of it that torch's profiler sees (matrix products, attention, other operators); what is left is Python between
 the operators, and in compiled passes also the fused operators.
 """
 
@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.utils import logging
 
 from ssd_engine.backends.transformers.runner import ModelRunner
+from ssd_engine.backends.transformers.segments import in_blocks
 from ssd_engine.models.checkpoints import LoadOptions, load_model
 from ssd_engine.models.forward import cache_argument
 from ssd_engine.models.presets import get_preset
@@ -46,7 +47,7 @@ def ours(source: Path, *, quantization: str | None = None, compile: bool = False
         model = loading.submit(load_model, source, LoadOptions(quantization=quantization)).result()
         vocabulary_size = model.config.get_text_config().vocab_size
         runner = loading.submit(ModelRunner, model, vocabulary_size, compile=compile).result()
-    runner.allocate(max(SIZES) * (CONTEXT + 8), 2**28)  # the rows share one prompt, read once
+    runner.allocate(max(SIZES) * in_blocks(CONTEXT + 4), 2**28)  # the rows share one prompt, read once
 
     def of(size: int) -> Callable[[], Any]:
         rows = [row for _ in range(size) if (row := runner.open(range(1, CONTEXT + 1), 4)) is not None]
@@ -120,10 +121,10 @@ def main() -> None:
         "int8, compiled": partial(ours, quantization="int8", compile=True),
     }
     pair = dict(zip(("target", "draft"), resolve_pair(get_preset("qwen2.5-coder-1.5b")), strict=True))
-    for name in sys.argv[1:] or pair:
+    for name in [name for name in sys.argv[1:] if name in pair] or pair:
         source = pair[name]
-        for kind, load in kinds.items():
-            of = load(source)
+        for kind in [kind for kind in sys.argv[1:] if kind in kinds] or kinds:
+            of = kinds[kind](source)
             for size in SIZES:
                 with torch.inference_mode():
                     once = of(size)
