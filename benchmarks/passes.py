@@ -3,8 +3,8 @@
     python benchmarks/passes.py [target] [draft] [transformers] ["16 bit"] [int8] [FORM, compiled ...]
 
 Prints, for target and draft of the default pair in all forms, or for those that are named, medians in milliseconds:
-the whole pass, and the parts of it that torch's profiler sees (matrix products, attention, other operators); what is left is Python between
-the operators, and in compiled passes also the fused operators.
+the whole pass, and the parts of it that torch's profiler sees (matrix products, attention, other operators); what is
+left is Python between the operators, and in compiled passes also the fused operators.
 """
 
 from __future__ import annotations
