@@ -125,15 +125,10 @@ def load_model(source: str | Path, options: LoadOptions, adapter: str | Path | N
         ModelLoadError: the source cannot be found or reached, or holds pickled weights or remote code.
     """
     copy = Int8Copy.of(source, adapter) if options.is_int8 else None
-    model = _load(source, options, adapter) if copy is None else copy.load(partial(_load, source, options, adapter))
+    load = partial(load_unprepared, source, options, adapter)
+    model = load() if copy is None else copy.load(load)
     model.requires_grad_(requires_grad=False)
     _prepare_linears(model, options)
-    return model
-
-
-def _load(source: str | Path, options: LoadOptions, adapter: str | Path | None) -> PreTrainedModel:
-    model = load_unprepared(source, options, adapter)
-    own_memory(model)
     return model
 
 
@@ -346,6 +341,7 @@ def _prepare_linears(model: PreTrainedModel, options: LoadOptions) -> None:
     layer = packed_layer(" and ".join(sorted(devices)), model.dtype, is_int8=options.is_int8)
     if layer is None or (layer is HalfLinear and not _fits_half(model)):
         return
+    own_memory(model)
     replace_linears(model, layer)
     if layer is not PackedLinear:
         compute_in_float32(model)

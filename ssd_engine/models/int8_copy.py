@@ -24,6 +24,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from ssd_engine.errors import ModelLoadError
 from ssd_engine.models.cache import cache_folder, locked, workspace
 from ssd_engine.models.linear import int8_of
+from ssd_engine.models.memory import require_room
 from ssd_engine.models.pair import NO_ADAPTER
 from ssd_engine.models.presets import PRESETS
 from ssd_engine.models.progress import Stage, tqdm_stage
@@ -74,7 +75,7 @@ class Int8Copy:
                     if not self._is_there():
                         with stage(f"Preparing {self._source.name} as int8 (once)", None):
                             self._write(make())
-            except (ModelLoadError, OSError) as error:
+            except (ModelLoadError, OSError) as error:  # what `make` raises, it raises again
                 _logger.warning("%s is quantized at every start: %s", self._source.name, error)
                 return make()
         return self._read()
@@ -96,6 +97,7 @@ class Int8Copy:
             made.replace(self._folder)
 
     def _read(self) -> PreTrainedModel:
+        require_room([self._folder], "cpu")
         config = AutoConfig.from_pretrained(self._source)
         with init_empty_weights(include_buffers=False):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=config.dtype)
