@@ -171,8 +171,8 @@ def int8_of(linear: nn.Linear) -> tuple[Tensor, Tensor]:
 def own_memory(model: PreTrainedModel) -> None:
     """Copy what `replace_linears` leaves in a model just loaded.
 
-    Its weights are views of mapped files, and one that stays would hold its whole file in memory. `Int8Copy` has seen to
-    that.
+    Its weights are views of mapped files, and one that stays would hold its whole file in memory. `Int8Copy` has seen
+    to that.
     """
     replaced = {id(layer.weight): layer.weight for group in groups_of(model, merging=False) for _, layer in group}
     if any(weight.dtype is torch.int8 for weight in replaced.values()):
