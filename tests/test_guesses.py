@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from ssd_engine import GenerationParams, GenerationResult, SignalConfig, SSDConfig, SSDEngine
+from ssd_engine.backends.transformers.pass_clock import PassClock
 from ssd_engine.backends.transformers.runner import ModelRunner
 from ssd_engine.config import Grammar
 from ssd_engine.drafting.effort import Effort, Step
@@ -116,6 +117,23 @@ def test_right_guesses_take_fewer_passes_of_the_draft(engine: SSDEngine, monkeyp
     guessed = engine.generate(PROMPT, params)
     assert guessed.token_ids == published.token_ids
     assert sum(passes.values()) < 0.6 * published_passes
+
+
+def test_a_first_pass_that_takes_long_does_not_make_its_size_seem_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels are made for a size when it first comes; a size that seems slow is not chosen, and not measured again."""
+    seen: set[tuple[int, int]] = set()
+
+    def seconds(runner: ModelRunner, tokens: int) -> float:
+        is_first = (id(runner), tokens) not in seen
+        seen.add((id(runner), tokens))
+        return 9.0 if is_first else 0.1
+
+    monkeypatch.setattr(ModelRunner, "seconds", seconds)
+    model = make_model(11, 300)
+    clock = PassClock(ModelRunner(model, 300), ModelRunner(make_relative(model, 12, 0.1), 300))
+    clock.calibrate()
+    for times in (clock.target_times, clock.draft_times):
+        assert [times(tokens) for tokens in (1, 4, 16)] == [0.1] * 3
 
 
 def test_what_stood_before_is_found_again_by_its_longest_run() -> None:

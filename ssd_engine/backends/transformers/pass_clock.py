@@ -22,11 +22,15 @@ class PassClock:
         """In passes, since it was last set."""
 
     def calibrate(self) -> None:
-        """Measure passes of all sizes, once; the passes that follow keep the times up to date."""
+        """Measure passes of all sizes, once; the passes that follow keep the times up to date.
+
+        A size that seems slow is not chosen, and so would seem slow for ever: what a first pass of a size takes longer,
+        because kernels are made for it, must not count.
+        """
         for runner, times in zip(self._runners, (self.target_times, self.draft_times), strict=True):
             if times.is_empty:
                 for tokens in SIZES:
-                    times.record(tokens, runner.seconds(tokens))
+                    times.record(tokens, min(runner.seconds(tokens) for _ in range(2)))
 
     @contextmanager
     def timed(self, runner: ModelRunner, sequences: Sequence[SequenceState], tokens: int) -> Iterator[None]:
