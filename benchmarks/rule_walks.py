@@ -23,7 +23,7 @@ from transformers.utils import logging
 from ssd_engine.cli.console import stdout
 from ssd_engine.config import GenerationParams, SSDConfig
 from ssd_engine.evaluation.machine import processor
-from ssd_engine.evaluation.workloads import PROMPTS
+from ssd_engine.evaluation.workloads import prompts_of
 from ssd_engine.models.checkpoints import LoadOptions, load_model, load_tokenizer
 from ssd_engine.models.presets import default_preset, get_preset
 from ssd_engine.models.resolve import resolve_pair
@@ -83,7 +83,7 @@ def main() -> None:
     logging.disable_progress_bar()
     target, draft = resolve_pair(get_preset(default_preset()))[:2]
     length = CONFIG.num_draft_tokens
-    rows = logits_of((str(target), str(draft)), "\n".join(PROMPTS["chat"]), max(SEQUENCES) * length)
+    rows = logits_of((str(target), str(draft)), "\n".join(prompts_of("chat")), max(SEQUENCES) * length)
     table = Table("sequences", "verify, ms", "verify_batch, ms", "ratio", box=box.MARKDOWN)
     for sequences in SEQUENCES:
         both = walks(rows[0][: sequences * length], rows[1][: sequences * length], sequences)

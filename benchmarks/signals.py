@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from ssd_engine import DraftSignals, GenerationParams, SSDConfig, SSDEngine
 from ssd_engine.config import SIGNALS
-from ssd_engine.evaluation.workloads import PROMPTS
+from ssd_engine.evaluation.workloads import prompts_of
 from ssd_engine.models.presets import default_preset, get_preset
 from ssd_engine.models.resolve import resolve_pair
 from ssd_engine.rule.draft_signals import Probe
@@ -54,7 +54,7 @@ def main(count: int) -> None:
     quantization = {"target_quantization": "int8", "draft_quantization": "int8"}
     with SSDEngine.from_preset(signals=any_signals(), **quantization) as engine:
         engine.generate("Hello", GenerationParams(max_new_tokens=8))
-        for turn, prompt in enumerate(PROMPTS["chat"][:count]):
+        for turn, prompt in enumerate(prompts_of("chat")[:count]):
             seconds: dict[str, float] = {}
             selection: dict[str, float] = {}
             names = list(WAYS)
@@ -75,4 +75,4 @@ def main(count: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else len(PROMPTS["chat"]))
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else len(prompts_of("chat")))

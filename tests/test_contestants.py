@@ -103,6 +103,7 @@ def test_what_the_draft_refuses_is_not_asked_of_the_target(
 def test_the_pair_costs_a_pass_of_the_target_and_several_of_the_draft_a_round(tiny_engine: SSDEngine) -> None:
     attempt = PairDecoding(tiny_engine, "ssd", SSDConfig(num_draft_tokens=4)).answer(QUESTION, PARAMS)
     assert attempt.cost.target_passes == attempt.trace.rounds < len(attempt.token_ids)
-    assert attempt.cost.draft_passes == 4 * attempt.trace.rounds
-    unknown = PairDecoding(tiny_engine, "ssd", SSDConfig(num_draft_tokens="auto")).answer(QUESTION, PARAMS)
-    assert unknown.cost.draft_passes is None
+    # In the last round no more is drafted than the answer may still have.
+    assert 4 * (attempt.trace.rounds - 1) < attempt.cost.draft_passes <= 4 * attempt.trace.rounds
+    chosen = PairDecoding(tiny_engine, "ssd", SSDConfig(num_draft_tokens="auto")).answer(QUESTION, PARAMS)
+    assert chosen.cost.draft_passes >= chosen.trace.rounds
