@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 MAX_TOKENS = 96
-QUICK_TOKENS, QUICK_PROMPTS = 40, 3
+QUICK_TOKENS, QUICK_PROMPTS = 32, 3
 NOT_USED = (
     "device",
     "draft_system_prompt",
