@@ -16,6 +16,8 @@ from ssd_engine.models.presets import GGUFSource
 from ssd_engine.models.progress import Stage
 
 CACHE_VARIABLE = "SSD_CACHE_DIR"
+MANIFEST = "ssd-manifest.json"
+"""In a folder that was made here: what it was made of."""
 
 
 def cache_folder() -> Path:
@@ -29,9 +31,14 @@ def gguf_path(source: GGUFSource) -> Path:
     return cache_folder() / "gguf" / source.sha256[:12] / source.filename
 
 
+def converted_models() -> Path:
+    """The folder of the converted models."""
+    return cache_folder() / "converted"
+
+
 def converted_folder(source: GGUFSource) -> Path:
     """Where the converted model lies once it is made."""
-    return cache_folder() / "converted" / source.title
+    return converted_models() / source.title
 
 
 @contextmanager

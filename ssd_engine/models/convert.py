@@ -12,12 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ssd_engine.errors import ModelLoadError
-from ssd_engine.models.cache import converted_folder, locked, workspace
+from ssd_engine.models.cache import MANIFEST, converted_folder, locked, workspace
 from ssd_engine.models.fetch import fetch
 from ssd_engine.models.presets import GGUFSource
 from ssd_engine.models.progress import Stage, tqdm_stage
 
-_MANIFEST = "ssd-manifest.json"
 _MODEL = "model"
 _FORMAT = 1
 """Raised whenever a conversion made by older code must not be used any more."""
@@ -56,7 +55,7 @@ def converting(source: GGUFSource, stage: Stage = tqdm_stage) -> Iterator[None]:
         ):
             with _child_process(source, gguf, beside):
                 yield
-            (beside / _MODEL / _MANIFEST).write_text(json.dumps(_manifest(source)), encoding="utf-8")
+            (beside / _MODEL / MANIFEST).write_text(json.dumps(_manifest(source)), encoding="utf-8")
             shutil.rmtree(folder, ignore_errors=True)
             (beside / _MODEL).replace(folder)
 
@@ -64,7 +63,7 @@ def converting(source: GGUFSource, stage: Stage = tqdm_stage) -> Iterator[None]:
 def is_converted(source: GGUFSource) -> bool:
     """Whether the cache holds a conversion of exactly these bytes in today's format."""
     try:
-        manifest = json.loads((converted_folder(source) / _MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads((converted_folder(source) / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return bool(manifest == _manifest(source))

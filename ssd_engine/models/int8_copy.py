@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from ssd_engine.errors import ModelLoadError
-from ssd_engine.models.cache import cache_folder, locked, workspace
+from ssd_engine.models.cache import MANIFEST, cache_folder, converted_models, locked, workspace
 from ssd_engine.models.linear import int8_of
 from ssd_engine.models.memory import require_room
 from ssd_engine.models.pair import NO_ADAPTER
@@ -33,9 +33,8 @@ _logger = logging.getLogger(__name__)
 
 _FORMAT = 1
 """Raised whenever a copy made by older code must not be used any more."""
-_MANIFEST = "ssd-manifest.json"
 _SHARD_BYTES = 200_000_000
-SCALES = ".scales"
+_SCALES = ".scales"
 """What the name of a layer's scales ends in, where its weight's ends in ".weight"."""
 
 
@@ -48,7 +47,7 @@ class Int8Copy:
         self._folder = cache_folder() / "int8" / name
         self._made_of = {
             "format": _FORMAT,
-            "model": (source / _MANIFEST).read_text(encoding="utf-8"),
+            "model": (source / MANIFEST).read_text(encoding="utf-8"),
             "adapter": None if adapter is None else _digest(adapter / "adapter_model.safetensors"),
         }
 
@@ -58,9 +57,9 @@ class Int8Copy:
         folder = Path(source)
         own = None if adapter is None or adapter == NO_ADAPTER else Path(adapter)
         shipped = {preset.draft_adapter for preset in PRESETS.values()}
-        if folder.parent != cache_folder() / "converted" or (own is not None and str(own) not in shipped):
+        if folder.parent != converted_models() or (own is not None and str(own) not in shipped):
             return None
-        return cls(folder, own) if (folder / _MANIFEST).is_file() else None
+        return cls(folder, own) if (folder / MANIFEST).is_file() else None
 
     def load(self, make: Callable[[], PreTrainedModel], stage: Stage = tqdm_stage) -> PreTrainedModel:
         """The model with int8 weights and their scales in its linear layers, which are to be packed.
@@ -82,7 +81,7 @@ class Int8Copy:
 
     def _is_there(self) -> bool:
         try:
-            return bool(json.loads((self._folder / _MANIFEST).read_text(encoding="utf-8")) == self._made_of)
+            return bool(json.loads((self._folder / MANIFEST).read_text(encoding="utf-8")) == self._made_of)
         except (OSError, ValueError):
             return False
 
@@ -92,7 +91,7 @@ class Int8Copy:
             made.mkdir()
             for number, shard in enumerate(_shards(model), 1):
                 save_file(shard, made / f"model-{number:05}.safetensors", metadata={"format": "pt"})
-            (made / _MANIFEST).write_text(json.dumps(self._made_of), encoding="utf-8")
+            (made / MANIFEST).write_text(json.dumps(self._made_of), encoding="utf-8")
             shutil.rmtree(self._folder, ignore_errors=True)
             made.replace(self._folder)
 
@@ -108,7 +107,7 @@ class Int8Copy:
                 for name in file.keys():  # noqa: SIM118
                     tensor = file.get_tensor(name)
                     owner = model.get_submodule(name.rpartition(".")[0])
-                    if name.endswith(SCALES):
+                    if name.endswith(_SCALES):
                         owner.scales = tensor.clone()
                     elif tensor.dtype is torch.int8:
                         owner.weight = nn.Parameter(tensor, requires_grad=False)
@@ -133,7 +132,7 @@ def _shards(model: PreTrainedModel) -> Iterator[dict[str, Tensor]]:
         tensors = {name: parameter.detach()}
         if name in linears:
             weight, scales = int8_of(linears[name])
-            tensors = {name: weight, name.removesuffix(".weight") + SCALES: scales}
+            tensors = {name: weight, name.removesuffix(".weight") + _SCALES: scales}
         elif parameter is table:
             yield tensors
             continue
