@@ -51,12 +51,14 @@ def main(count: int) -> None:
     ]
     with SSDEngine.from_preset(prefix_cache_bytes=64 * 2**20) as engine, ThreadPoolExecutor(THREADS) as callers:
         answered = sum(tqdm(callers.map(ask, requests), total=count, unit="request"))
+    tenths = [memory[min(count * tenth // 10, count - 1)] / 1e9 for tenth in range(1, 11)]
     settled = memory[count // 10 :]
     print(f"{answered} of {count} requests answered to their end.")
     print(
         f"Memory after the first tenth: {min(settled) / 1e9:.3f} to {max(settled) / 1e9:.3f} GB "
         f"({max(settled) / min(settled) - 1:.1%} apart); at the end {settled[-1] / 1e9:.3f} GB."
     )
+    print(f"After each tenth: {', '.join(f'{size:.3f}' for size in tenths)} GB.")
 
 
 if __name__ == "__main__":

@@ -144,6 +144,8 @@ class Answer:
         self.trace.schemes.append(choice.scheme)
         self.trace.matched.append(choice.matched)
         self.trace.forced.append(choice.is_forced)
+        if choice.bridge_mass is not None:
+            self.trace.bridge_mass.append(choice.bridge_mass)
         if choice.logprob is not None:
             self._logprobs.append(self._token_logprob(choice, choice.logprob))
         text = self._settings.detokenizer.feed(choice.token_id)

@@ -26,6 +26,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from ssd_engine.bridge.between import first_difference
 from ssd_engine.errors import ModelLoadError, VocabularyMismatchError
 from ssd_engine.models.int8_copy import Int8Copy
 from ssd_engine.models.linear import (
@@ -194,15 +195,14 @@ def load_config(source: str | Path, revision: str | None = None) -> PreTrainedCo
 
 def require_same_tokens(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, size: int) -> None:
     """Raise `VocabularyMismatchError` where an id below `size` is two different tokens."""
-    if other is tokenizer:
-        return
-    ours, theirs = ({i: token for token, i in t.get_vocab().items()} for t in (tokenizer, other))
-    for token_id in range(size):
-        if ours.get(token_id) != theirs.get(token_id):
-            raise VocabularyMismatchError(
-                f"target and draft do not share a vocabulary: token id {token_id} is {ours.get(token_id)!r} for the "
-                f"target and {theirs.get(token_id)!r} for the draft; use a draft of the target's own model family"
-            )
+    token_id = first_difference(tokenizer, other, size)
+    if token_id is not None:
+        ours, theirs = (t.convert_ids_to_tokens(token_id) for t in (tokenizer, other))
+        raise VocabularyMismatchError(
+            f"target and draft do not share a vocabulary: token id {token_id} is {ours!r} for the target and {theirs!r} "
+            "for the draft, and only the transformers backend's engines bridge two; use it, or a draft of the target's "
+            "own model family"
+        )
 
 
 def shared_vocabulary_size(target: PreTrainedModel, draft: PreTrainedModel) -> int:

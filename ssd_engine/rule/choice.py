@@ -31,5 +31,7 @@ class Choice:
     """Why the backend ends the answer with this token, where it does."""
     next_scheme: Scheme = Scheme.NONE
     """The scheme in force after this token, for what a grammar forces there; another backend does not tell it."""
+    bridge_mass: float | None = None
+    """The draft's probability of tokens that the target lacks, 0 where it is forced; None: both have one vocabulary."""
     look: Look | None = None
     """What the signals said before the token was chosen; None: no signals are used, or the token is forced."""

@@ -64,15 +64,15 @@ class SignalReader:
         self,
         used: Sequence[Collection[Signal]],
         draft_logits: Tensor,
-        target_logits: Tensor | None,
+        both_logits: tuple[Tensor, Tensor] | None,
         probe_scores: Tensor | None,
     ) -> list[Scores]:
         """The scores at each place.
 
         Args:
             used: P sets of signals that are wanted.
-            draft_logits: [P, V], of whatever temperature 1 and no mask give.
-            target_logits: [P, V] the same of the target; None: no place wants `kl`.
+            draft_logits: [P, V_m] of the draft's own tokens, of whatever temperature 1 and no mask give.
+            both_logits: [P, V] the draft's and the target's of the target's tokens; None: no place wants `kl`.
             probe_scores: [P]; None: no place wants `probe`.
         """
         table = draft_logits.new_zeros(len(used), len(SIGNALS), dtype=torch.float32)
@@ -88,8 +88,8 @@ class SignalReader:
                     assert probe_scores is not None
                     table[here, column] = probe_scores[here]
                 case "kl":
-                    assert target_logits is not None
-                    table[here, column] = divergence(draft_logits[here], target_logits[here])
+                    assert both_logits is not None
+                    table[here, column] = divergence(*(logits[here] for logits in both_logits))
         return [
             {signal: score for signal, score in zip(SIGNALS, row, strict=True) if signal in signals}
             for signals, row in zip(used, table.tolist(), strict=True)

@@ -35,6 +35,8 @@ from ssd_engine.serving.request import Event, Request
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
+    from ssd_engine.bridge.bridge import Bridge
+
 _PROMPT_END = 16
 """Tokens of a prompt among which a chat template's tag of reasoning is, where it ends with one."""
 
@@ -82,9 +84,17 @@ def _of_bounded_depth() -> Iterator[None]:
 class Intake:
     """Checks and encodes requests to one pair; no request changes it."""
 
-    def __init__(self, target: ModelFacts, draft: ModelFacts, eos_ids: frozenset[int], signals: DraftSignals) -> None:
-        """`signals`: what signals can be read from the draft with."""
+    def __init__(
+        self,
+        target: ModelFacts,
+        draft: ModelFacts,
+        eos_ids: frozenset[int],
+        signals: DraftSignals,
+        bridge: Bridge | None = None,
+    ) -> None:
+        """`signals`: what signals can be read from the draft with; `bridge`: between two vocabularies, if there are."""
         tokenizer = target.tokenizer
+        self._bridge = bridge
         self._signals = signals
         self._tokenizer = tokenizer
         self.eos_ids = eos_ids
@@ -98,8 +108,10 @@ class Intake:
             if is_harmony
             else AnswerGrammar(self.format.tools, added, hidden, self.format.reasoning)
         )
-        # The embedding matrices may be padded to different sizes.
-        self._compiler = GrammarCompiler(tokenizer, min(target.vocabulary_size, draft.vocabulary_size), eos_ids)
+        size = target.vocabulary_size
+        if bridge is None:  # the embedding matrices may be padded to different sizes
+            size = min(size, draft.vocabulary_size)
+        self._compiler = GrammarCompiler(tokenizer, size, eos_ids)
 
     @property
     def context_length(self) -> int | None:
@@ -143,13 +155,18 @@ class Intake:
         if draft_prompt is not None:
             for_draft = parse_prompt(draft_prompt, tools, params.unsupported_content)
         else:
-            for_draft = with_draft_system_prompt(parsed, config.draft_system_prompt)
+            for_draft = with_draft_system_prompt(self._as_draft_reads(parsed), config.draft_system_prompt)
         target_ids, draft_ids = self._target.encode(parsed, params), self._draft.encode(for_draft, params)
         longest = max(len(target_ids), len(draft_ids))
         cache = f"the key-value cache has {positions}: raise kv_cache_bytes, shorten the prompt"
         require_room(longest, params, positions, cache)  # else it could only wait forever
+        if self._bridge is not None and params.max_new_tokens is not None:
+            more = self._bridge.most_read(params.limit) - params.limit
+            require_room(len(draft_ids) + more, params, positions, f"for the draft's longer reading of it, {cache}")
         if params.max_new_tokens is None:
             room = min(positions, self.context_length or positions) - longest
+            if self._bridge is not None:
+                room = max(self._bridge.fewest_written(room), 1)
             params = params.replaced(max_new_tokens=min(params.limit, room))
         num_given = self._draft.num_given(for_draft, draft_ids, params) if config.signals is not None else 0
         stage = self._reasoning_stage(parsed, target_ids, params)
@@ -157,6 +174,13 @@ class Intake:
         guide = self._guide(params, tools, stage, has_result=has_result)
         answer = self._answer(params, config, tools, stage)
         return Request(target_ids, draft_ids, params, config, guide, answer, deliver, num_given, stage)
+
+    def _as_draft_reads(self, prompt: ParsedPrompt) -> ParsedPrompt:
+        """The prompt for the draft: the same, but that token ids are of the target's vocabulary."""
+        if self._bridge is None or not isinstance(prompt, list):
+            return prompt
+        self._target.token_ids(prompt, GenerationParams())  # unknown ids are told first
+        return self._bridge.prompt_ids(prompt)
 
     def _reasoning_stage(
         self, prompt: ParsedPrompt, token_ids: Sequence[int], params: GenerationParams

@@ -43,6 +43,9 @@ class TraceRecord:
     """The highest of the signals' scores, for each token."""
     beginning_scores: list[float] = field(default_factory=list)
     """The same at the places of a given beginning."""
+    bridge_mass: list[float] = field(default_factory=list)
+    """The draft's probability of tokens that the target's vocabulary lacks, before each token was chosen; 0 at forced
+    tokens. Empty where the models have one vocabulary, and under a lossless rule without a draft."""
     alarms: list[Alarm] = field(default_factory=list)
     """Where signals began to ask for Union, and which."""
 
@@ -143,4 +146,6 @@ class TraceRecord:
         }
         if self.signal_thresholds:
             figures |= {"alarms": len(self.alarms), "max_risk": round(self.max_risk, 4)}
+        if self.bridge_mass:
+            figures["bridge_mass"] = round(sum(self.bridge_mass) / len(self.bridge_mass), 4)
         return figures

@@ -16,6 +16,7 @@ from ssd_engine.backends.transformers.pass_clock import PassClock
 from ssd_engine.backends.transformers.proposal import Proposal
 from ssd_engine.backends.transformers.runner import ModelRunner
 from ssd_engine.backends.transformers.sequence import SequenceState
+from ssd_engine.bridge.bridge import Bridge
 from ssd_engine.config import GenerationParams, SSDConfig
 from ssd_engine.drafting.draft_length import LONGEST_IN_COMPANY, shared_lengths
 from ssd_engine.drafting.effort import MOST_POSITIONS
@@ -36,15 +37,23 @@ class PairDecoder:
     """Decodes sequences with a target and a draft, all of a round in the same passes."""
 
     def __init__(
-        self, target: ModelRunner, draft: ModelRunner, eos_ids: Collection[int], signals: DraftSignals
+        self,
+        target: ModelRunner,
+        draft: ModelRunner,
+        eos_ids: Collection[int],
+        signals: DraftSignals,
+        bridge: Bridge | None,
     ) -> None:
+        """`bridge`: between two vocabularies; None: the models have one."""
         self._target = target
         self._draft = draft
         self._eos_ids = frozenset(eos_ids)
-        self._refusal_ids = frozenset(signals.refusal_ids)
+        self._bridge = bridge
+        refusal_ids = frozenset(signals.refusal_ids)
+        self._refusal_ids = refusal_ids if bridge is None else bridge.firsts(refusal_ids)
         self._signals = SignalReader(signals, draft.device)
         self._clock = PassClock(target, draft)
-        self._draft_phase = DraftPhase(draft, self._signals, self._clock)
+        self._draft_phase = DraftPhase(draft, self._signals, self._clock, bridge)
         self._earlier = EarlierAnswers()
 
     @property
@@ -76,14 +85,16 @@ class PairDecoder:
                 return None
             undone.callback(self._target.close, target)
             given = num_given if verifier.used_signals else 0
-            draft = self._draft.open(draft_ids, params.limit, given) if verifier.drafts else None
+            most_read = params.limit if self._bridge is None else self._bridge.most_read(params.limit)
+            draft = self._draft.open(draft_ids, most_read, given) if verifier.drafts else None
             if verifier.drafts and draft is None:
                 return None
             if draft is not None:
                 undone.callback(self._draft.close, draft)
             is_free = draft is not None and config.num_draft_tokens == "auto"
             lookup = Lookup(target_ids, self._earlier) if is_free else None
-            sequence = SequenceState(target, draft, verifier, guide, opening, lookup)
+            bridge = self._bridge if draft is not None else None
+            sequence = SequenceState(target, draft, verifier, guide, opening, lookup, bridge)
             undone.pop_all()
             return sequence
 
@@ -155,10 +166,15 @@ class PairDecoder:
         allowed = stacked([each for proposal in proposals for each in proposal.allowed], draft.logits.device)
         target_logits = self._read(proposals, draft.token_ids)
         used = [signals for proposal in proposals for signals in proposal.used_signals]
-        scores = self._signals.read(used, draft.logits, target_logits, draft.probe_scores) if any(used) else ()
+        both = draft.logits, target_logits
+        scores = self._signals.read(used, draft.own_logits, both, draft.probe_scores) if any(used) else ()
         turns = [proposal.turn for proposal in proposals]
         outcomes = verify(turns, target_logits, draft.logits, draft.token_ids, allowed, scores)
-        accepted = [_accepted(proposal, outcome) for proposal, outcome in zip(proposals, outcomes, strict=True)]
+        lacking = [] if draft.lacking is None else draft.lacking.tolist()
+        accepted = [
+            _accepted(proposal, outcome, lacking[first : first + len(proposal.places)])
+            for proposal, outcome, first in zip(proposals, outcomes, first_positions(turns), strict=True)
+        ]
         selection = time.perf_counter() - start - self._clock.seconds
         for sequence in sequences:
             sequence.timings.selection += selection
@@ -200,20 +216,30 @@ def make_decoder(
     prefix_cache_bytes: int,
     compile: bool,
     signals: DraftSignals,
+    bridge: Bridge | None,
 ) -> PairDecoder:
-    """Set a pair up to decode together; the arguments and errors are `SSDEngine()`'s."""
-    vocab_size = shared_vocabulary_size(target, draft)
-    require_signals(draft, signals, vocab_size)
+    """Set a pair up to decode together; the arguments and errors are `SSDEngine()`'s.
+
+    `bridge`: between two vocabularies; None: the models have one.
+    """
+    if bridge is None:
+        sizes = [shared_vocabulary_size(target, draft)] * 2
+    else:
+        sizes = [bridge.target_size, bridge.draft_size]
+    require_signals(draft, signals, sizes[1])
+    layer = None if signals.probe is None else signals.probe.layer
     runners = (
-        ModelRunner(target, vocab_size, compile=compile),
-        ModelRunner(draft, vocab_size, compile=compile, layer=None if signals.probe is None else signals.probe.layer),
+        ModelRunner(target, sizes[0], compile=compile),
+        ModelRunner(draft, sizes[1], compile=compile, layer=layer),
     )
+    if bridge is not None:
+        bridge.move(runners[1].device)
     bytes_per_position = sum(runner.bytes_per_position for runner in runners)
     positions = plan_positions(bytes_per_position, max_batch_size, context_length, runners[0].device, kv_cache_bytes)
     for runner in runners:
         runner.allocate(positions, prefix_cache_bytes)
         runner.capture_graphs()
-    return PairDecoder(*runners, eos_ids, signals)
+    return PairDecoder(*runners, eos_ids, signals, bridge)
 
 
 def _most_drafts(sequences: Sequence[SequenceState]) -> list[int]:
@@ -226,12 +252,14 @@ def _most_drafts(sequences: Sequence[SequenceState]) -> list[int]:
     return [min(length, sequence.num_remaining) for length, sequence in zip(most, sequences, strict=True)]
 
 
-def _accepted(proposal: Proposal, outcome: list[Choice] | Exception) -> list[Choice] | Exception:
+def _accepted(
+    proposal: Proposal, outcome: list[Choice] | Exception, lacking: Sequence[float]
+) -> list[Choice] | Exception:
     """What a round added to an answer; from here on others have gone on, so whatever goes wrong is its own."""
     try:
         if isinstance(outcome, Exception):
             raise outcome
-        return proposal.accept(outcome)
+        return proposal.accept(outcome, lacking)
     except Exception as error:
         _failure_to_roll_back(proposal.sequence)  # the first error is what is told
         return error

@@ -6,6 +6,7 @@ positions as guesses were right come out of one pass. The proposed tokens are th
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -24,29 +25,44 @@ from ssd_engine.rule.verify import first_positions, propose
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from ssd_engine.bridge.bridge import Bridge
+    from ssd_engine.bridge.crossing import Crossing
+
 
 @dataclass(frozen=True, kw_only=True)
 class Drafted:
     """What the draft says at P positions."""
 
     logits: Tensor
-    """[P, V] float32; zeros where nothing is drafted."""
+    """[P, V] float32 of the target's tokens; zeros where nothing is drafted."""
+    own_logits: Tensor
+    """[P, V_m] float32 of the draft's own; the same where it has the target's vocabulary."""
     token_ids: Tensor
     """[P] int64 its own tokens; -1 where nothing is drafted."""
+    lacking: Tensor | None
+    """[P] probability of tokens that the target lacks; None where both have one vocabulary."""
     probe_scores: Tensor | None
     """[P] scores of the probe; zeros where nothing is drafted. None: no sequence uses it."""
 
     def at(self, rows: Sequence[int]) -> Drafted:
         """Some of the positions."""
         scores = None if self.probe_scores is None else self.probe_scores[rows]
-        return Drafted(logits=self.logits[rows], token_ids=self.token_ids[rows], probe_scores=scores)
+        lacking = None if self.lacking is None else self.lacking[rows]
+        return Drafted(
+            logits=self.logits[rows],
+            own_logits=self.own_logits[rows],
+            token_ids=self.token_ids[rows],
+            lacking=lacking,
+            probe_scores=scores,
+        )
 
 
 class DraftPhase:
     """Drafts with one model."""
 
-    def __init__(self, draft: ModelRunner, signals: SignalReader, clock: PassClock) -> None:
+    def __init__(self, draft: ModelRunner, signals: SignalReader, clock: PassClock, bridge: Bridge | None) -> None:
         self._draft = draft
+        self._bridge = bridge
         self._signals = signals
         self._clock = clock
 
@@ -64,14 +80,18 @@ class DraftPhase:
         firsts = dict(zip(proposals, first_positions([proposal.turn for proposal in proposals]), strict=True))
         num_positions = sum(len(proposal.places) for proposal in proposals)
         token_ids = torch.full((num_positions,), -1, device=device)
-        logits = torch.zeros(num_positions, self._draft.vocab_size, device=device)
+        own_logits = torch.zeros(num_positions, self._draft.vocab_size, device=device)
+        logits = own_logits if self._bridge is None else own_logits.new_zeros(num_positions, self._bridge.target_size)
         scores = logits.new_zeros(num_positions)
+        lacking = None if self._bridge is None else logits.new_zeros(num_positions)
         for positions, drafted in steps:
             at = torch.tensor([firsts[proposal] + position for proposal, position in positions], device=device)
             logits[at], token_ids[at] = drafted.logits, drafted.token_ids
+            if lacking is not None and drafted.lacking is not None:
+                own_logits[at], lacking[at] = drafted.own_logits, drafted.lacking
             if drafted.probe_scores is not None:
                 scores[at] = drafted.probe_scores
-        return Drafted(logits=logits, token_ids=token_ids, probe_scores=scores)
+        return Drafted(logits=logits, own_logits=own_logits, token_ids=token_ids, lacking=lacking, probe_scores=scores)
 
     def _step(
         self, proposals: Sequence[Proposal], latest: dict[Proposal, Tensor]
@@ -126,13 +146,34 @@ class DraftPhase:
         for row, (proposal, position) in enumerate(positions):
             if (latched := proposal.latched(position)) is not None:
                 logits[row] = latched
+        own_logits, lacking = logits, None
+        if self._bridge is not None:
+            logits, lacking = _carried(self._bridge, logits, [proposal for proposal, _ in positions])
         verifiers = [proposal.verifier for proposal, _ in positions]
         allowed = stacked([proposal.allowed[position] for proposal, position in positions], logits.device)
         places = [proposal.places[position] for proposal, position in positions]
         uses_probe = hidden is not None and any("probe" in verifier.used_signals for verifier in verifiers)
         scores = self._signals.probe_scores(hidden) if hidden is not None and uses_probe else None
         token_ids = propose(logits, verifiers, places, allowed)
-        return Drafted(logits=logits, token_ids=token_ids, probe_scores=scores)
+        return Drafted(logits=logits, own_logits=own_logits, token_ids=token_ids, lacking=lacking, probe_scores=scores)
+
+
+def _carried(bridge: Bridge, logits: Tensor, proposals: Sequence[Proposal]) -> tuple[Tensor, Tensor]:
+    """[P, V_M] float32 logits of the target's tokens, and [P] how much probability falls on those that it lacks.
+
+    Args:
+        bridge: the way between the vocabularies.
+        logits: [P, V_m] float32 the draft's.
+        proposals: those of the P positions, one after the other.
+    """
+    p = logits.softmax(-1)
+    crossings: list[Crossing] = []
+    for proposal, positions in itertools.groupby(proposals):
+        first = len(crossings)
+        crossings += proposal.cross(p[first : first + len(list(positions))])
+    # No logit is -inf: that is the mark of tokens that a grammar forbids.
+    logits = bridge.carry(p, crossings).clamp_min(torch.finfo(p.dtype).tiny).log()
+    return logits, bridge.lacking_mass(p)
 
 
 def _next_to_draft(proposals: Sequence[Proposal], effort: Effort) -> list[Proposal]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ssd_engine.backends.transformers.decoder import make_decoder
+from ssd_engine.bridge.between import bridge_between, vocabulary
 from ssd_engine.config import SSDConfig
 from ssd_engine.errors import InvalidRequestError
 from ssd_engine.models.checkpoints import (
@@ -15,8 +16,6 @@ from ssd_engine.models.checkpoints import (
     load_model,
     load_signals,
     load_tokenizers,
-    require_same_tokens,
-    shared_vocabulary_size,
 )
 from ssd_engine.models.pair import PairSpec
 from ssd_engine.rule.draft_signals import DraftSignals
@@ -39,9 +38,8 @@ def transformers_parts(spec: PairSpec, signals: DraftSignals | None = None) -> E
     """
     target, draft = str(spec.target), str(spec.draft)
     options = LoadOptions.of(spec)
-    # Tokenizers first: a wrong id or family is told in a second, before gigabytes are read.
+    # Tokenizers first: a wrong id is told in a second, before gigabytes are read.
     tokenizers = load_tokenizers(spec)
-    require_same_tokens(*tokenizers, min(map(len, tokenizers)))
     signals = signals or load_signals(draft, spec.draft_adapter)
     # In a thread that ends: the pool of compute threads that loading leaves with its caller would compete with the
     # worker's own, and slow every pass on a CPU by a fifth.
@@ -86,9 +84,14 @@ def parts_of_models(
         if value < 1:
             raise InvalidRequestError(f"{option}={value} answers nobody; use 1 or more")
     draft_tokenizer = draft_tokenizer or tokenizer
-    require_same_tokens(tokenizer, draft_tokenizer, shared_vocabulary_size(target, draft))
     facts = ModelFacts.of(target.config, tokenizer), ModelFacts.of(draft.config, draft_tokenizer)
-    intake = Intake(*facts, end_of_sequence_ids(target.generation_config, tokenizer), signals)
+    ends = [
+        end_of_sequence_ids(model.generation_config, each.tokenizer)
+        for model, each in zip((target, draft), facts, strict=True)
+    ]
+    sides = (vocabulary(each.tokenizer, each.vocabulary_size, ids) for each, ids in zip(facts, ends, strict=True))
+    bridge = bridge_between(*sides)
+    intake = Intake(*facts, ends[0], signals, bridge)
     intake.require_signals(config)
     with ThreadPoolExecutor(1) as setting_up:  # in a thread that ends: see above
         decoder = setting_up.submit(
@@ -102,6 +105,7 @@ def parts_of_models(
             prefix_cache_bytes=PREFIX_CACHE_BYTES if prefix_cache_bytes is None else prefix_cache_bytes,
             compile=compile,
             signals=signals,
+            bridge=bridge,
         ).result()
     return EngineParts(
         intake=intake,

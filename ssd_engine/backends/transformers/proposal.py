@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ssd_engine.backends.transformers.sequence import SequenceState
+from ssd_engine.bridge.crossing import BOUNDARY, Crossing
 from ssd_engine.config import Signal
 from ssd_engine.drafting.effort import Step
 from ssd_engine.drafting.lookup import Guess
@@ -45,6 +47,12 @@ class Proposal:
         """The draft's, of each drafted token, where the number of drafts is chosen."""
         self.chance = 1.0
         """That all drafted tokens match."""
+        self._crossings: list[Crossing] = []
+        """Of each place at which the draft has said what it says, where it has a vocabulary of its own."""
+        self._p: list[Tensor] = []
+        """[V_m] what it says there."""
+        self._drafted: list[int] = []
+        """The tokens drafted, where they are known."""
         self._guess: Guess | None = None
         self._proposed: list[int] = []
         """Tokens after the answer so far, the forced ones included, where tokens are guessed."""
@@ -75,7 +83,8 @@ class Proposal:
     @property
     def needs_ids(self) -> bool:
         """Whether drafted tokens have to be known on the host."""
-        return self.sequence.guide is not None or self.sequence.lookup is not None
+        sequence = self.sequence
+        return sequence.guide is not None or sequence.lookup is not None or sequence.bridge is not None
 
     @property
     def step_positions(self) -> range:
@@ -90,7 +99,34 @@ class Proposal:
         logits, allowed = self.sequence.breaking_logits, self.allowed[position]
         if logits is None or self.places[position] > 0 or not self.verifier.is_latched:
             return None
-        return logits if allowed is None or allowed[int(logits.argmax())] else None
+        if allowed is None:
+            return logits
+        likeliest = {int(logits.argmax())}
+        bridge = self.sequence.bridge
+        wanted = likeliest if bridge is None else bridge.firsts(likeliest)
+        return logits if any(allowed[token_id] for token_id in wanted) else None
+
+    def cross(self, p: Tensor) -> list[Crossing]:
+        """What may be under way at each position of the step, where the draft says `p`, [P, V_m]."""
+        assert self.sequence.bridge is not None
+        for row in p:
+            place = len(self._crossings)
+            if place == 0:
+                crossing = self.sequence.crossing
+            elif self.forced[place - 1]:
+                crossing = BOUNDARY
+            else:
+                crossing = self.sequence.bridge.go_on(self._crossings[-1], self._p[-1], self._drafted[place - 1])
+            self._crossings.append(crossing)
+            self._p.append(row)
+        return self._crossings[len(self._crossings) - len(p) :]
+
+    def _crossing_after(self, chosen: Sequence[Choice], num_forced: int) -> Crossing:
+        """What may be under way after a round's last token and what a grammar forced after it."""
+        last = len(chosen) - 1
+        if self.sequence.bridge is None or num_forced or last >= len(self._p):
+            return BOUNDARY
+        return self.sequence.bridge.go_on(self._crossings[last], self._p[last], chosen[last].token_id)
 
     def next_step(self) -> Step:
         """What could be done next."""
@@ -124,7 +160,10 @@ class Proposal:
         num_drafted = len(self.forced) - len(self._guessed)
         if num_drafted == 0:
             return [] if self.sequence.draft is None else self.sequence.draft.unread
-        return [DRAFTED, *self.forced[num_drafted - 1]]
+        forced = self.forced[num_drafted - 1]
+        if self.sequence.bridge is None:
+            return [DRAFTED, *forced]
+        return self.sequence.bridge.readings([self._drafted[num_drafted - 1], *forced])
 
     def to_draft(self) -> tuple[list[int], list[int]]:
         """What the draft reads in this step, and at which of these tokens it says what comes at each position."""
@@ -132,7 +171,7 @@ class Proposal:
         ends = [len(token_ids) - 1]
         first = len(self.forced) - len(self._guessed)
         for token_id, forced in zip(self._guessed, self.forced[first:], strict=True):
-            token_ids += [token_id, *forced]
+            token_ids += self.sequence.as_draft_reads([token_id, *forced])
             ends.append(len(token_ids) - 1)
         return token_ids, ends[: len(self.places) - first]
 
@@ -157,6 +196,7 @@ class Proposal:
             right += 1
         if right < len(guessed):
             del self.places[first + right + 1 :], self.allowed[first + right + 1 :], self.forced[first + right :]
+            del self._drafted[first + right :]
             if self.sequence.guide is not None:
                 self.sequence.guide.go_back(self.places[-1])
         own = token_ids[right : right + 1]
@@ -169,7 +209,9 @@ class Proposal:
         for probability in probabilities[: right + len(own)]:
             self.probabilities.append(probability)
             self.chance *= self.sequence.match_rates.of(probability)
-        return right + len(own)
+        number = right + len(own)
+        del self._crossings[first + number :], self._p[first + number :]
+        return number
 
     def stop_drafting(self) -> None:
         """Leave the position out for which nothing was drafted."""
@@ -186,8 +228,10 @@ class Proposal:
         return token_ids, ends
 
     def add(self, token_id: int | None) -> None:
-        """Take in a drafted token; its id is needed where there is a grammar alone."""
+        """Take in a drafted token; its id is needed where `needs_ids` alone."""
         guide = self.sequence.guide
+        if token_id is not None:
+            self._drafted.append(token_id)
         place = self.places[-1] + 1
         remaining = self.verifier.params.limit - place
         forced: list[int] = []
@@ -202,8 +246,13 @@ class Proposal:
             self.places.append(place + len(forced))
             self._look()
 
-    def accept(self, chosen: Sequence[Choice]) -> list[Choice]:
-        """Take the chosen tokens into the answer, with those that a grammar forces after each; returns all of them."""
+    def accept(self, chosen: Sequence[Choice], lacking: Sequence[float] = ()) -> list[Choice]:
+        """Take the chosen tokens into the answer, with those that a grammar forces after each; returns all of them.
+
+        `lacking`: of each position, the draft's probability of tokens that the target lacks; unused without a bridge.
+        """
+        if self.sequence.bridge is not None:
+            chosen = [replace(choice, bridge_mass=mass) for choice, mass in zip(chosen, lacking, strict=False)]
         sequence, guide = self.sequence, self.sequence.guide
         standing: list[Choice] = []
         for choice, forced in zip(chosen[:-1], self.forced, strict=False):
@@ -216,6 +265,7 @@ class Proposal:
             forced = guide.take_forced(sequence.num_remaining - len(standing) - 1)
             guide.commit()
         standing += [last, *self.verifier.forced(forced, last)]
+        sequence.crossing = self._crossing_after(chosen, len(forced))
         sequence.accept(standing, self.probabilities, len(self.forced), len(forced))
         return standing
 

@@ -23,6 +23,7 @@ from ssd_engine.backends.transformers.lean import LeanPasses
 from ssd_engine.backends.transformers.prefix_store import PrefixStore, block_ends
 from ssd_engine.backends.transformers.segments import Segment, SegmentedPass, in_blocks
 from ssd_engine.drafting.pass_times import SIZES
+from ssd_engine.errors import SSDError
 from ssd_engine.models.forward import cache_argument
 
 _logger = logging.getLogger(__name__)
@@ -30,6 +31,8 @@ _logger = logging.getLogger(__name__)
 _LONGEST_TRIAL = max(SIZES)
 _BLOCK_SIZES = {"cpu": (32, 16)}
 _BLOCK_SIZES_ELSEWHERE = (256, 32, 16)
+_GROWTH = 4
+"""A row that is moved to a longer stretch gets a quarter more than it needs."""
 
 
 class Row:
@@ -68,10 +71,10 @@ class Row:
         self.token_ids.extend(forced)
         self._num_unread = 1 + len(forced)
 
-    def accept(self, token_ids: Sequence[int], num_forced: int = 0) -> None:
-        """Let tokens stand, the last `num_forced` of which nobody chose; whatever was read of others is rolled back."""
+    def accept(self, token_ids: Sequence[int], num_unread: int = 1) -> None:
+        """Let tokens stand, the last `num_unread` of which no pass has read; what was read of others is rolled back."""
         self.token_ids.extend(token_ids)
-        self._num_unread = 1 + num_forced
+        self._num_unread = num_unread
         self.roll_back()
 
     def roll_back(self) -> None:
@@ -170,6 +173,19 @@ class ModelRunner:
             return None
         return Row(prompt_ids, block_ends(len(prompt_ids), self._block_sizes), stretch, num_given)
 
+    def _widen(self, row: Row, length: int) -> None:
+        """Move a row to a stretch of at least `length` positions; raises `SSDError` where there is no room."""
+        stretch = self.cache.arena.take(in_blocks(length + length // _GROWTH))
+        if stretch is None:
+            raise SSDError(
+                f"the draft reads this answer as more than {len(row.stretch)} tokens of its own, and the key-value "
+                "cache has no room for them; raise kv_cache_bytes, or lower max_new_tokens"
+            )
+        read = row.stretch[: row.length]
+        self.cache.restore(self.cache.snapshot(read), stretch[: len(read)])
+        self.cache.arena.give_back(row.stretch)
+        row.stretch = stretch
+
     def close(self, row: Row) -> None:
         """Free a row's part of the cache."""
         self.cache.arena.give_back(row.stretch)
@@ -209,6 +225,9 @@ class ModelRunner:
         Returns:
             [T, V] logits, which stand until the next pass.
         """
+        for row, count in zip(rows, counts, strict=True):
+            if row.length + count > len(row.stretch):
+                self._widen(row, row.length + count)
         stretches = [row.stretch[: row.length + count] for row, count in zip(rows, counts, strict=True)]
         layout = _Layout.of(stretches, counts)
         outputs = self._replay(token_ids, layout)

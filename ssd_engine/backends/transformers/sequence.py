@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ssd_engine.answers.result import Timings
+from ssd_engine.bridge.crossing import BOUNDARY
 from ssd_engine.drafting.lookup import Lookup
 from ssd_engine.drafting.match_rates import MatchRates
 from ssd_engine.rule.choice import Choice
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ssd_engine.backends.transformers.runner import Row
+    from ssd_engine.bridge.bridge import Bridge
     from ssd_engine.grammars.guide import Guide
 
 
@@ -30,6 +33,7 @@ class SequenceState:
         guide: Guide | None,
         opening: list[int],
         lookup: Lookup | None,
+        bridge: Bridge | None,
     ) -> None:
         self.target = target
         self.draft = draft
@@ -45,13 +49,21 @@ class SequenceState:
         """Tokens that were drafted, in rounds that are done."""
         self.breaking_logits: Tensor | None = None
         """[V] the draft's, where it is surest to break a given beginning off."""
+        self.bridge = bridge
+        """Where the draft has a vocabulary of its own; what `crossing` says is of the place that comes next."""
+        self.crossing = BOUNDARY
         self._opening = opening
-        for row in self.rows:
-            row.begin(opening)
+        target.begin(opening)
+        if draft is not None:
+            draft.begin(self.as_draft_reads(opening))
         if lookup is not None:
             lookup.extend(opening)
         if guide is not None:
             guide.commit()
+
+    def as_draft_reads(self, token_ids: Sequence[int]) -> Sequence[int]:
+        """The draft's tokens for some of the answer's."""
+        return token_ids if self.bridge is None else self.bridge.readings(token_ids)
 
     @property
     def rows(self) -> list[Row]:
@@ -81,6 +93,8 @@ class SequenceState:
     def deliver(self, chosen: list[Choice]) -> list[Choice]:
         """A round's tokens, led by those that a grammar forced before the first round."""
         led, self._opening = [*self.verifier.opening(self._opening), *chosen], []
+        if self.bridge is not None:
+            led = [replace(choice, bridge_mass=0.0) if choice.is_forced else choice for choice in led]
         return led
 
     def take_beginning(self) -> Sequence[Look]:
@@ -103,8 +117,10 @@ class SequenceState:
         `probabilities` are the draft's own, of what was drafted at the places where there was a choice, if it is known.
         """
         token_ids = [choice.token_id for choice in choices]
-        for row in self.rows:
-            row.accept(token_ids, num_forced)
+        unread = token_ids[len(token_ids) - 1 - num_forced :]
+        self.target.accept(token_ids, len(unread))
+        if self.draft is not None:
+            self.draft.accept(self.as_draft_reads(token_ids), len(self.as_draft_reads(unread)))
         if self.lookup is not None:
             self.lookup.extend(token_ids)
         self.num_tokens += len(choices)

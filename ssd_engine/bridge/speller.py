@@ -1,0 +1,86 @@
+"""Speller: writes bytes of text in the tokens of one vocabulary."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from tokenizers import Tokenizer
+
+from ssd_engine.bridge.token_bytes import TokenBytes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Speller:
+    """Writes bytes in a tokenizer's tokens, never in control tokens."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, known: TokenBytes) -> None:
+        """`known`: its `token_bytes`."""
+        self._known = known
+        description = json.loads(tokenizer.backend_tokenizer.to_str())
+        plain = {**description, "added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+        self._tokenizer = Tokenizer.from_str(json.dumps(plain))
+        self._ids = self._ids_of(known)
+        self._longest = max(map(len, self._ids))
+
+    def _ids_of(self, known: TokenBytes) -> dict[bytes, int]:
+        """The token that stands for exactly some bytes; where several do, the one that the tokenizer writes."""
+        ids: dict[bytes, int] = {}
+        for token_id, text in enumerate(known):
+            if not text:
+                continue
+            if (other := ids.get(text)) is not None:
+                written = self._tokenizer.encode(text.decode(errors="replace"), add_special_tokens=False).ids
+                token_id = token_id if written == [token_id] else other  # noqa: PLW2901
+            ids[text] = token_id
+        return ids
+
+    def id_of(self, text: bytes) -> int | None:
+        """The token that stands for exactly these bytes."""
+        return self._ids.get(text)
+
+    def spell(self, texts: Sequence[bytes]) -> list[tuple[int, ...]]:
+        """Each of `texts` as its tokens; nothing where some byte has no token.
+
+        As the tokenizer would write it, where it keeps these bytes as they are: it may put a space in front, or change
+        them, and part of a character is no text for it. Then from the left, the longest token first.
+        """
+        exact = [self._ids.get(text) for text in texts]
+        unknown = [index for index, token_id in enumerate(exact) if token_id is None]
+        decoded = {index: text for index in unknown if (text := _decoded(texts[index])) is not None}
+        encoded = self._tokenizer.encode_batch(list(decoded.values()), add_special_tokens=False)
+        written = {index: tuple(encoding.ids) for index, encoding in zip(decoded, encoded, strict=True)}
+        spelled: list[tuple[int, ...]] = []
+        for index, (text, token_id) in enumerate(zip(texts, exact, strict=True)):
+            if token_id is not None:
+                spelled.append((token_id,))
+            elif index in written and self._says(written[index], text):
+                spelled.append(written[index])
+            else:
+                spelled.append(self._longest_first(text))
+        return spelled
+
+    def _says(self, token_ids: Sequence[int], text: bytes) -> bool:
+        return b"".join(self._known[token_id] or b"" for token_id in token_ids) == text
+
+    def _longest_first(self, text: bytes) -> tuple[int, ...]:
+        token_ids: list[int] = []
+        start = 0
+        while start < len(text):
+            ends = range(min(len(text), start + self._longest), start, -1)
+            end = next((end for end in ends if text[start:end] in self._ids), None)
+            if end is None:
+                return ()
+            token_ids.append(self._ids[text[start:end]])
+            start = end
+        return tuple(token_ids)
+
+
+def _decoded(text: bytes) -> str | None:
+    try:
+        return text.decode()
+    except UnicodeDecodeError:
+        return None
