@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -85,6 +86,21 @@ def choose(
     return min(values, key=lambda i: (-values[i], i))
 
 
+def composite_distribution(
+    p_target: list[float], p_draft: list[float], scheme: Scheme, config: SSDConfig
+) -> dict[int, float]:
+    """P of the first token, from the reference's sample spaces."""
+    if scheme is Scheme.UNION:
+        space, stands, alpha = union(p_target, p_draft, config.sample_space_size), False, config.alpha_union
+    else:
+        space, stands = intersection(p_target, p_draft, config.sample_space_size)
+        alpha = config.alpha_intersection
+    values = composite(p_target, p_draft, space, 0.0 if stands else alpha)
+    weights = {i: max(0.0, value) for i, value in values.items()}
+    total = sum(weights.values())
+    return {i: weight / total for i, weight in weights.items() if weight > 0}
+
+
 @dataclass
 class ReferenceScheme:
     """Scheme control in fractions, from the decimals that the settings stand for."""
@@ -135,9 +151,11 @@ def run(
     config: SSDConfig,
     max_new_tokens: int,
     eos_ids: set[int],
+    carried: Callable[[list[int]], list[float]] | None = None,
 ) -> ReferenceRun:
-    """Greedy SSD."""
-    vocab = min(target.config.vocab_size, draft.config.vocab_size)
+    """Greedy SSD; `carried` is what a draft of another vocabulary says after some of the answer, as logits."""
+    vocab = target.config.vocab_size if carried else min(target.config.vocab_size, draft.config.vocab_size)
+    draft_says = carried or (lambda answer: next_logits(draft, draft_prompt + answer, vocab))
     result = ReferenceRun()
     control = ReferenceScheme(config)
     out = result.token_ids
@@ -145,9 +163,9 @@ def run(
         result.rounds += 1
         drafted: list[int] = []
         for _ in range(config.num_draft_tokens):
-            drafted.append(ranking(next_logits(draft, draft_prompt + out + drafted, vocab))[0])
+            drafted.append(ranking(draft_says(out + drafted))[0])
         for proposal in drafted:
-            logits = next_logits(target, prompt + out, vocab), next_logits(draft, draft_prompt + out, vocab)
+            logits = next_logits(target, prompt + out, vocab), draft_says(out)
             p_target, p_draft = map(softmax, logits)
             token = choose(p_target, p_draft, control.scheme, control.alpha, config.sample_space_size, logits)
             out.append(token)

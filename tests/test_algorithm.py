@@ -88,21 +88,6 @@ def test_lossless_baselines_equal_generate(seed: int, decoding: str, tokenizer: 
     assert set(result.trace.schemes) == {Scheme.NONE}
 
 
-def composite_distribution(
-    p_target: list[float], p_draft: list[float], scheme: Scheme, config: SSDConfig
-) -> dict[int, float]:
-    """P of the first token, from the reference's sample spaces."""
-    if scheme is Scheme.UNION:
-        space, stands, alpha = reference.union(p_target, p_draft, config.sample_space_size), False, config.alpha_union
-    else:
-        space, stands = reference.intersection(p_target, p_draft, config.sample_space_size)
-        alpha = config.alpha_intersection
-    values = reference.composite(p_target, p_draft, space, 0.0 if stands else alpha)
-    weights = {i: max(0.0, value) for i, value in values.items()}
-    total = sum(weights.values())
-    return {i: weight / total for i, weight in weights.items() if weight > 0}
-
-
 @pytest.mark.parametrize(("case", "alpha_union"), [(3, 0.8), (4, 2.0), (8, 0.8)])
 def test_sampled_ssd_is_distributed_as_the_composite(
     case: int, alpha_union: float, tokenizer: PreTrainedTokenizerFast
@@ -130,7 +115,7 @@ def test_sampled_ssd_is_distributed_as_the_composite(
     assert {scheme for _, scheme in seen} == {Scheme.INTERSECTION, Scheme.UNION}
     for (position, scheme), counts in seen.items():
         p_target, p_draft = (reference.softmax(each[position].tolist(), 0.8) for each in (logits, draft_logits))
-        expected = composite_distribution(p_target, p_draft, scheme, config)
+        expected = reference.composite_distribution(p_target, p_draft, scheme, config)
         assert set(counts) <= set(expected)
         ids = sorted(expected)
         total = sum(counts.values())
@@ -145,7 +130,7 @@ def test_sampled_answers_through_the_engine_follow_the_composite(tokenizer: PreT
     prompt = [9, 8, 7]
     p_target = reference.next_probabilities(target, prompt, len(tokenizer))
     p_draft = reference.next_probabilities(draft, prompt, len(tokenizer))
-    expected = composite_distribution(p_target, p_draft, Scheme.INTERSECTION, config)
+    expected = reference.composite_distribution(p_target, p_draft, Scheme.INTERSECTION, config)
     kept = dict(sorted(expected.items(), key=lambda item: -item[1])[:3])
     with SSDEngine(target, draft, tokenizer, config=config) as engine:
         results = [

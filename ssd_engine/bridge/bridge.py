@@ -1,16 +1,17 @@
 """Bridge: what the draft of another vocabulary says of the target's next token.
 
-The draft reads an answer in its own tokens: for a token of the target's the one that stands for the same bytes, or those
-that its tokenizer writes these bytes with. What it says is a distribution over its own tokens, each of which can be
-spelled in the target's. The rule takes m', the distribution of the target's next token if the draft goes on writing
+The draft reads an answer in its own tokens: for a token of the target's the one that stands for the same bytes, or
+those that its tokenizer writes these bytes with. What it says is a distribution over its own tokens, each of which can
+be spelled in the target's. The rule takes m', the distribution of the target's next token if the draft goes on writing
 tokens of its own, given the target's that stand, y_1 to y_n:
 
     m'(z) ~ sum over b from 0 to n of fresh_b * (sum of p_b(j), of all j whose spelling begins with y_b+1 ... y_n z)
 
 p_b is what the draft says after it has read y_1 to y_b; fresh_b the probability that one of its tokens begins after y_b
-(`Crossing` keeps these). So a token that both have is carried over as it is; one that the target lacks, such as
-".\\n\\n", as the first of its spelling, ".", and at the next place the rest of it, "\\n\\n", competes with what the draft says
-after a mere ".". Ends of answers are carried by their role, other control tokens not at all.
+(`Crossing` keeps these). So a token that both have is carried over as it is. One that the target lacks, say a full stop
+and the end of the line, is carried to the first token of its spelling, the full stop; at the next place the rest of it
+competes with what the draft says after a mere full stop. Where no tokens of the draft's spell y_1 to y_n, they begin
+anew after y_n. Ends of answers are carried by their role, other control tokens not at all.
 """
 
 from __future__ import annotations
@@ -66,20 +67,20 @@ class Bridge:
             VocabularyMismatchError: a tokenizer's tokens are not known byte for byte, or hardly any are shared.
         """
         self.target_size, self.draft_size = target.size, draft.size
-        self._target_bytes, self._draft_bytes = token_bytes(target.tokenizer), token_bytes(draft.tokenizer)
+        self.target_bytes, self.draft_bytes = token_bytes(target.tokenizer), token_bytes(draft.tokenizer)
         self._controls = {
             token_id: draft.tokenizer.added_tokens_encoder[text]
             for text, token_id in target.tokenizer.added_tokens_encoder.items()
-            if text in draft.tokenizer.added_tokens_encoder and _at(self._target_bytes, token_id) is None
+            if text in draft.tokenizer.added_tokens_encoder and _at(self.target_bytes, token_id) is None
         }
         """Control tokens of the same name."""
         self._names = {i: text for text, i in target.tokenizer.added_tokens_encoder.items()}
-        self._draft_speller = Speller(draft.tokenizer, self._draft_bytes)
+        self._draft_speller = Speller(draft.tokenizer, self.draft_bytes)
         self._target_end_ids = target.end_ids
         self._readings: dict[int, tuple[int, ...]] = {}
         if draft.end_id is not None:
             self._readings = dict.fromkeys(target.end_ids, (draft.end_id,))
-        spellings = self._spell(Speller(target.tokenizer, self._target_bytes), draft.end_ids, target.end_id)
+        spellings = self._spell(Speller(target.tokenizer, self.target_bytes), draft.end_ids, target.end_id)
         self._spellings = _padded(spellings, draft.size)
         """[V_m, S] int64 of each of the draft's tokens; -1 where there is no more."""
         self._lengths = (self._spellings >= 0).sum(-1)
@@ -92,7 +93,7 @@ class Bridge:
         self, speller: Speller, end_ids: Collection[int], target_end_id: int | None
     ) -> dict[int, tuple[int, ...]]:
         """The target's tokens for each of the draft's that can be written in them."""
-        texts = {i: text for i, text in enumerate(self._draft_bytes[: self.draft_size]) if text}
+        texts = {i: text for i, text in enumerate(self.draft_bytes[: self.draft_size]) if text}
         spellings = dict(zip(texts, speller.spell(list(texts.values())), strict=True))
         ends = {} if target_end_id is None else dict.fromkeys(end_ids, (target_end_id,))
         return {**spellings, **ends}
@@ -125,7 +126,7 @@ class Bridge:
         return int(self._has_source.sum())
 
     def _require_shared(self) -> None:
-        sizes = [sum(text is not None for text in known) for known in (self._target_bytes, self._draft_bytes)]
+        sizes = [sum(text is not None for text in known) for known in (self.target_bytes, self.draft_bytes)]
         if self.num_shared < _LEAST_SHARED * min(sizes):
             raise VocabularyMismatchError(
                 f"target and draft share {self.num_shared} tokens, of {sizes[0]} of the target's and {sizes[1]} of the "
@@ -151,7 +152,7 @@ class Bridge:
             InvalidRequestError: there are control tokens among them that the draft has not.
         """
         for token_id in token_ids:
-            has_text = _at(self._target_bytes, token_id) is not None
+            has_text = _at(self.target_bytes, token_id) is not None
             if not has_text and token_id not in self._controls and token_id not in self._target_end_ids:
                 name = self._names.get(token_id)
                 raise InvalidRequestError(
@@ -173,7 +174,7 @@ class Bridge:
     def _make_reading(self, token_id: int) -> tuple[int, ...]:
         if token_id in self._controls:
             return (self._controls[token_id],)
-        text = _at(self._target_bytes, token_id) or self._names.get(token_id, "").encode()
+        text = _at(self.target_bytes, token_id) or self._names.get(token_id, "").encode()
         spelled = self._draft_speller.spell([text] if text else [])
         return next(filter(None, (*spelled, *self._draft_speller.spell(_UNKNOWN))), (0,))
 
@@ -205,7 +206,7 @@ class Bridge:
         return carried / carried.sum(-1, keepdim=True)
 
     def go_on(self, crossing: Crossing, p: Tensor, token_id: int) -> Crossing:
-        """What may be under way after the target's token `token_id`; `p` [V_m] is the draft's distribution before it."""
+        """What may be under way after a token of the target's; `p` [V_m] is the draft's distribution before it."""
         fits = self._spellings[crossing.begun, crossing.written] == token_id
         begun, written, weights = crossing.begun[fits], crossing.written[fits] + 1, crossing.p[fits]
         new = self._begun_by(token_id)

@@ -34,7 +34,7 @@ class Speller:
                 continue
             if (other := ids.get(text)) is not None:
                 written = self._tokenizer.encode(text.decode(errors="replace"), add_special_tokens=False).ids
-                token_id = token_id if written == [token_id] else other  # noqa: PLW2901
+                token_id = token_id if written == [token_id] else other
             ids[text] = token_id
         return ids
 
@@ -49,10 +49,10 @@ class Speller:
         them, and part of a character is no text for it. Then from the left, the longest token first.
         """
         exact = [self._ids.get(text) for text in texts]
-        unknown = [index for index, token_id in enumerate(exact) if token_id is None]
-        decoded = {index: text for index in unknown if (text := _decoded(texts[index])) is not None}
-        encoded = self._tokenizer.encode_batch(list(decoded.values()), add_special_tokens=False)
-        written = {index: tuple(encoding.ids) for index, encoding in zip(decoded, encoded, strict=True)}
+        unknown = {index: _decoded(texts[index]) for index, token_id in enumerate(exact) if token_id is None}
+        whole = {index: decoded for index, decoded in unknown.items() if decoded is not None}
+        encoded = self._tokenizer.encode_batch(list(whole.values()), add_special_tokens=False)
+        written = {index: tuple(encoding.ids) for index, encoding in zip(whole, encoded, strict=True)}
         spelled: list[tuple[int, ...]] = []
         for index, (text, token_id) in enumerate(zip(texts, exact, strict=True)):
             if token_id is not None:

@@ -199,9 +199,9 @@ def require_same_tokens(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTok
     if token_id is not None:
         ours, theirs = (t.convert_ids_to_tokens(token_id) for t in (tokenizer, other))
         raise VocabularyMismatchError(
-            f"target and draft do not share a vocabulary: token id {token_id} is {ours!r} for the target and {theirs!r} "
-            "for the draft, and only the transformers backend's engines bridge two; use it, or a draft of the target's "
-            "own model family"
+            f"target and draft do not share a vocabulary: token id {token_id} is {ours!r} for the target and "
+            f"{theirs!r} for the draft; only engines of the transformers backend bridge two: use that, or a draft of "
+            "the target's own model family"
         )
 
 
