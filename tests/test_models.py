@@ -11,6 +11,7 @@ from package_index import COMMIT, PINNED, cache  # noqa: F401 (fixtures)
 from ssd_engine.config import SSDConfig
 from ssd_engine.errors import InvalidRequestError, ModelLoadError
 from ssd_engine.models.cache import cache_folder
+from ssd_engine.models.pair import PairSpec
 from ssd_engine.models.presets import (
     DEFAULT_PRESET,
     PRESETS,
@@ -36,9 +37,9 @@ def test_default_preset_is_the_embedded_pair() -> None:
 
 
 def test_the_default_preset_has_a_safety_adapter_of_at_most_10_mb_and_others_have_none() -> None:
-    adapter = PRESETS[DEFAULT_PRESET].draft_adapter
-    assert adapter is not None
-    files = {path.name: path.stat().st_size for path in Path(adapter).iterdir()}
+    safe_draft = PRESETS[DEFAULT_PRESET].safe_draft
+    assert safe_draft is not None
+    files = {path.name: path.stat().st_size for path in Path(safe_draft.adapter).iterdir()}
     assert set(files) == {
         "README.md",
         "adapter_config.json",
@@ -47,17 +48,28 @@ def test_the_default_preset_has_a_safety_adapter_of_at_most_10_mb_and_others_hav
         "signals.safetensors",
     }
     assert sum(files.values()) <= 10_000_000
-    assert PRESETS["qwen2.5-7b"].draft_adapter is None
+    assert PRESETS["qwen2.5-7b"].safe_draft is None
 
 
 def test_presets_carry_the_settings_that_suit_them() -> None:
     assert PRESETS["llama-3.1-8b"].config.match_threshold == 0.5
-    default = PRESETS[DEFAULT_PRESET]
-    assert default.config == default.config_for("none") == SSDConfig()
-    signals = default.config_for(None).signals
+    assert PairSpec(draft_adapter="none").settings == SSDConfig()
+    signals = PairSpec().settings.signals
+    safe_draft = PairSpec().safe_draft
     assert signals is not None
-    assert default.draft_adapter is not None
-    DraftSignals.load(default.draft_adapter).require(signals.thresholds)
+    assert safe_draft is not None
+    DraftSignals.load(safe_draft.adapter).require(signals.thresholds)
+
+
+def test_a_safe_draft_named_beside_any_target_brings_its_adapter_settings_and_form(tmp_path: Path) -> None:
+    spec = PairSpec(target=str(tmp_path), draft="qwen2.5-coder-0.5b-safe")
+    assert spec.settings == PairSpec().settings
+    assert spec.safe_draft == PairSpec().safe_draft
+    assert spec.quantizations == (None, "auto")
+    assert spec.names.draft == PairSpec().names.draft
+    plain = PairSpec(target=str(tmp_path), draft="qwen2.5-coder-0.5b-safe", draft_adapter="none")
+    assert plain.settings == SSDConfig()
+    assert PairSpec(target=str(tmp_path), draft="some/other").safe_draft is None
 
 
 def test_unknown_preset_names_the_known_ones() -> None:

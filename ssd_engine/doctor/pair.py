@@ -97,7 +97,8 @@ def _locations(spec: PairSpec) -> list[Location]:
     preset = spec.named_preset
     if preset is not None:
         return [locate(source, None) for source in (preset.target, preset.draft)]
-    return [locate(str(spec.target), spec.target_revision), locate(str(spec.draft), spec.draft_revision)]
+    draft = str(spec.draft) if spec.safe_draft is None else spec.safe_draft.source
+    return [locate(str(spec.target), spec.target_revision), locate(draft, spec.draft_revision)]
 
 
 @contextmanager

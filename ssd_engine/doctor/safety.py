@@ -38,8 +38,7 @@ def draft_safety(
         config: its configuration, if it can be read.
         problems: what cannot be used is added to it.
     """
-    preset = spec.named_preset
-    adapter = spec.draft_adapter or (preset.draft_adapter if preset else None)
+    adapter = spec.draft_adapter or (spec.safe_draft.adapter if spec.safe_draft else None)
     adapter = None if adapter == NO_ADAPTER else adapter
     used = spec.settings.signals.thresholds if spec.settings.signals is not None else {}
     signals = None

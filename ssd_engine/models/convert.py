@@ -55,6 +55,8 @@ def converting(source: GGUFSource, stage: Stage = tqdm_stage) -> Iterator[None]:
         ):
             with _child_process(source, gguf, beside):
                 yield
+            if source.chat_template is not None:
+                (beside / _MODEL / "chat_template.jinja").write_text(source.chat_template, encoding="utf-8")
             (beside / _MODEL / MANIFEST).write_text(json.dumps(_manifest(source)), encoding="utf-8")
             shutil.rmtree(folder, ignore_errors=True)
             (beside / _MODEL).replace(folder)
@@ -70,7 +72,8 @@ def is_converted(source: GGUFSource) -> bool:
 
 
 def _manifest(source: GGUFSource) -> dict[str, object]:
-    return {"format": _FORMAT, "sha256": source.sha256, "eos_token_ids": list(source.eos_token_ids)}
+    own = {} if source.chat_template is None else {"chat_template": source.chat_template}
+    return {"format": _FORMAT, "sha256": source.sha256, "eos_token_ids": list(source.eos_token_ids), **own}
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from ssd_engine.models.cache import MANIFEST, cache_folder, converted_models, lo
 from ssd_engine.models.linear import int8_of
 from ssd_engine.models.memory import require_room
 from ssd_engine.models.pair import NO_ADAPTER
-from ssd_engine.models.presets import PRESETS
+from ssd_engine.models.presets import SAFE_DRAFTS
 from ssd_engine.models.progress import Stage, tqdm_stage
 
 _logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class Int8Copy:
         """The copy of a model; None where none is kept: of models that are no preset's."""
         folder = Path(source)
         own = None if adapter is None or adapter == NO_ADAPTER else Path(adapter)
-        shipped = {preset.draft_adapter for preset in PRESETS.values()}
+        shipped = {draft.adapter for draft in SAFE_DRAFTS.values()}
         if folder.parent != converted_models() or (own is not None and str(own) not in shipped):
             return None
         return cls(folder, own) if (folder / MANIFEST).is_file() else None

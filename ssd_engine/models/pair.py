@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from ssd_engine.config import Backend, Settings, SignalConfig, SSDConfig
-from ssd_engine.models.presets import Preset, default_preset, get_preset, model_id, title
+from ssd_engine.models.presets import SAFE_DRAFTS, Preset, SafeDraft, default_preset, get_preset, model_id, title
 
 NO_ADAPTER = "none"
 """In an adapter's place: the model as it is, even where it would get one by default."""
@@ -37,7 +37,9 @@ class PairOptions(BaseModel):
 
     preset: str | None = Field(None, description="A named pair (ssd models list).")
     draft: str | None = Field(
-        None, description="Draft, the small safe model of the same vocabulary: hub id, folder or GGUF file."
+        None,
+        description="Draft, the small safe model: hub id, folder or GGUF file; or 'qwen2.5-coder-0.5b-safe', the "
+        "default pair's with its adapter, for any target.",
     )
     draft_adapter: str | None = Field(
         None,
@@ -172,13 +174,21 @@ class PairSpec(PairOptions, Settings):
         return None if self.target is not None else get_preset(self.preset or default_preset())
 
     @property
+    def safe_draft(self) -> SafeDraft | None:
+        """The draft that the package has an adapter for, if the preset's is one, or one is named."""
+        preset = self.named_preset
+        return SAFE_DRAFTS.get(str(self.draft)) if preset is None else preset.safe_draft
+
+    @property
     def names(self) -> Sides:
         """What target and draft are called, wherever they lie: hub ids, or the names of folders."""
-        if self.target is not None and self.draft is not None:
-            target, draft = (Path(name).name if Path(name).exists() else name for name in (self.target, self.draft))
-            return Sides(target, draft)
-        preset = get_preset(self.preset or default_preset())
-        return Sides(model_id(preset.target), model_id(preset.draft))
+        preset = self.named_preset
+        if preset is not None:
+            return Sides(model_id(preset.target), model_id(preset.draft))
+        target, draft = (
+            Path(name).name if Path(name).exists() else name for name in map(str, (self.target, self.draft))
+        )
+        return Sides(target, draft if self.safe_draft is None else model_id(self.safe_draft.source))
 
     @property
     def title(self) -> str:
@@ -188,17 +198,19 @@ class PairSpec(PairOptions, Settings):
         preset = self.named_preset
         if preset is not None:
             return f"{title(preset.target)} + {title(preset.draft)}"
-        return f"{Path(str(self.target)).stem} + {Path(str(self.draft)).stem}"
+        draft = Path(str(self.draft)).stem if self.safe_draft is None else title(self.safe_draft.source)
+        return f"{Path(str(self.target)).stem} + {draft}"
 
     @property
     def context_length(self) -> int | None:
         """Most tokens of prompt and answer, as far as it is known before anything is loaded."""
-        preset = self.named_preset
-        lengths = (
-            [preset.context_length]
-            if preset
-            else [_stored_context_length(str(name)) for name in (self.target, self.draft)]
-        )
+        preset, safe_draft = self.named_preset, self.safe_draft
+        lengths: list[int | None]
+        if preset is not None:
+            lengths = [preset.context_length]
+        else:
+            of_draft = safe_draft.context_length if safe_draft else _stored_context_length(str(self.draft))
+            lengths = [_stored_context_length(str(self.target)), of_draft]
         known = [length for length in (*lengths, self.max_model_len) if length is not None]
         return None if None in lengths else min(known)
 
@@ -207,13 +219,14 @@ class PairSpec(PairOptions, Settings):
         """Of target and draft, as they were asked for, or the preset's."""
         preset = self.named_preset
         both = self.quantization or (None if preset is None else preset.quantization)
-        return self.target_quantization or both, self.draft_quantization or both
+        # A named draft was aligned as int8, which is how it runs on a CPU.
+        draft = both or (None if self.safe_draft is None or self.backend == "vllm" else "auto")
+        return self.target_quantization or both, self.draft_quantization or draft
 
     @property
     def settings(self) -> SSDConfig:
         """Settings of the algorithm: those given, or the preset's, with the changes that other fields ask for."""
-        preset = self.named_preset
-        own = SSDConfig() if preset is None else preset.config_for(self.draft_adapter)
+        own = self._own_settings()
         if self.backend == "vllm" and own.num_draft_tokens == "auto":  # vLLM drafts a fixed number
             own = own.replaced(num_draft_tokens=SSDConfig().num_draft_tokens)
         given = {"num_draft_tokens": self.num_draft_tokens, "draft_system_prompt": self.draft_system_prompt}
@@ -221,6 +234,13 @@ class PairSpec(PairOptions, Settings):
         if self.signals is not None:
             changes["signals"] = None if self.signals == "none" else self.signals
         return (self.config or own).replaced(**changes)
+
+    def _own_settings(self) -> SSDConfig:
+        """Those that suit the pair."""
+        preset = self.named_preset
+        if self.safe_draft is not None and self.draft_adapter is None:
+            return self.safe_draft.config
+        return SSDConfig() if preset is None else preset.config
 
 
 def _stored_context_length(folder: str) -> int | None:

