@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -48,9 +49,9 @@ class SSDEngine(Engine):
 
         Args:
             target: the large model, on any device, in any dtype.
-            draft: the small safe model, of the same vocabulary.
+            draft: the small safe model. Where its vocabulary is another, its word is carried over to the target's.
             tokenizer: the target's tokenizer.
-            draft_tokenizer: the draft's own, with its own chat template; None: the target's serves both.
+            draft_tokenizer: the draft's own, with its own vocabulary or chat template; None: the target's serves both.
             config: settings of the algorithm.
             signals: what signals are read from the draft with; None: only those that need nothing can be used.
             name: what responses call the pair; None: taken from the models.
@@ -68,7 +69,7 @@ class SSDEngine(Engine):
         Raises:
             InvalidRequestError: `max_batch_size` or `max_waiting` is below 1, or `config` uses signals that are not
                 there.
-            VocabularyMismatchError: a token id means two different tokens.
+            VocabularyMismatchError: the vocabularies differ, and what the draft says cannot be carried over.
             ModelLoadError: a model keeps a state that cannot be rolled back or cannot be compiled, the caches do not
                 fit in memory, or `signals` are of another draft.
         """
@@ -176,6 +177,10 @@ class SSDEngine(Engine):
     def encode(self, text: str) -> list[int]:
         """The target's ids of a text, without what stands at the beginning of a prompt."""
         return self._intake.encode_plain(text)
+
+    def draft_token_ids(self, token_ids: Sequence[int]) -> list[int]:
+        """What the draft reads for some of an answer's tokens: the same, where it has the target's vocabulary."""
+        return self._intake.draft_token_ids(token_ids)
 
     @property
     def context_length(self) -> int | None:

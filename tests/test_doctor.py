@@ -87,7 +87,7 @@ def test_a_pair_that_is_not_here_is_told_with_what_it_takes_to_fetch_it(tmp_path
     said = " ".join(result.stdout.split())
     assert "to be fetched at first use, 1.1 GB" in said
     assert "before 1.6 GB are fetched" in said
-    assert "the package's own for qwen2.5-coder-1.5b" in said
+    assert "the package's own for qwen2.5-coder-0.5b-safe" in said
     assert not (tmp_path / "cache").exists(), "nothing is fetched, and nothing is made"
 
 
@@ -105,7 +105,12 @@ def test_two_vocabularies(altered: Altered) -> None:
     vocabulary["fox"] = vocabulary.pop(next(iter(sorted(vocabulary, key=vocabulary.get, reverse=True))))
     known["model"]["merges"] = []
     file.write_text(json.dumps(known))
-    assert "target and draft do not share a vocabulary: token id" in refused(*options)
+    result = ssd("doctor", *options)
+    assert result.exit_code == 0, result.output
+    assert re.search(r"two: 3\d\d of the target's \d+ tokens are among the draft's", " ".join(result.stdout.split()))
+    known["model"]["vocab"] = {chr(0x400 + token_id): token_id for token_id in vocabulary.values()}
+    file.write_text(json.dumps(known))
+    assert "changes text: 7 of 7 samples do not come back" in refused(*options)
 
 
 def test_a_missing_chat_template(altered: Altered) -> None:

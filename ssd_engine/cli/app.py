@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ssd_engine.cli import models
+from ssd_engine.cli import models, pair
 from ssd_engine.cli.align import align
 from ssd_engine.cli.attack import attack
 from ssd_engine.cli.bench import bench
@@ -51,6 +51,7 @@ app.command("eval")(evaluate)
 app.command()(attack)
 app.command()(doctor)
 app.add_typer(models.app, name="models")
+app.add_typer(pair.app, name="pair")
 
 
 def _print_version(*, wanted: bool) -> None:

@@ -12,9 +12,10 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from ssd_engine.answers.tool_formats import detect_format
 from ssd_engine.doctor.location import Location, State, locate
 from ssd_engine.doctor.safety import DraftSafety, draft_safety
+from ssd_engine.doctor.vocabularies import VocabularyMatch
 from ssd_engine.errors import SSDError
 from ssd_engine.loading import pair_outlook
-from ssd_engine.models.checkpoints import load_config, load_tokenizer, refuse_pickled, require_same_tokens
+from ssd_engine.models.checkpoints import load_config, load_tokenizer, refuse_pickled
 from ssd_engine.models.memory import available_bytes, require_room, stored_bytes
 from ssd_engine.models.pair import PairSpec
 from ssd_engine.serving.intake import ModelFacts
@@ -52,7 +53,9 @@ class PairNeeds:
     num_draft_tokens: int | str
     safety: DraftSafety | None = None
     shared_tokens: int | None = None
-    """Ids that mean the same token in both vocabularies; 0: they are two vocabularies."""
+    """Ids of the one vocabulary of both; None: they have two, or it is not known."""
+    vocabularies: VocabularyMatch | None = None
+    """Of two vocabularies, what they have in common."""
     context_length: int | None = None
     device: str | None = None
     memory_free: int | None = None
@@ -135,11 +138,10 @@ def _read(model: ModelNeeds, problems: list[str]) -> _Read | None:
 
 
 def _compare(needs: PairNeeds, target: _Read, draft: _Read) -> None:
-    size = min(target.facts.vocabulary_size, draft.facts.vocabulary_size)
-    needs.shared_tokens = 0
     with _noted(needs.problems):
-        require_same_tokens(target.tokenizer, draft.tokenizer, size)
-        needs.shared_tokens = size
+        needs.vocabularies = VocabularyMatch.of(target.facts, draft.facts)
+        if needs.vocabularies is None:
+            needs.shared_tokens = min(target.facts.vocabulary_size, draft.facts.vocabulary_size)
     lengths = [length for length in (needs.target.context_length, needs.draft.context_length) if length is not None]
     needs.context_length = min(lengths, default=None)
 

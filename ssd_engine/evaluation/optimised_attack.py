@@ -166,7 +166,7 @@ class Search:
         """Load both models as an evaluation does."""
         target, draft = str(pair.target), str(pair.draft)
         tokenizers = load_tokenizers(pair)
-        require_same_tokens(*tokenizers, min(map(len, tokenizers)))
+        require_same_tokens(*tokenizers, min(map(len, tokenizers)), "an optimised attack")
         options = LoadOptions.of(pair)
         models = load_model(target, options[0]), load_model(draft, options[1], pair.draft_adapter)
         return cls(models, tokenizers, settings, pair.settings.draft_system_prompt)

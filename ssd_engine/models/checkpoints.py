@@ -193,15 +193,17 @@ def load_config(source: str | Path, revision: str | None = None) -> PreTrainedCo
     return config
 
 
-def require_same_tokens(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, size: int) -> None:
-    """Raise `VocabularyMismatchError` where an id below `size` is two different tokens."""
+def require_same_tokens(
+    tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, size: int, needed_by: str
+) -> None:
+    """Raise `VocabularyMismatchError` where an id below `size` is two different tokens; `needed_by`: who minds."""
     token_id = first_difference(tokenizer, other, size)
     if token_id is not None:
         ours, theirs = (t.convert_ids_to_tokens(token_id) for t in (tokenizer, other))
         raise VocabularyMismatchError(
             f"target and draft do not share a vocabulary: token id {token_id} is {ours!r} for the target and "
-            f"{theirs!r} for the draft; only engines of the transformers backend bridge two: use that, or a draft of "
-            "the target's own model family"
+            f"{theirs!r} for the draft, and {needed_by} needs one; the transformers backend bridges two, or use a "
+            "draft of the target's own model family"
         )
 
 

@@ -218,10 +218,12 @@ class PairSpec(PairOptions, Settings):
     def quantizations(self) -> tuple[str | None, str | None]:
         """Of target and draft, as they were asked for, or the preset's."""
         preset = self.named_preset
-        both = self.quantization or (None if preset is None else preset.quantization)
-        # A named draft was aligned as int8, which is how it runs on a CPU.
-        draft = both or (None if self.safe_draft is None or self.backend == "vllm" else "auto")
-        return self.target_quantization or both, self.draft_quantization or draft
+        if preset is not None:
+            own = preset.quantization, preset.quantization
+        else:  # a draft of the package's was aligned as int8, which is how it runs on a CPU
+            own = None, "auto" if self.safe_draft is not None and self.backend != "vllm" else None
+        target, draft = (self.quantization or each for each in own)
+        return self.target_quantization or target, self.draft_quantization or draft
 
     @property
     def settings(self) -> SSDConfig:

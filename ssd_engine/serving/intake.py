@@ -175,6 +175,10 @@ class Intake:
         answer = self._answer(params, config, tools, stage)
         return Request(target_ids, draft_ids, params, config, guide, answer, deliver, num_given, stage)
 
+    def draft_token_ids(self, token_ids: Sequence[int]) -> list[int]:
+        """What the draft reads for some of an answer's tokens: the same, where it has the target's vocabulary."""
+        return list(token_ids) if self._bridge is None else self._bridge.readings(token_ids)
+
     def _as_draft_reads(self, prompt: ParsedPrompt) -> ParsedPrompt:
         """The prompt for the draft: the same, but that token ids are of the target's vocabulary."""
         if self._bridge is None or not isinstance(prompt, list):

@@ -81,7 +81,7 @@ class VllmPair:
                 f"the target has {facts[0].vocabulary_size} token ids and the draft {facts[1].vocabulary_size}; vLLM "
                 "needs equal numbers: use another draft, or the transformers backend"
             )
-        require_same_tokens(tokenizer, load_tokenizer(merged, draft_revision), len(tokenizer))
+        require_same_tokens(tokenizer, load_tokenizer(merged, draft_revision), len(tokenizer), "vLLM")
         ends = end_of_sequence_ids(generation_config(target, spec.target_revision), tokenizer)
         # vLLM refuses an end that the model cannot write.
         size = facts[0].vocabulary_size
