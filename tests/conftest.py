@@ -36,7 +36,8 @@ def pytest_configure() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of the real pair are marked, so that `-m "not real"` leaves them out."""
     for item in items:
-        if "real_engine" in getattr(item, "fixturenames", ()) or item.path.name == "test_vllm_real_pair.py":
+        of_real_pairs = item.path.name in ("test_bridge_real.py", "test_vllm_real_pair.py")
+        if of_real_pairs or "real_engine" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.real)
 
 

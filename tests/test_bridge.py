@@ -250,6 +250,15 @@ def test_the_draft_reads_the_text_that_the_target_writes(text: str, target: part
         assert not set(read) & set(tokenizers[1].all_special_ids)
 
 
+def test_a_character_is_carried_to_the_token_that_writes_it_and_not_to_its_byte() -> None:
+    target, draft = sentence_piece(420, prepends=True), byte_level(400)
+    bridge = bridge_of(target, draft)
+    full_stop = target.convert_tokens_to_ids(".")
+    assert bridge.firsts(draft.encode(".", add_special_tokens=False)) == {full_stop}
+    assert bridge.is_shared(full_stop)
+    assert not bridge.is_shared(target.convert_tokens_to_ids("<0x2E>"))
+
+
 def test_ends_of_answers_are_carried_by_their_role_and_other_control_tokens_not_at_all() -> None:
     target = byte_level(340, controls=["<pad>", "<start_of_turn>", "<end_of_turn>"])
     draft = byte_level(400)

@@ -6,11 +6,14 @@ import asyncio
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import make_model, make_tokenizer
-from vllm_cases import PROMPTS, VLLM_OPTIONS
+from bridge_cases import byte_level
+from conftest import make_model, make_relative
+from transformers import PreTrainedTokenizerFast
+from vllm_cases import PROMPTS, VLLM_OPTIONS, save_pair
 
 from ssd_engine import GenerationParams, GenerationResult, SSDConfig, SSDEngine
 from ssd_engine.config import Grammar
@@ -221,13 +224,35 @@ def test_two_processes_share_the_layers(embedded: SSDEngine, small_pair: tuple[s
         assert all(isinstance(result, GenerationResult) for result in engine.batch(PROMPTS, sampled))
 
 
+@pytest.mark.parametrize(("of_target", "of_draft"), [(0, 64), (64, 0)])
+def test_vocabularies_may_be_padded_to_different_sizes(
+    of_target: int, of_draft: int, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    target = make_model(1, len(tokenizer), hidden_size=128)
+    draft = make_relative(target, 2, 0.05)
+    for model, padding in ((target, of_target), (draft, of_draft)):
+        model.resize_token_embeddings(len(tokenizer) + padding)  # by ids that a model may find as likely as others
+    pair = save_pair(tmp_path, target, draft, tokenizer)
+    sampled, lossless = LONG.replaced(temperature=0.8, seed=5), LONG.replaced(decoding="speculative")
+    with SSDEngine.from_pretrained(*pair, dtype="float32") as embedded:
+        expected = embedded.batch(PROMPTS[:3], LONG)
+    with SSDEngine.from_pretrained(*pair, **VLLM_OPTIONS) as engine:
+        assert_same(engine.batch(PROMPTS[:3], LONG), expected)
+        for result in engine.batch(PROMPTS[:3], sampled):
+            assert isinstance(result, GenerationResult), result
+            assert max(result.token_ids) < len(tokenizer)
+        assert all(isinstance(result, GenerationResult) for result in engine.batch(PROMPTS[:3], lossless))
+
+
 def test_pairs_and_options_that_cannot_work_are_told(small_pair: tuple[str, str], tmp_path: Any) -> None:
     target, _ = small_pair
     other = tmp_path / "other"
-    tokenizer = make_tokenizer()
-    make_model(5, len(tokenizer) + 32, hidden_size=128).save_pretrained(other)
+    tokenizer = byte_level(380)
+    make_model(5, len(tokenizer), hidden_size=128).save_pretrained(other)
     tokenizer.save_pretrained(other)
-    with pytest.raises(VocabularyMismatchError, match=str(len(tokenizer) + 32)):
+    with pytest.raises(
+        VocabularyMismatchError, match=r"token id \d+ is .* and vLLM needs one; the transformers backend"
+    ):
         SSDEngine.from_pretrained(target, other, **VLLM_OPTIONS)
     with pytest.raises(InvalidRequestError, match="draft_system_prompt"):
         SSDEngine.from_pretrained(*small_pair, config=SSDConfig(draft_system_prompt="Be safe."), **VLLM_OPTIONS)

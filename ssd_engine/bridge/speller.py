@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
 
-from ssd_engine.bridge.token_bytes import TokenBytes
+from ssd_engine.bridge.token_bytes import TokenBytes, is_byte_fallback
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,20 +23,8 @@ class Speller:
         description = json.loads(tokenizer.backend_tokenizer.to_str())
         plain = {**description, "added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
         self._tokenizer = Tokenizer.from_str(json.dumps(plain))
-        self._ids = self._ids_of(known)
+        self._ids = _ids_by_bytes(tokenizer, known)
         self._longest = max(map(len, self._ids))
-
-    def _ids_of(self, known: TokenBytes) -> dict[bytes, int]:
-        """The token that stands for exactly some bytes; where several do, the one that the tokenizer writes."""
-        ids: dict[bytes, int] = {}
-        for token_id, text in enumerate(known):
-            if not text:
-                continue
-            if (other := ids.get(text)) is not None:
-                written = self._tokenizer.encode(text.decode(errors="replace"), add_special_tokens=False).ids
-                token_id = token_id if written == [token_id] else other
-            ids[text] = token_id
-        return ids
 
     def id_of(self, text: bytes) -> int | None:
         """The token that stands for exactly these bytes."""
@@ -77,6 +65,15 @@ class Speller:
             token_ids.append(self._ids[text[start:end]])
             start = end
         return tuple(token_ids)
+
+
+def _ids_by_bytes(tokenizer: PreTrainedTokenizerBase, known: TokenBytes) -> dict[bytes, int]:
+    """The token that stands for exactly some bytes; where several do, one that is no byte fallback."""
+    ids: dict[bytes, int] = {}
+    for token_id, text in enumerate(known):
+        if text and (text not in ids or is_byte_fallback(tokenizer.convert_ids_to_tokens(ids[text]))):
+            ids[text] = token_id
+    return ids
 
 
 def _decoded(text: bytes) -> str | None:

@@ -95,6 +95,11 @@ def _decode_byte_level(token: str) -> bytes:
         return token.encode()
 
 
+def is_byte_fallback(token: str) -> bool:
+    """Whether it is a token that SentencePiece writes a byte with for which it has no other."""
+    return _BYTE.fullmatch(token) is not None
+
+
 def _decode_sentence_piece(token: str) -> bytes:
     if byte := _BYTE.fullmatch(token):
         return bytes([int(byte[1], 16)])

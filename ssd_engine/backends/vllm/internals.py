@@ -202,14 +202,17 @@ class SSDModelRunner(_ModelRunner):
             positions = {int(_starts(counts)[row]): slots[row] for row in starting}
             if positions:
                 put_latched(positions, from_draft, logits[at], self._table)
-        scores = self._scores((logits if self._unmasked is None else self._unmasked)[at], from_draft, probe_scores)
+        shared = min(logits.shape[-1], self.drafter.vocabulary_size)  # what is beyond it is padding
+        scores = self._scores(
+            (logits if self._unmasked is None else self._unmasked)[at, :shared], from_draft[:, :shared], probe_scores
+        )
         if not self.input_batch.sampling_metadata.no_penalties:  # they hold for both models, as masks do
             spread = logits.new_zeros(logits.shape).index_copy_(0, at, from_draft)
             from_draft = self._processed(spread, metadata)[at]
         return StepLogits(
             counts=counts.tolist(),
-            target=self._processed(logits, metadata)[at],
-            draft=from_draft,
+            target=self._processed(logits, metadata)[at, :shared],
+            draft=from_draft[:, :shared],
             drafted=drafted,
             followed=followed,
             places=torch.from_numpy(answered[owners] + steps).to(device),

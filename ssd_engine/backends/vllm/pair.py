@@ -13,7 +13,7 @@ from ssd_engine.backends.vllm.compat import require_vllm
 from ssd_engine.backends.vllm.merged import merged_draft
 from ssd_engine.backends.vllm.requests import SIGNALS_ARG
 from ssd_engine.config import SSDConfig
-from ssd_engine.errors import InvalidRequestError, VocabularyMismatchError
+from ssd_engine.errors import InvalidRequestError
 from ssd_engine.models.checkpoints import (
     load_config,
     load_signals,
@@ -76,15 +76,10 @@ class VllmPair:
         draft_revision = spec.draft_revision if merged == draft else None
         configs = load_config(target, spec.target_revision), load_config(merged, draft_revision)
         facts = ModelFacts.of(configs[0], tokenizer), ModelFacts.of(configs[1], tokenizer)
-        if facts[0].vocabulary_size != facts[1].vocabulary_size:
-            raise VocabularyMismatchError(
-                f"the target has {facts[0].vocabulary_size} token ids and the draft {facts[1].vocabulary_size}; vLLM "
-                "needs equal numbers: use another draft, or the transformers backend"
-            )
-        require_same_tokens(tokenizer, load_tokenizer(merged, draft_revision), len(tokenizer), "vLLM")
+        size = min(each.vocabulary_size for each in facts)  # they may be padded to different sizes
+        require_same_tokens(tokenizer, load_tokenizer(merged, draft_revision), size, "vLLM")
         ends = end_of_sequence_ids(generation_config(target, spec.target_revision), tokenizer)
         # vLLM refuses an end that the model cannot write.
-        size = facts[0].vocabulary_size
         _require_fit(signals, configs[1], size, stored_fingerprint(merged))
         intake = Intake(*facts, frozenset(i for i in ends if i < size), signals)
         intake.require_signals(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,6 +57,7 @@ class KeepingProposer(DraftModelProposer):
         A model that EAGLE-3 can be used with gives a layer's output beside its own; here the probe's.
         """
         super().load_model(target_model)
+        self.model.compute_logits = self._as_wide_as_target(self.model.compute_logits)
         if self.probe is None:
             return
         if not supports_eagle3(self.model):
@@ -65,6 +67,19 @@ class KeepingProposer(DraftModelProposer):
             )
         self.model.set_aux_hidden_state_layers((self.probe.layer,))
         self.model.register_forward_hook(self._keep_hidden)
+
+    def _raise_if_vocab_size_mismatch(self) -> None:
+        """Called when it is made: `VllmPair.of` has checked that the models have one vocabulary, however padded."""
+
+    def _as_wide_as_target(self, compute_logits: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """The draft's logits of as many ids as the target has: cut, or filled up with what is impossible."""
+        more = self.speculative_config.target_model_config.get_vocab_size() - self.vocabulary_size
+        return lambda hidden: torch.nn.functional.pad(compute_logits(hidden), (0, more), value=-torch.inf)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Ids of the draft, padding included."""
+        return int(self.speculative_config.draft_model_config.get_vocab_size())
 
     def _keep_hidden(self, model: Any, inputs: Any, outputs: tuple[Tensor, list[Tensor]]) -> Tensor:
         """Take the probe's layer from the model's outputs, and leave what vLLM expects of them."""
