@@ -202,7 +202,7 @@ class SSDModelRunner(_ModelRunner):
             positions = {int(_starts(counts)[row]): slots[row] for row in starting}
             if positions:
                 put_latched(positions, from_draft, logits[at], self._table)
-        shared = min(logits.shape[-1], self.drafter.vocabulary_size)  # what is beyond it is padding
+        shared = self.drafter.shared_vocabulary
         scores = self._scores(
             (logits if self._unmasked is None else self._unmasked)[at, :shared], from_draft[:, :shared], probe_scores
         )

@@ -11,7 +11,7 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizer
 
 from ssd_engine.backends.vllm.compat import require_vllm
 from ssd_engine.backends.vllm.merged import merged_draft
-from ssd_engine.backends.vllm.requests import SIGNALS_ARG
+from ssd_engine.backends.vllm.requests import SHARED_ARG, SIGNALS_ARG
 from ssd_engine.config import SSDConfig
 from ssd_engine.errors import InvalidRequestError
 from ssd_engine.models.checkpoints import (
@@ -71,13 +71,16 @@ class VllmPair:
         tokenizer = load_tokenizer(target, spec.target_revision)
         beside = Path(draft if spec.draft_adapter in (None, NO_ADAPTER) else str(spec.draft_adapter))
         signals = load_signals(draft, spec.draft_adapter)
-        merged = merged_draft(draft, spec.draft_adapter, spec.draft_revision)
+        configs = load_config(target, spec.target_revision), load_config(draft, spec.draft_revision)
+        facts = ModelFacts.of(configs[0], tokenizer), ModelFacts.of(configs[1], tokenizer)
+        sizes = [each.vocabulary_size for each in facts]
+        size = min(sizes)
+        require_same_tokens(tokenizer, load_tokenizer(draft, spec.draft_revision), size, "vLLM")
+        # Embeddings may be padded to different sizes, and vLLM wants one.
+        padded = None if sizes[0] == sizes[1] else sizes[0]
+        merged = merged_draft(draft, spec.draft_adapter, spec.draft_revision, vocabulary_size=padded)
         # What is merged lies on this machine, where there are no revisions.
         draft_revision = spec.draft_revision if merged == draft else None
-        configs = load_config(target, spec.target_revision), load_config(merged, draft_revision)
-        facts = ModelFacts.of(configs[0], tokenizer), ModelFacts.of(configs[1], tokenizer)
-        size = min(each.vocabulary_size for each in facts)  # they may be padded to different sizes
-        require_same_tokens(tokenizer, load_tokenizer(merged, draft_revision), size, "vLLM")
         ends = end_of_sequence_ids(generation_config(target, spec.target_revision), tokenizer)
         # vLLM refuses an end that the model cannot write.
         _require_fit(signals, configs[1], size, stored_fingerprint(merged))
@@ -112,7 +115,11 @@ class VllmPair:
         engine_args = dict(spec.engine_args or {})
         additional = engine_args.pop("additional_config", {})
         has_signals = (beside / SIGNALS_FILE).is_file()
-        arguments["additional_config"] = {**additional, **({SIGNALS_ARG: str(beside)} if has_signals else {})}
+        arguments["additional_config"] = {
+            **additional,
+            **({SIGNALS_ARG: str(beside)} if has_signals else {}),
+            **({} if padded is None else {SHARED_ARG: size}),
+        }
         if taken := sorted(arguments.keys() & engine_args.keys()):
             raise InvalidRequestError(
                 f"engine_args={taken}: set by this backend; use its own options, or leave them out"

@@ -14,7 +14,7 @@ from vllm.model_executor.models.interfaces import supports_eagle3
 from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.spec_decode.draft_model import DraftModelProposer
 
-from ssd_engine.backends.vllm.requests import RequestTable
+from ssd_engine.backends.vllm.requests import SHARED_ARG, RequestTable
 from ssd_engine.backends.vllm.round import draft
 from ssd_engine.rule.draft_signals import Probe
 
@@ -44,6 +44,8 @@ class KeepingProposer(DraftModelProposer):
         self.has_read = False
         """Whether `read` has read all that the target read in the step under way."""
         self.probe: Probe | None = None
+        self.shared_vocabulary: int | None = vllm_config.additional_config.get(SHARED_ARG)
+        """Token ids that both models have; None: as many as each has."""
         self._hidden: Tensor | None = None
         """[T, H] of the latest pass, the output of the probe's layer."""
         self._read_states: Tensor
@@ -57,7 +59,8 @@ class KeepingProposer(DraftModelProposer):
         A model that EAGLE-3 can be used with gives a layer's output beside its own; here the probe's.
         """
         super().load_model(target_model)
-        self.model.compute_logits = self._as_wide_as_target(self.model.compute_logits)
+        if self.shared_vocabulary is not None:
+            self.model.compute_logits = self._without_padding(self.model.compute_logits)
         if self.probe is None:
             return
         if not supports_eagle3(self.model):
@@ -68,18 +71,15 @@ class KeepingProposer(DraftModelProposer):
         self.model.set_aux_hidden_state_layers((self.probe.layer,))
         self.model.register_forward_hook(self._keep_hidden)
 
-    def _raise_if_vocab_size_mismatch(self) -> None:
-        """Called when it is made: `VllmPair.of` has checked that the models have one vocabulary, however padded."""
+    def _without_padding(self, compute_logits: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """The draft's logits, -inf for what its embeddings were filled up with."""
 
-    def _as_wide_as_target(self, compute_logits: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        """The draft's logits of as many ids as the target has: cut, or filled up with what is impossible."""
-        more = self.speculative_config.target_model_config.get_vocab_size() - self.vocabulary_size
-        return lambda hidden: torch.nn.functional.pad(compute_logits(hidden), (0, more), value=-torch.inf)
+        def without_padding(hidden_states: Tensor) -> Tensor:
+            logits = compute_logits(hidden_states)
+            logits[..., self.shared_vocabulary :] = -torch.inf
+            return logits
 
-    @property
-    def vocabulary_size(self) -> int:
-        """Ids of the draft, padding included."""
-        return int(self.speculative_config.draft_model_config.get_vocab_size())
+        return without_padding
 
     def _keep_hidden(self, model: Any, inputs: Any, outputs: tuple[Tensor, list[Tensor]]) -> Tensor:
         """Take the probe's layer from the model's outputs, and leave what vLLM expects of them."""

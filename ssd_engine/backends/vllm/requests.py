@@ -24,6 +24,8 @@ EXTRA_ARG = "ssd"
 
 SIGNALS_ARG = "ssd_signals"
 """The key of vLLM's `additional_config` for the folder of what signals are read from the draft with."""
+SHARED_ARG = "ssd_shared_vocabulary"
+"""The key there for how many token ids both models have; those beyond are padding."""
 GIVEN_ARG = "ssd_given"
 """The key under which it says how many tokens at its prompt's end are a given beginning of the answer."""
 
