@@ -9,7 +9,15 @@ from rich.table import Table
 
 from ssd_engine.cli.console import Stages, stdout
 from ssd_engine.errors import ModelLoadError
-from ssd_engine.models.presets import DEFAULT_PRESET, PRESETS, GGUFSource, Preset, get_preset, title
+from ssd_engine.models.presets import (
+    DEFAULT_PRESET,
+    PRESETS,
+    SAFE_DRAFTS,
+    GGUFSource,
+    Preset,
+    get_preset,
+    title,
+)
 
 app = typer.Typer(help="Named pairs of models: list them, fetch them, find them.", no_args_is_help=True)
 
@@ -37,6 +45,7 @@ def list_presets() -> None:
             "here" if all(map(local_folder, (preset.target, preset.draft))) else _where_to_get(preset),
         )
     stdout.print(table)
+    stdout.print(f"Beside any target, as --draft: {', '.join(SAFE_DRAFTS)} (ssd pair check tells what to expect)")
 
 
 def _where_to_get(preset: Preset) -> str:

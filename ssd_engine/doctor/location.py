@@ -12,7 +12,7 @@ import psutil
 from ssd_engine.models.cache import CACHE_VARIABLE, cache_folder, gguf_path
 from ssd_engine.models.convert import DISK_PER_BYTE, MEMORY_PER_BYTE
 from ssd_engine.models.hub import downloaded_repository, is_repository, repository_bytes
-from ssd_engine.models.presets import GGUFSource, HubSource, ModelSource
+from ssd_engine.models.presets import SAFE_DRAFTS, GGUFSource, HubSource, ModelSource
 from ssd_engine.models.resolve import local_folder
 from ssd_engine.models.source_error import SourceError
 
@@ -43,7 +43,9 @@ def locate(source: ModelSource | str, revision: str | None) -> Location:
     if is_repository(str(source)):
         return _of_repository(str(source), revision)
     return Location(
-        state="missing", problem=f"{str(source)!r} does not exist; give a folder, a GGUF file, or a hub id (org/name)"
+        state="missing",
+        problem=f"{str(source)!r} does not exist; give a folder, a GGUF file, or a hub id (org/name); for a draft, "
+        f"{' or '.join(SAFE_DRAFTS)} too",
     )
 
 

@@ -155,6 +155,9 @@ class TransformersAnswerer:
     def __init__(self, host: Host, pair: PairSpec) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
+        from ssd_engine.bridge.between import first_difference
+        from ssd_engine.models.checkpoints import load_tokenizer, shared_vocabulary_size
+
         self._tokenizer = AutoTokenizer.from_pretrained(
             str(pair.target), revision=pair.target_revision, padding_side="left"
         )
@@ -162,6 +165,11 @@ class TransformersAnswerer:
             AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype="auto", use_safetensors=True)
             for source, revision in ((pair.target, pair.target_revision), (pair.draft, pair.draft_revision))
         )
+        draft_tokenizer = load_tokenizer(str(pair.draft), pair.draft_revision)
+        size = shared_vocabulary_size(self._target, self._draft)
+        self._assistance: dict[str, Any] = {"assistant_model": self._draft}
+        if first_difference(self._tokenizer, draft_tokenizer, size) is not None:
+            self._assistance |= {"tokenizer": self._tokenizer, "assistant_tokenizer": draft_tokenizer}
 
     def close(self) -> None:
         """Nothing is held."""
@@ -179,7 +187,7 @@ class TransformersAnswerer:
                 **inputs,
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
-                assistant_model=self._draft if decoding == "speculative" else None,
+                **(self._assistance if decoding == "speculative" else {}),
                 stopping_criteria=[clock],
             )
         total = time.perf_counter() - clock.start

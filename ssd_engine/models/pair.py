@@ -151,7 +151,8 @@ class PairSpec(PairOptions, Settings):
     def _one_pair(self) -> PairSpec:
         if (self.target is None) != (self.draft is None):
             raise ValueError(
-                f"target={self.target!r} and draft={self.draft!r}: give both models of the pair, or neither"
+                f"target={self.target!r} and draft={self.draft!r}: give both models of the pair (draft="
+                f"{next(iter(SAFE_DRAFTS))!r} guards any target), or neither"
             )
         if self.preset is not None and self.target is not None:
             raise ValueError(f"preset={self.preset!r} and target={self.target!r} both name a pair; give one of them")
