@@ -251,15 +251,3 @@ def test_a_draft_without_a_chat_template_is_refused(tmp_path: Path, pair_options
     result = align("--output", str(tmp_path / "out"), *pair_options[:2], "--draft", str(base), *data)
     assert result.exit_code == 1
     assert "has no chat template, so it is no instruct model" in said(result)
-
-
-def test_two_vocabularies_are_refused(tmp_path: Path, pair_options: list[str], data: list[str]) -> None:
-    other = tmp_path / "other"
-    shutil.copytree(pair_options[3], other)
-    description = json.loads((other / "tokenizer.json").read_text())
-    vocabulary = description["model"]["vocab"]
-    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
-    (other / "tokenizer.json").write_text(json.dumps(description))
-    result = align("--output", str(tmp_path / "out"), *pair_options[:2], "--draft", str(other), *data)
-    assert result.exit_code == 1
-    assert "do not share a vocabulary" in said(result)

