@@ -145,7 +145,7 @@ async def line() -> None:
     for task in random.Random(0).sample(waiting, IN_LINE // 2):
         task.cancel()
     await _until(lambda: engine.num_waiting == IN_LINE // 2)
-    print(f"  at most {1e3 * max(gaps[begin:]):.2f} while the event loop gives half of them up")
+    print(f"  at most {1e3 * max(gaps[begin:], default=0.0):.2f} while the event loop gives half of them up")
     print(f"  {await gap():.2f} when they are gone")
     engine.close()
     await asyncio.gather(*running, *waiting, return_exceptions=True)

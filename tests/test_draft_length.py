@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from ssd_engine import GenerationParams, SSDConfig, SSDEngine
+from ssd_engine.backends.transformers.decoder import _most_drafts
 from ssd_engine.drafting.draft_length import LONGEST_IN_COMPANY
+from ssd_engine.drafting.effort import MOST_POSITIONS
 from ssd_engine.drafting.pass_times import PassTimes
 
 
@@ -25,6 +29,17 @@ def test_times_between_and_past_the_sizes_seen_are_estimated() -> None:
     assert table(3) == pytest.approx(0.2)
     assert table(1) == pytest.approx(0.1)
     assert table(8) == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize(("passes", "length"), [(1, 1), (3, 3), (20, LONGEST_IN_COMPANY)])
+def test_a_number_of_drafts_makes_nobody_wait_who_chooses_to_draft_less(passes: int, length: int) -> None:
+    def sequence(setting: int | str) -> Any:
+        verifier = SimpleNamespace(config=SSDConfig(num_draft_tokens=setting))  # type: ignore[arg-type]
+        return SimpleNamespace(verifier=verifier, draft=True, num_draft_passes=passes, num_remaining=1000)
+
+    *others, fixed = _most_drafts([*[sequence("auto")] * 7, sequence(64)])
+    assert fixed == length
+    assert others == [MOST_POSITIONS] * 7
 
 
 def test_in_company_nobody_drafts_more_than_most_want(

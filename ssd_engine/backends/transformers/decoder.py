@@ -18,7 +18,7 @@ from ssd_engine.backends.transformers.runner import ModelRunner
 from ssd_engine.backends.transformers.sequence import SequenceState
 from ssd_engine.bridge.bridge import Bridge
 from ssd_engine.config import GenerationParams, SSDConfig
-from ssd_engine.drafting.draft_length import LONGEST_IN_COMPANY, shared_lengths
+from ssd_engine.drafting.draft_length import shared_lengths
 from ssd_engine.drafting.effort import MOST_POSITIONS
 from ssd_engine.drafting.lookup import EarlierAnswers, Lookup
 from ssd_engine.models.checkpoints import require_signals, shared_vocabulary_size
@@ -245,7 +245,12 @@ def _most_drafts(sequences: Sequence[SequenceState]) -> list[int]:
     settings = [
         sequence.verifier.config.num_draft_tokens if sequence.draft is not None else 0 for sequence in sequences
     ]
-    shared = shared_lengths([LONGEST_IN_COMPANY if setting == "auto" else setting for setting in settings])
+    # Those that choose for themselves want what they chose last: others are not to make them wait for more passes.
+    wanted = [
+        sequence.num_draft_passes if setting == "auto" else setting
+        for setting, sequence in zip(settings, sequences, strict=True)
+    ]
+    shared = shared_lengths(wanted)
     most = [MOST_POSITIONS if setting == "auto" else length for setting, length in zip(settings, shared, strict=True)]
     return [min(length, sequence.num_remaining) for length, sequence in zip(most, sequences, strict=True)]
 

@@ -43,6 +43,8 @@ class Proposal:
         self.forced: list[list[int]] = []
         """After each drafted token."""
         self.allowed: list[NDArray[np.bool_] | None] = []
+        self.num_steps = 0
+        """Passes of the draft so far."""
         self.probabilities: list[float] = []
         """The draft's, of each drafted token, where the number of drafts is chosen."""
         self.chance = 1.0
@@ -185,6 +187,7 @@ class Proposal:
         Returns:
             At how many of these positions its word counts.
         """
+        self.num_steps += 1
         guessed, self._guessed = self._guessed, []
         first = len(self.forced) - len(guessed)
         right = 0
@@ -266,6 +269,7 @@ class Proposal:
             guide.commit()
         standing += [last, *self.verifier.forced(forced, last)]
         sequence.crossing = self._crossing_after(chosen, len(forced))
+        sequence.num_draft_passes = max(self.num_steps, 1)
         sequence.accept(standing, self.probabilities, len(self.forced), len(forced))
         return standing
 

@@ -45,6 +45,8 @@ class SequenceState:
         """Where tokens are guessed: there the number of drafts is the engine's choice."""
         self.num_tokens = len(opening)
         """Tokens of the answer that stand."""
+        self.num_draft_passes = 1
+        """In which its latest round drafted, or which its first one will need at least."""
         self.num_drafted = 0
         """Tokens that were drafted, in rounds that are done."""
         self.breaking_logits: Tensor | None = None
