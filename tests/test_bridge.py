@@ -18,6 +18,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from ssd_engine import GenerationParams, Scheme, SSDConfig, SSDEngine
+from ssd_engine.bridge.between import vocabulary
+from ssd_engine.bridge.bridge import Bridge
 from ssd_engine.bridge.crossing import BOUNDARY
 from ssd_engine.config import Grammar, SignalConfig
 from ssd_engine.errors import InvalidRequestError, VocabularyMismatchError
@@ -293,19 +295,26 @@ def test_token_ids_as_a_prompt_are_the_target_s(pair: tuple[PreTrainedModel, Pre
 
 
 def test_an_answer_that_the_draft_reads_as_many_more_tokens_goes_on(sides: Sides) -> None:
-    """The draft has a token for each byte and hardly any other; its part of the cache grows."""
+    """The draft has hardly a token but one for each byte, and its part of the cache grows."""
     target, draft = sides[0], byte_level(262)
-    models_ = make_model(3, len(target)), make_model(4, len(draft), hidden_size=16)
-    longest = max(range(3, len(target)), key=lambda i: len(target.convert_ids_to_tokens(i)))
-    with torch.no_grad():
-        models_[0].get_output_embeddings().weight.zero_()
-        models_[0].get_output_embeddings().weight[longest] = 1.0
-        models_[0].model.norm.weight.fill_(1.0)
-    config = SSDConfig(alpha_intersection=0.0, alpha_intersection_min=0.0, alpha_union=0.0)
-    with engine_of(models_, (target, draft), config=config) as engine:
-        result = engine.generate(CHAT, GenerationParams(max_new_tokens=100))
-    assert result.token_ids in ([longest] * 100, result.token_ids)
-    assert len(result.token_ids) == 100
+    with engine_of((make_model(3, len(target)), make_model(4, len(draft), hidden_size=16)), (target, draft)) as engine:
+        params = GenerationParams(max_new_tokens=40, grammar=Grammar(regex="( the capital of France){60}"))
+        alone = engine.generate(CHAT, params)
+        together = engine.batch([CHAT, CHAT], params)
+    bridge = bridge_of(target, draft)
+    assert len(bridge.readings(alone.token_ids)) > bridge.most_read(40)
+    assert alone.text.startswith(" the capital of France the capital of France")
+    assert [result.token_ids for result in together] == [alone.token_ids] * 2  # type: ignore[union-attr]
+
+
+def test_tokens_that_a_tokenizer_knows_and_its_model_cannot_write_are_left_out(sides: Sides) -> None:
+    target, draft = sides
+    pair = make_model(3, len(target) - 20), make_model(4, len(draft) - 30, hidden_size=16)
+    with engine_of(pair, sides) as engine:
+        result = engine.generate([5, 6, 7], GenerationParams(max_new_tokens=30), [5, 6, 7])
+    assert max(result.token_ids) < len(target) - 20
+    bridge = Bridge(*(vocabulary(side, len(side) - 20, {side.eos_token_id}) for side in sides))
+    assert all(i < len(draft) - 20 for token_id in range(len(target)) for i in bridge.reading(token_id))
 
 
 def test_padding_that_differs_is_one_vocabulary(tokenizer: PreTrainedTokenizerFast) -> None:

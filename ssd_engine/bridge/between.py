@@ -34,9 +34,8 @@ def bridge_between(target: Vocabulary, draft: Vocabulary) -> Bridge | None:
 
 def vocabulary(tokenizer: PreTrainedTokenizerBase, size: int, end_ids: Collection[int]) -> Vocabulary:
     """One side of a bridge: a model with so many token ids, whose answers `end_ids` end."""
-    return Vocabulary(
-        tokenizer=tokenizer, size=size, end_id=_message_end(tokenizer, end_ids), end_ids=frozenset(end_ids)
-    )
+    ends = frozenset(token_id for token_id in end_ids if token_id < size)
+    return Vocabulary(tokenizer=tokenizer, size=size, end_id=_message_end(tokenizer, ends), end_ids=ends)
 
 
 def _message_end(tokenizer: PreTrainedTokenizerBase, end_ids: Collection[int]) -> int | None:

@@ -67,7 +67,7 @@ class Bridge:
             VocabularyMismatchError: a tokenizer's tokens are not known byte for byte, or hardly any are shared.
         """
         self.target_size, self.draft_size = target.size, draft.size
-        self.target_bytes, self.draft_bytes = token_bytes(target.tokenizer), token_bytes(draft.tokenizer)
+        self.target_bytes, self.draft_bytes = _written_bytes(target), _written_bytes(draft)
         self._controls = {
             token_id: draft.tokenizer.added_tokens_encoder[text]
             for text, token_id in target.tokenizer.added_tokens_encoder.items()
@@ -93,7 +93,7 @@ class Bridge:
         self, speller: Speller, end_ids: Collection[int], target_end_id: int | None
     ) -> dict[int, tuple[int, ...]]:
         """The target's tokens for each of the draft's that can be written in them."""
-        texts = {i: text for i, text in enumerate(self.draft_bytes[: self.draft_size]) if text}
+        texts = {i: text for i, text in enumerate(self.draft_bytes) if text}
         spellings = dict(zip(texts, speller.spell(list(texts.values())), strict=True))
         ends = {} if target_end_id is None else dict.fromkeys(end_ids, (target_end_id,))
         return {**spellings, **ends}
@@ -242,6 +242,11 @@ class Bridge:
         if at == len(self._first_ids) or int(self._first_ids[at]) != token_id:
             return self._others[:0]
         return self._others[int(self._bounds[at]) : int(self._bounds[at + 1])]
+
+
+def _written_bytes(side: Vocabulary) -> TokenBytes:
+    """The bytes of each token; a tokenizer may know more than its model can write."""
+    return [text if token_id < side.size else None for token_id, text in enumerate(token_bytes(side.tokenizer))]
 
 
 def _at(known: TokenBytes, token_id: int) -> bytes | None:
