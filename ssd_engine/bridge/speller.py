@@ -26,10 +26,6 @@ class Speller:
         self._ids = _ids_by_bytes(tokenizer, known)
         self._longest = max(map(len, self._ids))
 
-    def id_of(self, text: bytes) -> int | None:
-        """The token that stands for exactly these bytes."""
-        return self._ids.get(text)
-
     def spell(self, texts: Sequence[bytes]) -> list[tuple[int, ...]]:
         """Each of `texts` as its tokens; nothing where some byte has no token.
 
