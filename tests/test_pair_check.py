@@ -62,6 +62,17 @@ def test_a_pair_that_cannot_work_is_refused_with_the_figure(two_vocabularies: tu
     assert said.endswith("This pair cannot work.")
 
 
+def test_answers_of_one_token_have_no_speed(two_vocabularies: tuple[Path, Path]) -> None:
+    """Whatever the target writes first ends its answer."""
+    file = two_vocabularies[0] / "generation_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token_id": list(range(340))}))
+    result = ssd("pair", "check", *map(str, two_vocabularies), "--prompts", "1")
+    assert result.exit_code == 0, result.output
+    said = " ".join(result.stdout.split())
+    assert "tokens/s not known: the answers ended in their first round" in said
+    assert "times as fast" not in said
+
+
 def test_a_model_that_is_nowhere_is_told() -> None:
     result = ssd("pair", "check", "/nowhere/model")
     assert result.exit_code == 1

@@ -85,7 +85,11 @@ def _trial_rows(trial: Trial) -> Rows:
     yield "under Union", f"{trial.union_share:.1%} of the tokens"
     if trial.bridge_mass is not None:
         yield "bridge mass", f"{trial.bridge_mass:.3f} of the draft's probability is on tokens that the target lacks"
-    yield "tokens/s", f"{trial.tokens_per_second:.1f}, the target alone {trial.target_tokens_per_second:.1f}; decoding"
+    speeds = trial.tokens_per_second, trial.target_tokens_per_second
+    if None in speeds:
+        yield "tokens/s", "not known: the answers ended in their first round"
+    else:
+        yield "tokens/s", "{:.1f}, the target alone {:.1f}; decoding".format(*speeds)
 
 
 def _expectations(trial: Trial | None, shared_text: float | None) -> list[str]:
@@ -107,7 +111,8 @@ def _expectations(trial: Trial | None, shared_text: float | None) -> list[str]:
                 f"{trial.union_share:.0%} of ordinary tokens are chosen under Union, in the draft's words: lower "
                 "match_threshold or raise the signals' thresholds."
             )
-        ratio = trial.tokens_per_second / trial.target_tokens_per_second
-        said.append(f"Safety makes it {ratio:.2f} times as fast as the target alone here.")
+        if trial.tokens_per_second is not None and trial.target_tokens_per_second is not None:
+            ratio = trial.tokens_per_second / trial.target_tokens_per_second
+            said.append(f"Safety makes it {ratio:.2f} times as fast as the target alone here.")
     said.append("How safe the pair is, ssd eval measures.")
     return said

@@ -22,9 +22,9 @@ class Trial:
     union_share: float
     bridge_mass: float | None
     """The draft's probability of tokens that the target lacks, on average; None: both have one vocabulary."""
-    tokens_per_second: float
-    """Decoding, of `ssd`."""
-    target_tokens_per_second: float
+    tokens_per_second: float | None
+    """Decoding, of `ssd`; None: all answers ended in their first round."""
+    target_tokens_per_second: float | None
     """Of the target alone."""
 
     @classmethod
@@ -48,7 +48,8 @@ class Trial:
         )
 
 
-def _speed(results: list[GenerationResult]) -> float:
-    """Tokens a second after the first round."""
+def _speed(results: list[GenerationResult]) -> float | None:
+    """Tokens a second after the first round; None where there are none."""
     tokens = sum(len(result.token_ids) - result.trace.round_sizes[0] for result in results)
-    return tokens / sum(result.timings.total - result.timings.first_token for result in results)
+    seconds = sum(result.timings.total - result.timings.first_token for result in results)
+    return tokens / seconds if tokens else None
