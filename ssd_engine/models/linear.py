@@ -55,9 +55,14 @@ class _Packed(nn.Module, ABC):
         _layers[int(self._number)] = self
 
     def forward(self, rows: Tensor) -> Tensor:
-        if torch.compiler.is_compiling():
-            result: Tensor = torch.ops.ssd_engine.product.default(rows, self._number, self._out_features)
-            return result
+        return self._kernel(rows)
+
+    def _kernel(self, rows: Tensor) -> Tensor:
+        """`product`, also from compiled code."""
+        if not torch.jit.is_scripting():
+            if torch.compiler.is_compiling():
+                result: Tensor = torch.ops.ssd_engine.product.default(rows, self._number, self._out_features)
+                return result
         return self.product(rows)
 
 
@@ -133,6 +138,7 @@ class Int8Linear(_Packed):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__(linear.out_features)
+        self._levels, self._tiny = _LEVELS, _TINY  # TorchScript does not see a module's own
         weight, scales = int8_of(linear)
         zeros = torch.zeros(len(scales), dtype=torch.int64)
         self._bias = None if linear.bias is None else linear.bias.detach().float()
@@ -144,8 +150,8 @@ class Int8Linear(_Packed):
 
     def product(self, rows: Tensor) -> Tensor:
         """Of float32 rows with values from -1 to 1."""
-        result: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default(
-            rows, 1 / _LEVELS, _LEVELS, self._packed
+        result: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
+            rows, 1 / self._levels, self._levels, self._packed
         )
         return result
 
@@ -153,8 +159,8 @@ class Int8Linear(_Packed):
         """[..., out] of rows [..., in]."""
         # The kernel has one scale for all rows, and some models' first token has activations a thousand times the
         # others': every row is brought to the range of -1 to 1 first. So no row's result depends on the others.
-        ranges = rows.abs().amax(dim=-1, keepdim=True).float().clamp_min_(_TINY)
-        result = super().forward(rows / ranges).mul_(ranges)
+        ranges = rows.abs().amax(dim=-1, keepdim=True).float().clamp_min_(self._tiny)
+        result = self._kernel(rows / ranges).mul_(ranges)
         return (result if self._bias is None else result.add_(self._bias)).to(rows.dtype)
 
 

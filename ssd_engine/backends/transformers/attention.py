@@ -108,7 +108,7 @@ def use_segment_attention(model: PreTrainedModel, num_layers: int) -> None:
 def attend(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None, softcap: float | None
 ) -> Tensor:
-    """Scaled dot-product attention, with Gemma 2's soft cap where one is given.
+    """Scaled dot-product attention, with Gemma 2's soft cap where one is given; TorchScript can compile it.
 
     Args:
         query: [B, H, q, d].
@@ -130,7 +130,7 @@ def attend(
         scores = folded @ key.transpose(-1, -2) * (size**-0.5 if scaling is None else scaling)
         scores = torch.tanh(scores / softcap) * softcap
         if mask is not None:
-            scores = scores.masked_fill(~mask, -torch.inf)
+            scores = scores.masked_fill(~mask, float("-inf"))
         out = scores.softmax(-1, dtype=torch.float32).to(value.dtype) @ value
     return out.reshape(rows, heads, length, -1).transpose(1, 2)
 

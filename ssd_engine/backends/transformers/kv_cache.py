@@ -130,6 +130,22 @@ class KVCache(Cache):
         """Keep a layer's states at the positions `at`, [T] int64; returns every position's."""
         return self.layers[layer].write(at, key_states, value_states)
 
+    def memory(self, like: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Keys and values of all layers, which take memory now if they have none: of the shape of `like`, [1, K, T, d].
+
+        `write` need not be called then.
+        """
+        keys: list[Tensor] = []
+        values: list[Tensor] = []
+        for layer in self.layers:
+            if layer.keys is None or layer.values is None:
+                layer.lazy_initialization(like, like)
+            assert layer.keys is not None
+            assert layer.values is not None
+            keys.append(layer.keys)
+            values.append(layer.values)
+        return keys, values
+
     def snapshot(self, stretch: range) -> Snapshot:
         """A copy of some positions."""
         where = slice(stretch.start, stretch.stop)

@@ -20,17 +20,13 @@ class LayerStates:
         layers = decoder_layers(model)
         if not 1 <= layer <= len(layers):
             raise ModelLoadError(f"layer={layer}: model type {model.config.model_type!r} has {len(layers)} layers")
-        self._index = layer - 1
-        self._hook = layers[self._index].register_forward_hook(self._keep_output)
+        self.index = layer - 1
+        """Of the layer, counted from 0."""
+        self._hook = layers[self.index].register_forward_hook(self._keep_output)
 
     def close(self) -> None:
         """Leave the model as it was."""
         self._hook.remove()
-
-    def keep(self, index: int, states: Tensor) -> None:
-        """Take the output [1, T, H] of the layer with this index, counted from 0, if it is the one."""
-        if index == self._index:
-            self.latest = states
 
     def _keep_output(self, layer: nn.Module, inputs: Any, output: Any) -> None:
         self.latest = output[0] if isinstance(output, tuple) else output

@@ -1,21 +1,28 @@
 """LeanPasses: passes of models of the Llama kind on a CPU, with as few operators and as little Python as they need.
 
 Transformers' own layers spend, on passes of a few tokens, as much time between the matrix products as in them. Here the
-layers' parts are the model's own, and compute the same; only what lies between them is written out.
+layers' parts are the model's own, and compute the same; only what lies between them is written out. With int8 weights
+TorchScript runs all layers as one call, without Python; where torch has it no more, the same code runs as Python.
 """
 
 from __future__ import annotations
 
+import logging
+import warnings
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ssd_engine.backends.transformers.attention import CAUSAL, Projections, pass_under_way
+from ssd_engine.backends.transformers.attention import CAUSAL, pass_under_way
 from ssd_engine.backends.transformers.layer_states import LayerStates
+from ssd_engine.backends.transformers.segments import SegmentedPass, attend_segments
+from ssd_engine.models.linear import Int8Linear
 from ssd_engine.models.merged import MergedPart
+
+_logger = logging.getLogger(__name__)
 
 _CLASSES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
@@ -27,7 +34,9 @@ class LeanPasses:
         """`states`: where the output of one of the layers is kept."""
         self._model = model
         self._states = states
-        self._layers = [_Layer(layer) for layer in model.model.layers]
+        self._layers = _in_one_call(_Layers(model, -1 if states is None else states.index))
+        attention = model.model.layers[0].self_attn
+        self._heads_shape = 1, attention.config.num_key_value_heads, 0, attention.head_dim
 
     @staticmethod
     def suits(model: PreTrainedModel) -> bool:
@@ -42,6 +51,11 @@ class LeanPasses:
             and {parameter.device.type for parameter in model.parameters()} == {"cpu"}
         )
 
+    @property
+    def is_one_call(self) -> bool:
+        """Whether a pass's layers run without Python."""
+        return isinstance(self._layers, torch.jit.ScriptModule)
+
     def __call__(self, *, input_ids: Tensor, position_ids: Tensor, wants_logits: bool = True, **_: Any) -> Any:
         """A pass under way over tokens [1, T]; the `logits` [1, T, V] of what is returned are None if not wanted."""
         decoder = self._model.model
@@ -49,70 +63,147 @@ class LeanPasses:
         cos, sin = decoder.rotary_emb(states, position_ids)
         half = sin.shape[-1] // 2
         # Half of a head's numbers change places and the others' sign: the sign is put into the sine once a pass.
-        rotation = cos[:, :, None], torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)[:, :, None]
-        for index, layer in enumerate(self._layers):
-            states = layer(index, states, rotation)
-            if self._states is not None:
-                self._states.keep(index, states)
-        states = _normed(decoder.norm, states)
+        sin = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
+        segments = cast(SegmentedPass, pass_under_way())  # on a CPU, every pass is one
+        keys, values = segments.memory(states.new_empty(self._heads_shape))
+        states, kept = self._layers(
+            states,
+            (cos[:, :, None], sin[:, :, None]),
+            (keys, values),
+            segments.written,
+            segments.bounds,
+            segments.masks[CAUSAL],
+            segments.by_token,
+        )
+        if self._states is not None:
+            self._states.latest = kept
         return SimpleNamespace(logits=self._model.lm_head(states) if wants_logits else None)
 
 
-class _Layer:
+class _Norm(nn.Module):
+    """What transformers calls RMSNorm."""
+
+    def __init__(self, norm: Any) -> None:
+        super().__init__()
+        self._weight: Tensor = norm.weight.detach()
+        self._epsilon = float(norm.variance_epsilon)
+
+    def forward(self, states: Tensor) -> Tensor:
+        if states.dtype == torch.float32:
+            return torch.rms_norm(states, self._weight.shape, self._weight, self._epsilon)
+        wide = states.float()
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self._epsilon)
+        return self._weight * wide.to(states.dtype)
+
+
+class _Layer(nn.Module):
     """One decoder layer."""
 
     def __init__(self, layer: Any) -> None:
+        super().__init__()
         attention, mlp = layer.self_attn, layer.mlp
-        self._attention_norm, self._mlp_norm = layer.input_layernorm, layer.post_attention_layernorm
+        self._attention_norm, self._mlp_norm = _Norm(layer.input_layernorm), _Norm(layer.post_attention_layernorm)
         self._qkv = _together(attention.q_proj, attention.k_proj, attention.v_proj)
         self._out = attention.o_proj
         self._gate_up = _together(mlp.gate_proj, mlp.up_proj)
         self._down = mlp.down_proj
-        self._head_norms = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
+        has_norms = getattr(attention, "q_norm", None) is not None
+        self._query_norm = _Norm(attention.q_norm) if has_norms else None
+        self._key_norm = _Norm(attention.k_norm) if has_norms else None
         self._head_size: int = attention.head_dim
         self._num_key_heads: int = attention.config.num_key_value_heads
         self._scaling: float = attention.scaling
 
-    def __call__(self, index: int, states: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(
+        self,
+        states: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        memory: tuple[Tensor, Tensor],
+        written: Tensor,
+        bounds: list[tuple[int, int, int, int, int]],
+        masks: list[Tensor | None],
+        by_token: bool,
+    ) -> Tensor:
         """[1, T, H] of states [1, T, H]."""
-        states = states + self._out(self._attend(index, self._qkv(_normed(self._attention_norm, states)), rotation))
-        gate, up = self._gate_up(_normed(self._mlp_norm, states)).chunk(2, dim=-1)
+        query, key, value = self._projections(self._qkv(self._attention_norm(states)), rotation)
+        keys, values = memory
+        keys.index_copy_(2, written, key)
+        values.index_copy_(2, written, value)
+        seen = attend_segments(query, keys, values, bounds, masks, by_token, self._scaling, None)
+        states = states + self._out(seen.flatten(2))
+        gate, up = self._gate_up(self._mlp_norm(states)).chunk(2, dim=-1)
         result: Tensor = states + self._down(nn.functional.silu(gate) * up)
         return result
 
-    def _attend(self, index: int, qkv: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    def _projections(self, qkv: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [1, H, T, d], keys and values [1, K, T, d]."""
         cos, sin = rotation
         heads = qkv.unflatten(-1, (-1, self._head_size))
         turned, value = heads[:, :, : -self._num_key_heads], heads[:, :, -self._num_key_heads :]
-        query_norm, key_norm = self._head_norms
-        if query_norm is not None and key_norm is not None:
+        if self._query_norm is not None and self._key_norm is not None:
             query, key = turned[:, :, : -self._num_key_heads], turned[:, :, -self._num_key_heads :]
-            turned = torch.cat([_normed(query_norm, query), _normed(key_norm, key)], dim=2)
+            turned = torch.cat([self._query_norm(query), self._key_norm(key)], dim=2)
         turned = turned * cos + turned.roll(self._head_size // 2, -1) * sin
         query, key = turned[:, :, : -self._num_key_heads], turned[:, :, -self._num_key_heads :]
-        new = Projections(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), self._scaling, None)
-        return pass_under_way().attend(index, CAUSAL, new).flatten(2)
+        return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
 
 
-class _EndToEnd:
+class _Layers(nn.Module):
+    """All of a model's layers and the norm after them."""
+
+    def __init__(self, model: PreTrainedModel, kept: int) -> None:
+        super().__init__()
+        self._layers = nn.ModuleList([_Layer(layer) for layer in model.model.layers])
+        self._norm = _Norm(model.model.norm)
+        self._kept = kept
+
+    def forward(
+        self,
+        states: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        memory: tuple[list[Tensor], list[Tensor]],
+        written: Tensor,
+        bounds: list[tuple[int, int, int, int, int]],
+        masks: list[Tensor | None],
+        by_token: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """[1, T, H] of states [1, T, H], and the output of the layer that is kept."""
+        keys, values = memory
+        kept = states
+        for index, layer in enumerate(self._layers):
+            states = layer(states, rotation, (keys[index], values[index]), written, bounds, masks, by_token)
+            if index == self._kept:
+                kept = states
+        return self._norm(states), kept
+
+
+class _EndToEnd(nn.Module):
     """Layers of the same rows that are not merged."""
 
     def __init__(self, *layers: nn.Module) -> None:
-        self._layers = layers
+        super().__init__()
+        self._layers = nn.ModuleList(layers)
 
-    def __call__(self, rows: Tensor) -> Tensor:
+    def forward(self, rows: Tensor) -> Tensor:
         return torch.cat([layer(rows) for layer in self._layers], dim=-1)
 
 
-def _together(*layers: nn.Module) -> Any:
+def _together(*layers: nn.Module) -> nn.Module:
     """What gives the outputs of `layers` end to end."""
     first = layers[0]
-    return first.merged if isinstance(first, MergedPart) else _EndToEnd(*layers)
+    return first.merged.packed if isinstance(first, MergedPart) else _EndToEnd(*layers)
 
 
-def _normed(norm: Any, states: Tensor) -> Tensor:
-    """The output of a layer of transformers' that is called RMSNorm."""
-    if states.dtype is not torch.float32:
-        normed: Tensor = norm(states)
-        return normed
-    return torch.rms_norm(states, norm.weight.shape, norm.weight, norm.variance_epsilon)
+def _in_one_call(layers: _Layers) -> nn.Module:
+    """`layers` without Python, where the weights' kernels allow it."""
+    if not any(isinstance(module, Int8Linear) for module in layers.modules()):
+        return layers
+    try:
+        with warnings.catch_warnings():
+            # torch 2.13 deprecates TorchScript; nothing else calls these kernels without Python and without a compiler.
+            warnings.filterwarnings("ignore", category=DeprecationWarning)
+            one_call: nn.Module = torch.jit.script(layers)
+            return one_call
+    except (AttributeError, OSError, RuntimeError) as error:
+        _logger.info("passes run as Python, a fifth slower: %s", error)
+        return layers

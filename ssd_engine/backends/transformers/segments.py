@@ -41,9 +41,10 @@ class Segment:
         return int(self.cached.stop - self.cached.start)
 
     @property
-    def in_blocks(self) -> slice:
-        """Its positions in the cache in whole blocks; a sequence's stretch of the cache has room for them."""
-        return slice(self.cached.start, self.cached.start + in_blocks(self.length))
+    def bounds(self) -> tuple[int, int, int, int, int]:
+        """What `attend_segments` takes; a sequence's stretch of the cache has room for whole blocks."""
+        start = self.cached.start
+        return self.tokens.start, self.tokens.stop, start, self.cached.stop, start + in_blocks(self.length)
 
     @property
     def by_blocks(self) -> Iterator[Segment]:
@@ -68,46 +69,77 @@ class SegmentedPass:
             written: [T] int64 positions of the cache that the pass's tokens are kept at.
             by_token: whether each token attends by itself.
         """
+        if by_token:
+            segments = [part for segment in segments for part in segment.by_blocks]
+        self.written = written
+        self.by_token = by_token
+        self.bounds = [segment.bounds for segment in segments]
+        """What `attend_segments` takes."""
+        self.masks: list[list[Tensor | None]] = []
+        """By number, one for each of `bounds`."""
         self._cache = cache
-        self._segments = [part for segment in segments for part in segment.by_blocks] if by_token else segments
-        self._written = written
-        self._attend = self._attend_by_token if by_token else self._attend_together
-        self._mask = _mask_by_token if by_token else _mask_together
-        self._masks: list[list[Tensor | None]] = []
+        self._segments = segments
         self.add_mask(causal_mask_function)
 
     def add_mask(self, function: MaskFunction) -> int:
         """Enter a mask of the pass; returns its number."""
-        self._masks.append([self._mask(segment, function, self._written.device) for segment in self._segments])
-        return len(self._masks) - 1
+        mask = _mask_by_token if self.by_token else _mask_together
+        self.masks.append([mask(segment, function, self.written.device) for segment in self._segments])
+        return len(self.masks) - 1
 
     def attend(self, layer: int, mask: int, new: Projections) -> Tensor:
         """Attention of one layer, segment by segment, its new keys and values written to the cache."""
-        keys, values = self._cache.write(layer, self._written, new.key, new.value)
-        parts = [
-            self._attend(segment, segment_mask, new, keys, values)
-            for segment, segment_mask in zip(self._segments, self._masks[mask], strict=True)
-        ]
-        return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, dim=1)
+        keys, values = self._cache.write(layer, self.written, new.key, new.value)
+        masks = self.masks[mask]
+        return attend_segments(new.query, keys, values, self.bounds, masks, self.by_token, new.scaling, new.softcap)
 
-    @staticmethod
-    def _attend_together(
-        segment: Segment, mask: Tensor | None, new: Projections, keys: Tensor, values: Tensor
-    ) -> Tensor:
-        query, seen = new.query[:, :, segment.tokens], segment.cached
-        return attend(query, keys[:, :, seen], values[:, :, seen], mask, new.scaling, new.softcap)
+    def memory(self, like: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Keys and values of all layers, [1, K, positions, d] each, for those who write them by themselves.
 
-    @staticmethod
-    def _attend_by_token(
-        segment: Segment, mask: Tensor | None, new: Projections, keys: Tensor, values: Tensor
-    ) -> Tensor:
-        seen, unused = segment.in_blocks, slice(segment.cached.stop, segment.in_blocks.stop)
-        for states in (keys, values):
-            states[:, :, unused].zero_()  # what is masked is still read, and has to be numbers
-        # [T, H, 1, d]: tokens become rows.
-        rows = new.query[0, :, segment.tokens].transpose(0, 1)[:, :, None]
-        keys, values = (states[:, :, seen].expand(segment.num_tokens, -1, -1, -1) for states in (keys, values))
-        return attend(rows, keys, values, mask, new.scaling, new.softcap).transpose(0, 1)
+        `like`: [1, K, T, d] states of one layer, if all have that shape; memory is taken at the first call.
+        """
+        return self._cache.memory(like)
+
+
+def attend_segments(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    bounds: list[tuple[int, int, int, int, int]],
+    masks: list[Tensor | None],
+    by_token: bool,
+    scaling: float | None,
+    softcap: float | None,
+) -> Tensor:
+    """Attention of one layer, segment by segment; TorchScript can compile it.
+
+    Args:
+        query: [1, H, T, d].
+        keys, values: [1, K, positions, d] and [1, K, positions, e] of all positions of the cache.
+        bounds: of each segment its first token and the end of its tokens; its first position in the cache, the end of
+            its positions, and their end in whole blocks.
+        masks: one for each segment.
+        by_token: whether each token attends by itself.
+
+    Returns:
+        [1, T, H, e].
+    """
+    parts: list[Tensor] = []
+    for index, (first, end, start, stop, block_stop) in enumerate(bounds):
+        own = query[:, :, first:end]
+        if by_token:
+            # What is masked is still read, and has to be numbers.
+            keys[:, :, stop:block_stop].zero_()
+            values[:, :, stop:block_stop].zero_()
+            # [T, H, 1, d]: tokens become rows.
+            rows = own[0].transpose(0, 1)[:, :, None]
+            seen_keys = keys[:, :, start:block_stop].expand(end - first, -1, -1, -1)
+            seen_values = values[:, :, start:block_stop].expand(end - first, -1, -1, -1)
+            parts.append(attend(rows, seen_keys, seen_values, masks[index], scaling, softcap).transpose(0, 1))
+        else:
+            seen_keys, seen_values = keys[:, :, start:stop], values[:, :, start:stop]
+            parts.append(attend(own, seen_keys, seen_values, masks[index], scaling, softcap))
+    return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 def in_blocks(length: int) -> int:
