@@ -159,8 +159,9 @@ class Int8Linear(_Packed):
         """[..., out] of rows [..., in]."""
         # The kernel has one scale for all rows, and some models' first token has activations a thousand times the
         # others': every row is brought to the range of -1 to 1 first. So no row's result depends on the others.
-        ranges = rows.abs().amax(dim=-1, keepdim=True).float().clamp_min_(self._tiny)
-        result = self._kernel(rows / ranges).mul_(ranges)
+        wide = rows.float()
+        ranges = wide.abs().amax(dim=-1, keepdim=True).clamp_min_(self._tiny)
+        result = self._kernel(wide / ranges).mul_(ranges)
         return (result if self._bias is None else result.add_(self._bias)).to(rows.dtype)
 
 

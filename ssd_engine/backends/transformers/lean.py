@@ -72,7 +72,7 @@ class LeanPasses:
             (keys, values),
             segments.written,
             segments.bounds,
-            segments.masks[CAUSAL],
+            [None if mask is None else _added(mask, states) for mask in segments.masks[CAUSAL]],
             segments.by_token,
         )
         if self._states is not None:
@@ -89,11 +89,9 @@ class _Norm(nn.Module):
         self._epsilon = float(norm.variance_epsilon)
 
     def forward(self, states: Tensor) -> Tensor:
-        if states.dtype == torch.float32:
-            return torch.rms_norm(states, self._weight.shape, self._weight, self._epsilon)
         wide = states.float()
-        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self._epsilon)
-        return self._weight * wide.to(states.dtype)
+        wide = wide * (wide * wide).mean(-1, keepdim=True).add_(self._epsilon).rsqrt_()
+        return wide.to(states.dtype) * self._weight
 
 
 class _Layer(nn.Module):
@@ -130,21 +128,23 @@ class _Layer(nn.Module):
         keys.index_copy_(2, written, key)
         values.index_copy_(2, written, value)
         seen = attend_segments(query, keys, values, bounds, masks, by_token, self._scaling, None)
-        states = states + self._out(seen.flatten(2))
+        states = self._out(seen.flatten(2)).add_(states)
         gate, up = self._gate_up(self._mlp_norm(states)).chunk(2, dim=-1)
-        result: Tensor = states + self._down(nn.functional.silu(gate) * up)
+        result: Tensor = self._down(nn.functional.silu(gate).mul_(up)).add_(states)
         return result
 
     def _projections(self, qkv: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [1, H, T, d], keys and values [1, K, T, d]."""
         cos, sin = rotation
+        num_keys = self._num_key_heads
         heads = qkv.unflatten(-1, (-1, self._head_size))
-        turned, value = heads[:, :, : -self._num_key_heads], heads[:, :, -self._num_key_heads :]
+        num_queries = heads.shape[2] - 2 * num_keys
+        turned, value = heads.split([num_queries + num_keys, num_keys], dim=2)
         if self._query_norm is not None and self._key_norm is not None:
-            query, key = turned[:, :, : -self._num_key_heads], turned[:, :, -self._num_key_heads :]
+            query, key = turned.split([num_queries, num_keys], dim=2)
             turned = torch.cat([self._query_norm(query), self._key_norm(key)], dim=2)
-        turned = turned * cos + turned.roll(self._head_size // 2, -1) * sin
-        query, key = turned[:, :, : -self._num_key_heads], turned[:, :, -self._num_key_heads :]
+        turned = (turned * cos).add_(turned.roll(self._head_size // 2, -1).mul_(sin))
+        query, key = turned.split([num_queries, num_keys], dim=2)
         return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
 
 
@@ -186,6 +186,11 @@ class _EndToEnd(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         return torch.cat([layer(rows) for layer in self._layers], dim=-1)
+
+
+def _added(mask: Tensor, states: Tensor) -> Tensor:
+    """A mask of the same shape that is added to scores: as attention would make it, layer by layer."""
+    return torch.zeros_like(mask, dtype=states.dtype).masked_fill_(~mask, -torch.inf)
 
 
 def _together(*layers: nn.Module) -> nn.Module:

@@ -126,18 +126,19 @@ def attend_segments(
     """
     parts: list[Tensor] = []
     for index, (first, end, start, stop, block_stop) in enumerate(bounds):
-        own = query[:, :, first:end]
+        own = query.narrow(2, first, end - first)
         if by_token:
-            # What is masked is still read, and has to be numbers.
-            keys[:, :, stop:block_stop].zero_()
-            values[:, :, stop:block_stop].zero_()
+            unused = block_stop - stop
+            if unused > 0:  # what is masked is still read, and has to be numbers
+                keys.narrow(2, stop, unused).zero_()
+                values.narrow(2, stop, unused).zero_()
             # [T, H, 1, d]: tokens become rows.
-            rows = own[0].transpose(0, 1)[:, :, None]
-            seen_keys = keys[:, :, start:block_stop].expand(end - first, -1, -1, -1)
-            seen_values = values[:, :, start:block_stop].expand(end - first, -1, -1, -1)
+            rows = own.permute(2, 1, 0, 3)
+            seen_keys = keys.narrow(2, start, block_stop - start).expand(end - first, -1, -1, -1)
+            seen_values = values.narrow(2, start, block_stop - start).expand(end - first, -1, -1, -1)
             parts.append(attend(rows, seen_keys, seen_values, masks[index], scaling, softcap).transpose(0, 1))
         else:
-            seen_keys, seen_values = keys[:, :, start:stop], values[:, :, start:stop]
+            seen_keys, seen_values = keys.narrow(2, start, stop - start), values.narrow(2, start, stop - start)
             parts.append(attend(own, seen_keys, seen_values, masks[index], scaling, softcap))
     return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, dim=1)
 
