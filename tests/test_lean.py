@@ -66,14 +66,42 @@ def read(model: PreTrainedModel, layer: int) -> tuple[torch.Tensor, torch.Tensor
     return logits, runner.hidden
 
 
+@pytest.mark.parametrize("packed", [None, Int8Linear, HalfLinear, PackedLinear])
+@pytest.mark.parametrize("name", LEAN)
+def test_layers_run_as_one_call_and_where_that_cannot_be_as_python(
+    name: str, packed: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = packed_model(name, packed)
+    assert LeanPasses(model, None).is_one_call
+    logits, hidden = read(model, layer=2)
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.jit, "script", without_source)
+        assert not LeanPasses(model, None).is_one_call
+        python_logits, python_hidden = read(model, layer=2)
+    assert "no source code here" in caplog.text
+    assert torch.equal(logits, python_logits)
+    assert torch.equal(hidden, python_hidden)
+
+
+def without_source(*args: object) -> None:
+    raise OSError("no source code here")
+
+
+def packed_model(name: str, packed: Any) -> PreTrainedModel:
+    if packed in (HalfLinear, PackedLinear) and not packed.is_available():
+        pytest.skip("not on this processor, or not in this build of torch")
+    model = model_of(name)
+    if packed is PackedLinear:
+        model.bfloat16()
+    if packed is not None:
+        replace_linears(model, packed)
+    return model
+
+
 @pytest.mark.parametrize("packed", [None, Int8Linear, HalfLinear])
 @pytest.mark.parametrize("name", LEAN)
 def test_a_lean_pass_computes_what_the_models_own_layers_do(name: str, packed: Any) -> None:
-    if packed is HalfLinear and not HalfLinear.is_available():
-        pytest.skip("not in this build of torch")
-    model = model_of(name)
-    if packed is not None:
-        replace_linears(model, packed)
+    model = packed_model(name, packed)
     assert LeanPasses.suits(model)
     with torch.inference_mode():
         own = model(TOKENS[None], output_hidden_states=True)

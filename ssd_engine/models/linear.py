@@ -59,10 +59,9 @@ class _Packed(nn.Module, ABC):
 
     def _kernel(self, rows: Tensor) -> Tensor:
         """`product`, also from compiled code."""
-        if not torch.jit.is_scripting():
-            if torch.compiler.is_compiling():
-                result: Tensor = torch.ops.ssd_engine.product.default(rows, self._number, self._out_features)
-                return result
+        if not torch.jit.is_scripting() and torch.compiler.is_compiling():  # type: ignore[attr-defined]
+            result: Tensor = torch.ops.ssd_engine.product.default(rows, self._number, self._out_features)
+            return result
         return self.product(rows)
 
 
@@ -129,7 +128,7 @@ class HalfLinear(_Packed):
 
     def product(self, rows: Tensor) -> Tensor:
         """[R, out] of rows [R, in]."""
-        result: Tensor = torch.ops.quantized.linear_dynamic_fp16.default(rows, self._packed)
+        result: Tensor = torch.ops.quantized.linear_dynamic_fp16(rows, self._packed)
         return result
 
 

@@ -1,8 +1,8 @@
 """LeanPasses: passes of models of the Llama kind on a CPU, with as few operators and as little Python as they need.
 
 Transformers' own layers spend, on passes of a few tokens, as much time between the matrix products as in them. Here the
-layers' parts are the model's own, and compute the same; only what lies between them is written out. With int8 weights
-TorchScript runs all layers as one call, without Python; where torch has it no more, the same code runs as Python.
+layers' parts are the model's own, and compute the same; only what lies between them is written out. TorchScript runs
+all layers as one call, without Python; where it cannot, the same code runs as Python.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 
 from ssd_engine.backends.transformers.attention import CAUSAL, pass_under_way
 from ssd_engine.backends.transformers.layer_states import LayerStates
-from ssd_engine.backends.transformers.segments import SegmentedPass, attend_segments
-from ssd_engine.models.linear import Int8Linear
+from ssd_engine.backends.transformers.segment_attention import SegmentPlaces, attend_segments
+from ssd_engine.backends.transformers.segments import SegmentedPass
 from ssd_engine.models.merged import MergedPart
 
 _logger = logging.getLogger(__name__)
@@ -65,16 +65,10 @@ class LeanPasses:
         # Half of a head's numbers change places and the others' sign: the sign is put into the sine once a pass.
         sin = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
         segments = cast(SegmentedPass, pass_under_way())  # on a CPU, every pass is one
-        keys, values = segments.memory(states.new_empty(self._heads_shape))
-        states, kept = self._layers(
-            states,
-            (cos[:, :, None], sin[:, :, None]),
-            (keys, values),
-            segments.written,
-            segments.bounds,
-            [None if mask is None else _added(mask, states) for mask in segments.masks[CAUSAL]],
-            segments.by_token,
-        )
+        memory = segments.memory(states.new_empty(self._heads_shape))
+        places = segments.places(CAUSAL)
+        places = places._replace(masks=[None if mask is None else _added(mask, states) for mask in places.masks])
+        states, kept = self._layers(states, (cos[:, :, None], sin[:, :, None]), memory, places)
         if self._states is not None:
             self._states.latest = kept
         return SimpleNamespace(logits=self._model.lm_head(states) if wants_logits else None)
@@ -113,21 +107,14 @@ class _Layer(nn.Module):
         self._scaling: float = attention.scaling
 
     def forward(
-        self,
-        states: Tensor,
-        rotation: tuple[Tensor, Tensor],
-        memory: tuple[Tensor, Tensor],
-        written: Tensor,
-        bounds: list[tuple[int, int, int, int, int]],
-        masks: list[Tensor | None],
-        by_token: bool,
+        self, states: Tensor, rotation: tuple[Tensor, Tensor], memory: tuple[Tensor, Tensor], places: SegmentPlaces
     ) -> Tensor:
         """[1, T, H] of states [1, T, H]."""
         query, key, value = self._projections(self._qkv(self._attention_norm(states)), rotation)
         keys, values = memory
-        keys.index_copy_(2, written, key)
-        values.index_copy_(2, written, value)
-        seen = attend_segments(query, keys, values, bounds, masks, by_token, self._scaling, None)
+        keys.index_copy_(2, places.written, key)
+        values.index_copy_(2, places.written, value)
+        seen = attend_segments(query, keys, values, places, self._scaling, None)
         states = self._out(seen.flatten(2)).add_(states)
         gate, up = self._gate_up(self._mlp_norm(states)).chunk(2, dim=-1)
         result: Tensor = self._down(nn.functional.silu(gate).mul_(up)).add_(states)
@@ -162,16 +149,13 @@ class _Layers(nn.Module):
         states: Tensor,
         rotation: tuple[Tensor, Tensor],
         memory: tuple[list[Tensor], list[Tensor]],
-        written: Tensor,
-        bounds: list[tuple[int, int, int, int, int]],
-        masks: list[Tensor | None],
-        by_token: bool,
+        places: SegmentPlaces,
     ) -> tuple[Tensor, Tensor]:
         """[1, T, H] of states [1, T, H], and the output of the layer that is kept."""
         keys, values = memory
         kept = states
         for index, layer in enumerate(self._layers):
-            states = layer(states, rotation, (keys[index], values[index]), written, bounds, masks, by_token)
+            states = layer(states, rotation, (keys[index], values[index]), places)
             if index == self._kept:
                 kept = states
         return self._norm(states), kept
@@ -200,15 +184,13 @@ def _together(*layers: nn.Module) -> nn.Module:
 
 
 def _in_one_call(layers: _Layers) -> nn.Module:
-    """`layers` without Python, where the weights' kernels allow it."""
-    if not any(isinstance(module, Int8Linear) for module in layers.modules()):
-        return layers
+    """`layers` without Python, where TorchScript can do that."""
     try:
         with warnings.catch_warnings():
-            # torch 2.13 deprecates TorchScript; nothing else calls these kernels without Python and without a compiler.
+            # torch 2.13 deprecates it; nothing else calls these kernels without Python and without a compiler.
             warnings.filterwarnings("ignore", category=DeprecationWarning)
             one_call: nn.Module = torch.jit.script(layers)
             return one_call
-    except (AttributeError, OSError, RuntimeError) as error:
-        _logger.info("passes run as Python, a fifth slower: %s", error)
+    except (AttributeError, OSError, RuntimeError, TypeError) as error:  # without source code, or on a later Python
+        _logger.warning("passes run as Python, which is slower: TorchScript says %s", error)
         return layers

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from transformers.masking_utils import causal_mask_function
 
-from ssd_engine.backends.transformers.attention import MaskFunction, Projections, attend
+from ssd_engine.backends.transformers.attention import MaskFunction, Projections
 from ssd_engine.backends.transformers.kv_cache import KVCache
+from ssd_engine.backends.transformers.segment_attention import SegmentPlaces, attend_segments
 
 _BLOCK = 32
 """Positions; those that a token by itself attends to are a multiple of it."""
@@ -42,7 +43,7 @@ class Segment:
 
     @property
     def bounds(self) -> tuple[int, int, int, int, int]:
-        """What `attend_segments` takes; a sequence's stretch of the cache has room for whole blocks."""
+        """As in `SegmentPlaces`; a sequence's stretch of the cache has room for whole blocks."""
         start = self.cached.start
         return self.tokens.start, self.tokens.stop, start, self.cached.stop, start + in_blocks(self.length)
 
@@ -71,76 +72,35 @@ class SegmentedPass:
         """
         if by_token:
             segments = [part for segment in segments for part in segment.by_blocks]
-        self.written = written
-        self.by_token = by_token
-        self.bounds = [segment.bounds for segment in segments]
-        """What `attend_segments` takes."""
-        self.masks: list[list[Tensor | None]] = []
-        """By number, one for each of `bounds`."""
         self._cache = cache
         self._segments = segments
+        self._written = written
+        self._by_token = by_token
+        self._masks: list[list[Tensor | None]] = []
         self.add_mask(causal_mask_function)
 
     def add_mask(self, function: MaskFunction) -> int:
         """Enter a mask of the pass; returns its number."""
-        mask = _mask_by_token if self.by_token else _mask_together
-        self.masks.append([mask(segment, function, self.written.device) for segment in self._segments])
-        return len(self.masks) - 1
+        mask = _mask_by_token if self._by_token else _mask_together
+        self._masks.append([mask(segment, function, self._written.device) for segment in self._segments])
+        return len(self._masks) - 1
 
     def attend(self, layer: int, mask: int, new: Projections) -> Tensor:
         """Attention of one layer, segment by segment, its new keys and values written to the cache."""
-        keys, values = self._cache.write(layer, self.written, new.key, new.value)
-        masks = self.masks[mask]
-        return attend_segments(new.query, keys, values, self.bounds, masks, self.by_token, new.scaling, new.softcap)
+        keys, values = self._cache.write(layer, self._written, new.key, new.value)
+        return attend_segments(new.query, keys, values, self.places(mask), new.scaling, new.softcap)
+
+    def places(self, mask: int) -> SegmentPlaces:
+        """What `attend_segments` takes, with the mask of this number."""
+        bounds = [segment.bounds for segment in self._segments]
+        return SegmentPlaces(self._written, bounds, self._masks[mask], self._by_token)
 
     def memory(self, like: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Keys and values of all layers, [1, K, positions, d] each, for those who write them by themselves.
+        """Keys and values of all layers, [1, K, positions, d] each, for a model that writes them by itself.
 
-        `like`: [1, K, T, d] states of one layer, if all have that shape; memory is taken at the first call.
+        `like`: [1, K, T, d] states of any of its layers.
         """
         return self._cache.memory(like)
-
-
-def attend_segments(
-    query: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    bounds: list[tuple[int, int, int, int, int]],
-    masks: list[Tensor | None],
-    by_token: bool,
-    scaling: float | None,
-    softcap: float | None,
-) -> Tensor:
-    """Attention of one layer, segment by segment; TorchScript can compile it.
-
-    Args:
-        query: [1, H, T, d].
-        keys, values: [1, K, positions, d] and [1, K, positions, e] of all positions of the cache.
-        bounds: of each segment its first token and the end of its tokens; its first position in the cache, the end of
-            its positions, and their end in whole blocks.
-        masks: one for each segment.
-        by_token: whether each token attends by itself.
-
-    Returns:
-        [1, T, H, e].
-    """
-    parts: list[Tensor] = []
-    for index, (first, end, start, stop, block_stop) in enumerate(bounds):
-        own = query.narrow(2, first, end - first)
-        if by_token:
-            unused = block_stop - stop
-            if unused > 0:  # what is masked is still read, and has to be numbers
-                keys.narrow(2, stop, unused).zero_()
-                values.narrow(2, stop, unused).zero_()
-            # [T, H, 1, d]: tokens become rows.
-            rows = own.permute(2, 1, 0, 3)
-            seen_keys = keys.narrow(2, start, block_stop - start).expand(end - first, -1, -1, -1)
-            seen_values = values.narrow(2, start, block_stop - start).expand(end - first, -1, -1, -1)
-            parts.append(attend(rows, seen_keys, seen_values, masks[index], scaling, softcap).transpose(0, 1))
-        else:
-            seen_keys, seen_values = keys.narrow(2, start, stop - start), values.narrow(2, start, stop - start)
-            parts.append(attend(own, seen_keys, seen_values, masks[index], scaling, softcap))
-    return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 def in_blocks(length: int) -> int:
