@@ -148,6 +148,19 @@ def test_reused_prefixes_give_the_very_same_bits() -> None:
     assert torch.equal(read(runner, [row], [[1]])[0], cold)
 
 
+@torch.inference_mode()
+def test_a_prompt_that_begins_like_another_in_the_same_pass_waits_and_reuses_what_that_one_has_read() -> None:
+    runner = make_runner(prefix_bytes=1 << 20)
+    shared = [i % VOCAB for i in range(64)]
+    prompts = [[*shared, *[number] * 40] for number in (1, 2)]
+    rows = [row for prompt in prompts if (row := runner.open(prompt, 4)) is not None]
+    while any(row.num_unread_blocks for row in rows):
+        runner.read_blocks([rows[0], rows[1], rows[0], rows[1]])
+    assert [row.cached_prompt_tokens for row in rows] == [0, 64]
+    for row, prompt in zip(rows, prompts, strict=True):
+        assert_close(read(runner, [row], [[1]])[0], plain_logits(MODEL, [*prompt, 1])[-2:])
+
+
 def test_the_least_recently_used_prefix_goes_first() -> None:
     runner = make_runner()
     one, two, three = ([start] * 100 for start in (1, 2, 3))

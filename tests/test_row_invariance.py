@@ -78,3 +78,32 @@ def test_what_another_sequence_left_behind_is_not_seen() -> None:
 
     runner.allocate = soiled  # type: ignore[method-assign]
     assert torch.equal(said(runner, [3] * 16), clean)
+
+
+@torch.inference_mode()
+def said_after(runner: ModelRunner, prompts: Sequence[list[int]], *, together: bool) -> list[torch.Tensor]:
+    """[V] logits after each of the prompts, whose blocks are read in passes of four or each in a pass of its own."""
+    runner.allocate(1024, 0)
+    rows = [row for prompt in prompts if (row := runner.open(prompt, 4)) is not None]
+    unread = [row for row in rows for _ in range(row.num_unread_blocks)]
+    size = 4 if together else 1
+    for first in range(0, len(unread), size):
+        runner.read_blocks(unread[first : first + size])
+    assert not any(row.num_unread_blocks for row in rows)
+    return [runner.forward([row], torch.tensor(row.unread), [1])[0].clone() for row in rows]
+
+
+@pytest.mark.parametrize("layer", [Int8Linear, HalfLinear])
+def test_a_prompt_comes_out_alike_whatever_is_read_in_the_same_passes(layer: Any) -> None:
+    family, config = next(family.values for family in FAMILIES if family.id == "qwen2")
+    runner = ModelRunner(packed(family, config, layer), VOCAB)
+    assert runner.reads_together
+    prompts = [[(number * i + i) % VOCAB for i in range(length)] for number, length in enumerate([150, 33, 7, 70], 3)]
+    alone = said_after(runner, prompts, together=False)
+    for logits, expected in zip(said_after(runner, prompts, together=True), alone, strict=True):
+        assert torch.equal(logits, expected)
+
+
+def test_kernels_whose_sums_depend_on_the_number_of_rows_read_prompt_after_prompt() -> None:
+    family, config = next(family.values for family in FAMILIES if family.id == "qwen2")
+    assert not ModelRunner(build(family, copy.deepcopy(config)), VOCAB).reads_together

@@ -21,7 +21,7 @@ class FakeSequence:
     """A prompt of so many parts."""
 
     number: int
-    num_unread_tokens: int
+    num_unread_parts: int
     timings: Timings = field(default_factory=Timings)
     cached_prompt_tokens: int = 0
     num_drafted: None = None
@@ -30,10 +30,11 @@ class FakeSequence:
 class RecordingDecoder:
     """Notes how many parts were read before each round; the answers end with the round number `rounds`."""
 
-    def __init__(self, rounds: int) -> None:
+    def __init__(self, rounds: int, parts_at_once: int) -> None:
+        self.parts_at_once = parts_at_once
         self.parts_before_round = [0]
-        self.read: list[int] = []
-        """Of each part that was read, the number of its sequence."""
+        self.read_together: list[list[int]] = []
+        """Of the parts that were read together, the numbers of their sequences."""
         self.ended = threading.Event()
         self.seconds = 0.0
         """What the clock says: a part takes 3 seconds, a round 2."""
@@ -58,11 +59,18 @@ class RecordingDecoder:
     def shut_down(self) -> None:
         pass
 
-    def read_prompt(self, sequence: FakeSequence) -> None:
-        self.parts_before_round[-1] += 1
-        self.read.append(sequence.number)
+    def read_prompts(self, sequences: Sequence[FakeSequence]) -> dict[FakeSequence, Exception]:
+        self.read_together.append([sequence.number for sequence in sequences])
         self.seconds += 3
-        sequence.num_unread_tokens -= 1
+        for sequence in sequences:
+            self.parts_before_round[-1] += 1
+            sequence.num_unread_parts -= 1
+        return {}
+
+    @property
+    def read(self) -> list[int]:
+        """Of each part that was read, the number of its sequence."""
+        return [number for numbers in self.read_together for number in numbers]
 
     def round(self, sequences: Sequence[FakeSequence]) -> list[list[Choice] | Exception]:
         self.parts_before_round.append(0)
@@ -81,9 +89,9 @@ class EmptyAnswer:
         return Piece()
 
 
-def recorded(parts: list[int], rounds: int) -> RecordingDecoder:
+def recorded(parts: list[int], rounds: int, parts_at_once: int = 1) -> RecordingDecoder:
     """What is done for prompts of so many parts that are submitted together."""
-    decoder = RecordingDecoder(rounds)
+    decoder = RecordingDecoder(rounds, parts_at_once)
     scheduler = Scheduler[FakeSequence](
         cast("Any", decoder), max_batch_size=8, max_waiting=8, clock=lambda: decoder.seconds
     )
@@ -124,3 +132,16 @@ def test_a_short_prompt_behind_a_long_one_waits_for_as_many_parts_of_it_as_it_ha
 def test_short_prompts_do_not_keep_a_long_one_waiting() -> None:
     read = recorded([9, 3, 3, 3, 3, 3], 1).read
     assert read[:18].count(0) == 9
+
+
+def test_parts_of_several_prompts_are_read_together_in_the_order_that_they_would_have_alone() -> None:
+    assert recorded([1] * 6, 1, parts_at_once=4).read_together == [[0, 1, 2, 3], [4, 5]]
+    assert recorded([50, 3], 1, parts_at_once=4).read[:6] == recorded([50, 3], 1).read[:6]
+
+
+def test_a_prompt_that_nobody_streams_beside_is_read_as_many_parts_at_once_as_can_be() -> None:
+    assert recorded([9], 1, parts_at_once=4).read_together == [[0] * 4, [0] * 4, [0]]
+
+
+def test_where_most_stream_no_more_is_read_between_rounds_for_being_read_together() -> None:
+    assert recorded([0] * 7 + [10], 9, parts_at_once=4).parts_before_round[:9] == [1, 0, 0, 1, 0, 0, 1, 0, 0]

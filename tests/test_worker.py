@@ -51,7 +51,7 @@ class FaultyDecoder:
     ids=lambda e: type(e).__name__,
 )
 @pytest.mark.parametrize("call", [1, 3, 6])
-@pytest.mark.parametrize("method", ["open", "read_prompt", "round", "close"])
+@pytest.mark.parametrize("method", ["open", "read_prompts", "round", "close"])
 def test_every_caller_has_an_outcome_wherever_the_decoder_fails(
     tiny_pair: Pair, tokenizer: PreTrainedTokenizerFast, method: str, call: int, error: BaseException
 ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from ssd_engine.answers.result import Timings
@@ -32,8 +32,8 @@ class DecodedSequence(Protocol):
         """Tokens drafted so far, accepted or not; None where it is not known."""
 
     @property
-    def num_unread_tokens(self) -> int:
-        """Tokens of the prompt that `read_prompt` has still to read."""
+    def num_unread_parts(self) -> int:
+        """Parts of the prompt that `read_prompts` has still to read."""
 
     def take_beginning(self) -> Sequence[Look]:
         """What signals said over a given beginning, once its prompt has been read; nothing at later calls."""
@@ -69,8 +69,15 @@ class Decoder(Protocol[S]):
     def shut_down(self) -> None:
         """Let go of the models; nothing is asked of the decoder afterwards."""
 
-    def read_prompt(self, sequence: S) -> None:
-        """Read a part of a prompt, short enough for others to wait for."""
+    @property
+    def parts_at_once(self) -> int:
+        """Parts of prompts, the same one's or several ones', that are read together in little more time than fewer."""
+
+    def read_prompts(self, sequences: Sequence[S]) -> Mapping[S, Exception]:
+        """Read a part of each prompt, short enough for others to wait for; a sequence that is named twice is read on.
+
+        Some may be left for later. Returns what went wrong with one of them alone.
+        """
 
     def round(self, sequences: Sequence[S]) -> list[list[Choice] | Exception]:
         """Advance sequences whose prompts have been read: new tokens for each, or what went wrong with it alone."""

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic
 
@@ -39,7 +39,7 @@ class _Running(Generic[S]):
 
     @property
     def is_reading_prompt(self) -> bool:
-        return self.sequence.num_unread_tokens > 0
+        return self.sequence.num_unread_parts > 0
 
 
 class Scheduler(Generic[S]):
@@ -68,7 +68,7 @@ class Scheduler(Generic[S]):
         """What ended the worker."""
         self._is_forked = False
         self._thread: threading.Thread | None = None
-        self._reading = PromptReading()
+        self._reading = PromptReading(decoder.parts_at_once)
         self._clock = clock
         after_fork(self)
 
@@ -241,19 +241,28 @@ class Scheduler(Generic[S]):
     def _read_prompts(self) -> None:
         """Read parts of prompts."""
         num_unread = sum(running.is_reading_prompt for running in self._running)
-        for _ in range(self._reading.num_parts(num_unread, len(self._running) - num_unread)):
+        num_left = self._reading.num_parts(num_unread, len(self._running) - num_unread)
+        while num_left > 0 and not self._closed:
             unread = [running for running in self._running if running.is_reading_prompt and not running.is_over]
-            if not unread or self._closed:
+            if not unread:
                 return
-            running = self._reading.choose(unread, lambda running: running.sequence.num_unread_tokens)
+            chosen = self._reading.choose(unread, lambda running: running.sequence.num_unread_parts, num_left)
+            num_left -= len(chosen)
             begin = self._clock()
-            try:
-                self._decoder.read_prompt(running.sequence)
-            except DecoderError:
-                raise
-            except Exception as error:
-                self._end(running, error)
+            failures = self._read_together([running.sequence for running in chosen])
             self._reading.has_read(self._clock() - begin)
+            for running in unread:
+                if (failure := failures.get(running.sequence)) is not None:
+                    self._end(running, failure)
+
+    def _read_together(self, sequences: Sequence[S]) -> Mapping[S, Exception]:
+        """Read a part of each; returns what went wrong with some of them."""
+        try:
+            return self._decoder.read_prompts(sequences)
+        except DecoderError:
+            raise
+        except Exception as error:
+            return dict.fromkeys(sequences, error)
 
     def _advance(self) -> None:
         """One round for all whose prompts have been read."""

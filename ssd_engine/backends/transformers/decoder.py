@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from ssd_engine.backends.transformers.draft_phase import DraftPhase, filled, stacked
 from ssd_engine.backends.transformers.pass_clock import PassClock
 from ssd_engine.backends.transformers.proposal import Proposal
-from ssd_engine.backends.transformers.runner import ModelRunner
+from ssd_engine.backends.transformers.runner import Heard, ModelRunner
 from ssd_engine.backends.transformers.sequence import SequenceState
 from ssd_engine.bridge.bridge import Bridge
 from ssd_engine.config import GenerationParams, SSDConfig
@@ -31,6 +31,9 @@ from ssd_engine.rule.verify import first_positions, verify
 
 if TYPE_CHECKING:
     from ssd_engine.grammars.guide import Guide
+
+_BLOCKS_AT_ONCE = 4
+"""Of 32 tokens: so many a processor reads at its full rate."""
 
 
 class PairDecoder:
@@ -111,23 +114,48 @@ class PairDecoder:
         self._target.shut_down()
         self._draft.shut_down()
 
+    @property
+    def parts_at_once(self) -> int:
+        """Blocks of prompts that are read together in little more time than fewer."""
+        return _BLOCKS_AT_ONCE if self._target.reads_together and self._draft.reads_together else 1
+
     @torch.inference_mode()
-    def read_prompt(self, sequence: SequenceState) -> None:
-        """Read one block of a prompt, in each model that has one left."""
-        self._target.read_block(sequence.target)
-        if sequence.draft is None:
-            return
-        heard = self._draft.read_block(sequence.draft)
+    def read_prompts(self, sequences: Sequence[SequenceState]) -> dict[SequenceState, Exception]:
+        """Read a block of each prompt, in each model that has one left; a sequence that is named twice is read on.
+
+        Returns what went wrong with one of them alone.
+        """
+        try:
+            self._read_blocks(sequences)
+        except Exception as error:
+            named = list(dict.fromkeys(sequences))
+            if len(named) == 1:
+                return dict.fromkeys(named, error)
+            alone = [self.read_prompts([sequence]) for sequence in named]
+            return {sequence: failure for failures in alone for sequence, failure in failures.items()}
+        return {}
+
+    def _read_blocks(self, sequences: Sequence[SequenceState]) -> None:
+        self._target.read_blocks([sequence.target for sequence in sequences])
+        drafts = [(sequence, sequence.draft) for sequence in sequences if sequence.draft is not None]
+        self._draft.read_blocks([row for _, row in drafts if not row.is_heard])
+        for sequence, row in drafts:
+            if row.is_heard and (heard := self._draft.read_block(row)) is not None:
+                self._look_back(sequence, heard)
+
+    def _look_back(self, sequence: SequenceState, heard: Heard) -> None:
+        """Take in what the draft says over tokens that were given."""
         # The target's word on these places would cost a good part of a pass more, so there is no KL.
         used = set(sequence.verifier.used_signals) - {"kl"}
-        if heard is not None and used:
-            probe = self._signals.probe_scores(heard.hidden) if "probe" in used and heard.hidden is not None else None
-            scores = self._signals.read([used] * len(heard.logits), heard.logits, None, probe)
-            latches = sequence.verifier.latches
-            masses = self._signals.break_masses(heard.logits) if latches else [0.0] * len(scores)
-            surest = sequence.verifier.look_back(scores, masses)
-            if surest is not None:
-                sequence.breaking_logits = heard.logits[surest].to(torch.float32, copy=True)
+        if not used:
+            return
+        probe = self._signals.probe_scores(heard.hidden) if "probe" in used and heard.hidden is not None else None
+        scores = self._signals.read([used] * len(heard.logits), heard.logits, None, probe)
+        latches = sequence.verifier.latches
+        masses = self._signals.break_masses(heard.logits) if latches else [0.0] * len(scores)
+        surest = sequence.verifier.look_back(scores, masses)
+        if surest is not None:
+            sequence.breaking_logits = heard.logits[surest].to(torch.float32, copy=True)
 
     @torch.inference_mode()
     def round(self, sequences: Sequence[SequenceState]) -> list[list[Choice] | Exception]:

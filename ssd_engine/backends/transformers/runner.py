@@ -25,6 +25,7 @@ from ssd_engine.backends.transformers.segments import Segment, SegmentedPass, in
 from ssd_engine.drafting.pass_times import SIZES
 from ssd_engine.errors import SSDError
 from ssd_engine.models.forward import cache_argument
+from ssd_engine.models.linear import keeps_rows_apart
 
 _logger = logging.getLogger(__name__)
 
@@ -53,13 +54,21 @@ class Row:
     @property
     def next_block(self) -> list[int]:
         """The prompt's next block; empty once all but the last token was read."""
-        end = next((end for end in self.ends if end > self.length), 0)
-        return self.token_ids[self.length : end]
+        return self.token_ids[self.length : self.end_of_block(self.length)]
 
     @property
-    def num_unread_prompt_tokens(self) -> int:
-        """Tokens of the prompt's blocks that are still to be read."""
-        return max(self.ends[-1] - self.length, 0) if self.ends else 0
+    def num_unread_blocks(self) -> int:
+        """Blocks of the prompt that are still to be read."""
+        return sum(end > self.length for end in self.ends)
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether it is wanted what the model says within the prompt's blocks."""
+        return bool(self.ends) and self.first_heard < self.ends[-1]
+
+    def end_of_block(self, start: int) -> int:
+        """Where the prompt's block ends that begins at `start`; there itself, where none does."""
+        return next((end for end in self.ends if end > start), start)
 
     @property
     def unread(self) -> list[int]:
@@ -138,6 +147,8 @@ class ModelRunner:
         self.vocab_size = vocab_size
         self._num_layers = count_cache_layers(model.config)
         use_segment_attention(model, self._num_layers)
+        self.reads_together = self._lean is not None and keeps_rows_apart(model)
+        """Whether blocks of prompts can be read in one pass and come out as they would in passes of their own."""
         self._block_sizes = _BLOCK_SIZES.get(self.device.type, _BLOCK_SIZES_ELSEWHERE)
         self.allocate(positions=0, prefix_bytes=0)
         self._try(_LONGEST_TRIAL)  # what this family cannot do shows here, before any request
@@ -196,23 +207,47 @@ class ModelRunner:
         Returns:
             What the model says after those of the block's tokens from `Row.first_heard` on; None where there are none.
         """
-        if row.length == 0:
-            self._reuse_prefix(row)
-        block = row.next_block
+        self._reuse_prefix(row)
+        block = range(row.length, row.end_of_block(row.length))
         if not block:
             return None
-        layout = _Layout.of([row.stretch[: row.length + len(block)]], [len(block)])
         unheard = max(row.first_heard - row.length, 0)
         is_heard = unheard < len(block)
-        # A prompt's blocks are the same whatever else is read, so its tokens may attend together, which is faster.
-        outputs = self._pass(self._reader(wants_logits=is_heard), torch.tensor(block), layout, by_token=False)
-        row.length += len(block)
-        if not row.next_block:
-            self._keep_prefix(row)
+        outputs = self._read([(row, block)], wants_logits=is_heard)
         if not is_heard:
             return None
         hidden = None if self._layer is None or self._layer.latest is None else self._layer.latest[0, unheard:]
         return Heard(logits=outputs.logits[0, unheard:, : self.vocab_size], hidden=hidden)
+
+    def read_blocks(self, rows: Sequence[Row]) -> None:
+        """Read the next block of each row's prompt in one pass, and one more for every time that a row is named again.
+
+        A row that begins like one before it waits, since it can reuse what that one has read. Nothing is heard.
+        """
+        blocks: list[tuple[Row, range]] = []
+        ends: dict[Row, int] = {}
+        for row in rows:
+            self._reuse_prefix(row)
+            start = ends.get(row, row.length)
+            end = row.end_of_block(start)
+            if end > start and not any(_begins_alike(row, other, end) for other in ends if other is not row):
+                blocks.append((row, range(start, end)))
+                ends[row] = end
+        if blocks:
+            self._read(blocks, wants_logits=False)
+
+    def _read(self, blocks: Sequence[tuple[Row, range]], *, wants_logits: bool) -> Any:
+        """Read blocks of prompts in one pass; what the model makes of them."""
+        token_ids = [token_id for row, block in blocks for token_id in row.token_ids[block.start : block.stop]]
+        layout = _Layout.of([row.stretch[: block.stop] for row, block in blocks], [len(block) for _, block in blocks])
+        # A prompt's blocks are the same whatever else is read, so its tokens may attend together, which is faster.
+        outputs = self._pass(self._reader(wants_logits=wants_logits), torch.tensor(token_ids), layout, by_token=False)
+        for row, block in blocks:
+            row.length = block.stop
+        for row in dict.fromkeys(row for row, _ in blocks):
+            if not row.next_block:
+                self._keep_prefix(row)
+        return outputs
 
     def forward(self, rows: Sequence[Row], token_ids: Tensor, counts: Sequence[int]) -> Tensor:
         """Read new tokens of several rows, one row after the other.
@@ -303,6 +338,9 @@ class ModelRunner:
         return reader
 
     def _reuse_prefix(self, row: Row) -> None:
+        """Take what is kept of a row's prompt over, if nothing of it was read yet."""
+        if row.length > 0:
+            return
         # What is to be heard has to be read.
         prefix, shared = self.prefixes.find(row.token_ids, [end for end in row.ends if end <= row.first_heard])
         if prefix is not None:
@@ -343,3 +381,8 @@ class ModelRunner:
     def _call(self, run: Callable[..., Any], token_ids: Tensor, positions: Tensor) -> Any:
         cache = {self._cache_argument: self.cache}
         return run(input_ids=token_ids, position_ids=positions, use_cache=True, return_dict=True, **cache)
+
+
+def _begins_alike(row: Row, other: Row, end: int) -> bool:
+    """Whether both prompts have the same tokens, in the same blocks, up to the end of one of the first one's."""
+    return end in other.ends and row.token_ids[:end] == other.token_ids[:end]

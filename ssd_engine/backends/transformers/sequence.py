@@ -78,9 +78,9 @@ class SequenceState:
         return self.target.cached_prompt_tokens
 
     @property
-    def num_unread_tokens(self) -> int:
-        """Tokens of the prompts, but for their last ones, that are still to be read, in both models together."""
-        return sum(row.num_unread_prompt_tokens for row in self.rows)
+    def num_unread_parts(self) -> int:
+        """Blocks of the prompt that are still to be read, in the model that has most of them left."""
+        return max(row.num_unread_blocks for row in self.rows)
 
     @property
     def num_remaining(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +43,7 @@ class VllmSequence:
         """Not known: vLLM does not say how many of a step's drafts it threw away."""
 
     @property
-    def num_unread_tokens(self) -> int:
+    def num_unread_parts(self) -> int:
         """None: vLLM reads prompts within its own steps."""
         return 0
 
@@ -146,8 +146,14 @@ class VllmDecoder:
         self._engine.engine_core.shutdown()
         del self._engine
 
-    def read_prompt(self, sequence: VllmSequence) -> None:
-        """Nothing: see `VllmSequence.num_unread_tokens`."""
+    @property
+    def parts_at_once(self) -> int:
+        """No parts are read here."""
+        return 1
+
+    def read_prompts(self, sequences: Sequence[VllmSequence]) -> Mapping[VllmSequence, Exception]:
+        """Nothing: see `VllmSequence.num_unread_parts`."""
+        return {}
 
     def round(self, sequences: Sequence[VllmSequence]) -> list[list[Choice] | Exception]:
         """One step of vLLM: new tokens of those sequences that had a part in it."""
