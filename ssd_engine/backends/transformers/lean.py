@@ -74,34 +74,24 @@ class LeanPasses:
         return SimpleNamespace(logits=self._model.lm_head(states) if wants_logits else None)
 
 
-class _Norm(nn.Module):
-    """What transformers calls RMSNorm."""
-
-    def __init__(self, norm: Any) -> None:
-        super().__init__()
-        self._weight: Tensor = norm.weight.detach()
-        self._epsilon = float(norm.variance_epsilon)
-
-    def forward(self, states: Tensor) -> Tensor:
-        wide = states.float()
-        wide = wide * (wide * wide).mean(-1, keepdim=True).add_(self._epsilon).rsqrt_()
-        return wide.to(states.dtype) * self._weight
-
-
 class _Layer(nn.Module):
     """One decoder layer."""
 
     def __init__(self, layer: Any) -> None:
         super().__init__()
         attention, mlp = layer.self_attn, layer.mlp
-        self._attention_norm, self._mlp_norm = _Norm(layer.input_layernorm), _Norm(layer.post_attention_layernorm)
+        self._attention_norm, self._mlp_norm = (
+            _weight_of(layer.input_layernorm),
+            _weight_of(layer.post_attention_layernorm),
+        )
+        self._epsilon: float = layer.input_layernorm.variance_epsilon
         self._qkv = _together(attention.q_proj, attention.k_proj, attention.v_proj)
         self._out = attention.o_proj
         self._gate_up = _together(mlp.gate_proj, mlp.up_proj)
         self._down = mlp.down_proj
         has_norms = getattr(attention, "q_norm", None) is not None
-        self._query_norm = _Norm(attention.q_norm) if has_norms else None
-        self._key_norm = _Norm(attention.k_norm) if has_norms else None
+        self._query_norm = _weight_of(attention.q_norm) if has_norms else None
+        self._key_norm = _weight_of(attention.k_norm) if has_norms else None
         self._head_size: int = attention.head_dim
         self._num_key_heads: int = attention.config.num_key_value_heads
         self._scaling: float = attention.scaling
@@ -110,13 +100,13 @@ class _Layer(nn.Module):
         self, states: Tensor, rotation: tuple[Tensor, Tensor], memory: tuple[Tensor, Tensor], places: SegmentPlaces
     ) -> Tensor:
         """[1, T, H] of states [1, T, H]."""
-        query, key, value = self._projections(self._qkv(self._attention_norm(states)), rotation)
+        query, key, value = self._projections(self._qkv(_normed(states, self._attention_norm, self._epsilon)), rotation)
         keys, values = memory
         keys.index_copy_(2, places.written, key)
         values.index_copy_(2, places.written, value)
         seen = attend_segments(query, keys, values, places, self._scaling, None)
         states = self._out(seen.flatten(2)).add_(states)
-        gate, up = self._gate_up(self._mlp_norm(states)).chunk(2, dim=-1)
+        gate, up = self._gate_up(_normed(states, self._mlp_norm, self._epsilon)).chunk(2, dim=-1)
         result: Tensor = self._down(nn.functional.silu(gate).mul_(up)).add_(states)
         return result
 
@@ -127,9 +117,11 @@ class _Layer(nn.Module):
         heads = qkv.unflatten(-1, (-1, self._head_size))
         num_queries = heads.shape[2] - 2 * num_keys
         turned, value = heads.split([num_queries + num_keys, num_keys], dim=2)
-        if self._query_norm is not None and self._key_norm is not None:
+        query_norm, key_norm = self._query_norm, self._key_norm
+        if query_norm is not None and key_norm is not None:
             query, key = turned.split([num_queries, num_keys], dim=2)
-            turned = torch.cat([self._query_norm(query), self._key_norm(key)], dim=2)
+            query, key = _normed(query, query_norm, self._epsilon), _normed(key, key_norm, self._epsilon)
+            turned = torch.cat([query, key], dim=2)
         turned = (turned * cos).add_(turned.roll(self._head_size // 2, -1).mul_(sin))
         query, key = turned.split([num_queries, num_keys], dim=2)
         return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
@@ -141,7 +133,8 @@ class _Layers(nn.Module):
     def __init__(self, model: PreTrainedModel, kept: int) -> None:
         super().__init__()
         self._layers = nn.ModuleList([_Layer(layer) for layer in model.model.layers])
-        self._norm = _Norm(model.model.norm)
+        self._norm = _weight_of(model.model.norm)
+        self._epsilon: float = model.model.norm.variance_epsilon
         self._kept = kept
 
     def forward(
@@ -158,7 +151,7 @@ class _Layers(nn.Module):
             states = layer(states, rotation, (keys[index], values[index]), places)
             if index == self._kept:
                 kept = states
-        return self._norm(states), kept
+        return _normed(states, self._norm, self._epsilon), kept
 
 
 class _EndToEnd(nn.Module):
@@ -175,6 +168,18 @@ class _EndToEnd(nn.Module):
 def _added(mask: Tensor, states: Tensor) -> Tensor:
     """A mask of the same shape that is added to scores: as attention would make it, layer by layer."""
     return torch.zeros_like(mask, dtype=states.dtype).masked_fill_(~mask, -torch.inf)
+
+
+def _weight_of(norm: Any) -> Tensor:
+    weight: Tensor = norm.weight.detach()
+    return weight
+
+
+def _normed(states: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """The output of what transformers calls RMSNorm."""
+    wide = states.float()
+    wide = wide * (wide * wide).mean(-1, keepdim=True).add_(epsilon).rsqrt_()
+    return wide.to(states.dtype) * weight
 
 
 def _together(*layers: nn.Module) -> nn.Module:
