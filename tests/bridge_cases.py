@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from functools import cache
+from weakref import WeakKeyDictionary
 
 import torch
 from conftest import CHAT_TEMPLATE, CORPUS
@@ -132,15 +133,15 @@ class NaiveBridge:
                     yield p[token_id] * weight, z
 
 
-_known: dict[tuple[int, tuple[int, ...]], list[float]] = {}
+_known: WeakKeyDictionary[PreTrainedModel, dict[tuple[int, ...], list[float]]] = WeakKeyDictionary()
 
 
 def _probabilities(model: PreTrainedModel, token_ids: tuple[int, ...]) -> list[float]:
-    key = id(model), token_ids
-    if key not in _known:
+    known = _known.setdefault(model, {})
+    if token_ids not in known:
         with torch.no_grad():
-            _known[key] = model(torch.tensor([token_ids])).logits[0, -1].float().softmax(-1).tolist()
-    return _known[key]
+            known[token_ids] = model(torch.tensor([token_ids])).logits[0, -1].float().softmax(-1).tolist()
+    return known[token_ids]
 
 
 def as_logits(p: Sequence[float]) -> list[float]:
