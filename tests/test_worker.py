@@ -15,6 +15,7 @@ from worker_cases import PROMPTS, SHORT, Pair, stuck  # noqa: F401 (fixtures)
 
 from ssd_engine import GenerationParams, GenerationResult, Grammar, SSDEngine
 from ssd_engine.answers.result import Piece
+from ssd_engine.backends.transformers.decoder import PairDecoder
 from ssd_engine.errors import EngineBusyError, EngineClosedError, InvalidRequestError, RequestTimeoutError, SSDError
 from ssd_engine.serving.decoder import DecoderError
 from ssd_engine.serving.delivery import apieces_of
@@ -115,6 +116,29 @@ def test_a_roll_back_that_fails_costs_its_own_request_alone(tiny_engine: SSDEngi
     assert failed.count(True) == 1
     for result, token_ids in zip(results, expected, strict=True):
         assert isinstance(result, SSDError) or result.token_ids == token_ids
+
+
+def test_a_prompt_that_cannot_be_read_costs_its_own_request_alone(
+    tiny_pair: Pair, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three prompts that are read in the same passes."""
+    monkeypatch.setattr(PairDecoder, "parts_at_once", 4)
+    with SSDEngine(*tiny_pair, tokenizer, prefix_cache_bytes=0) as engine:
+        expected = [engine.generate(prompt, SHORT).token_ids for prompt in PROMPTS[:3]]
+        decoder: Any = engine._scheduler._decoder  # type: ignore[attr-defined]
+        broken, read, most_rows = PROMPTS[1], decoder._target.read_blocks, [0]
+
+        def fail(rows: Any) -> None:
+            most_rows[0] = max(most_rows[0], len({id(row) for row in rows}))
+            if any(row.token_ids == broken for row in rows):
+                raise ValueError("bad luck")
+            read(rows)
+
+        decoder._target.read_blocks = fail
+        results = Outcome(lambda: engine.batch(PROMPTS[:3], SHORT)).get()
+    assert most_rows[0] > 1
+    assert isinstance(results[1], ValueError)
+    assert [results[0].token_ids, results[2].token_ids] == [expected[0], expected[2]]
 
 
 def test_a_request_that_cannot_be_opened_leaves_its_room_to_the_next(
