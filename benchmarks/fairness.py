@@ -3,8 +3,8 @@
     python benchmarks/fairness.py
 
 Seven streams on the default pair, first by themselves, then beside a new prompt of 2,000 tokens, then beside a request
-that drafts 64 tokens a round: the streams' time between pieces, as a ratio. Then, on a small random pair, the
-time between two rounds with nobody in line and with 10,000 requests there, half of which are given up.
+that drafts 64 tokens a round: the streams' time between pieces, and their tokens a second, as ratios. Then, on a small
+random pair, the time between two rounds with nobody in line and with 10,000 requests there, half of which are given up.
 """
 
 from __future__ import annotations
@@ -36,12 +36,14 @@ ROUNDS = 200
 
 
 class Streams:
-    """Requests that are streamed one after the other by several threads, and when their pieces came."""
+    """Requests that are streamed one after the other by several threads; when their pieces came, and of what size."""
 
     def __init__(self, engine: SSDEngine) -> None:
         self._engine = engine
         self._has_ended = threading.Event()
         self._times: list[list[float]] = [[] for _ in range(STREAMS)]
+        self._arrivals: list[tuple[float, int]] = []
+        """When tokens of any stream came, and how many."""
         self._threads = [threading.Thread(target=self._run, args=(number,)) for number in range(STREAMS)]
 
     @contextlib.contextmanager
@@ -70,12 +72,18 @@ class Streams:
             gaps += [later - earlier for earlier, later in itertools.pairwise(inside)]
         return gaps
 
+    def tokens_per_second(self, begin: float, end: float) -> float:
+        """Of all streams together, from `begin` to `end`."""
+        return sum(count for moment, count in self._arrivals if begin <= moment <= end) / (end - begin)
+
     def _run(self, number: int) -> None:
         rng = random.Random(number)
         while not self._has_ended.is_set():
             params = GenerationParams(max_new_tokens=1000, temperature=0.8, seed=rng.randrange(2**31))
-            for _ in self._engine.stream(_words(rng, 12), params):
-                self._times[number].append(time.perf_counter())
+            for piece in self._engine.stream(_words(rng, 12), params):
+                now = time.perf_counter()
+                self._times[number].append(now)
+                self._arrivals.append((now, len(piece.token_ids)))
                 if self._has_ended.is_set():
                     break
 
@@ -106,6 +114,8 @@ def streams() -> None:
                 end = time.perf_counter()
                 alone, beside = streams.gaps(begin, middle), streams.gaps(middle, end)
                 print(f"{name}, which took {end - middle:.1f} s; seconds between the pieces of the others")
+                speed, slowed = streams.tokens_per_second(begin, middle), streams.tokens_per_second(middle, end)
+                print(f"  tokens a second: {speed:.2f} alone, {slowed:.2f} beside it: x {slowed / speed:.2f}")
                 for kind, of in (("median", statistics.median), ("mean", statistics.mean), ("longest", max)):
                     print(
                         f"  {kind}: {of(alone):.3f} alone, {of(beside):.3f} beside it: x {of(beside) / of(alone):.2f}"
