@@ -80,10 +80,8 @@ class _Layer(nn.Module):
     def __init__(self, layer: Any) -> None:
         super().__init__()
         attention, mlp = layer.self_attn, layer.mlp
-        self._attention_norm, self._mlp_norm = (
-            _weight_of(layer.input_layernorm),
-            _weight_of(layer.post_attention_layernorm),
-        )
+        self._attention_norm = _weight_of(layer.input_layernorm)
+        self._mlp_norm = _weight_of(layer.post_attention_layernorm)
         self._epsilon: float = layer.input_layernorm.variance_epsilon
         self._qkv = _together(attention.q_proj, attention.k_proj, attention.v_proj)
         self._out = attention.o_proj
@@ -196,6 +194,8 @@ def _in_one_call(layers: _Layers) -> nn.Module:
             warnings.filterwarnings("ignore", category=DeprecationWarning)
             one_call: nn.Module = torch.jit.script(layers)
             return one_call
-    except (AttributeError, OSError, RuntimeError, TypeError) as error:  # without source code, or on a later Python
+    except (
+        Exception
+    ) as error:  # without source code; or whatever it raises on a later Python, which it does not support
         _logger.warning("passes run as Python, which is slower: TorchScript says %s", error)
         return layers
