@@ -161,6 +161,27 @@ def test_a_prompt_that_begins_like_another_in_the_same_pass_waits_and_reuses_wha
         assert_close(read(runner, [row], [[1]])[0], plain_logits(MODEL, [*prompt, 1])[-2:])
 
 
+@torch.inference_mode()
+def test_a_prompt_that_waits_reuses_more_than_was_kept_when_it_came() -> None:
+    runner = make_runner(prefix_bytes=1 << 20)
+    shared = [i % VOCAB for i in range(128)]
+    read_prompt(runner, shared[:33])
+    rows = [row for last in (1, 2) if (row := runner.open([*shared, *[last] * 40], 4)) is not None]
+    while any(row.num_unread_blocks for row in rows):
+        runner.read_blocks([rows[0], rows[1]])
+    assert [row.cached_prompt_tokens for row in rows] == [32, 128]
+
+
+@torch.inference_mode()
+def test_a_prompt_of_which_some_was_read_does_not_wait_for_what_it_cannot_reuse() -> None:
+    runner = make_runner(prefix_bytes=1 << 20)
+    rows = [row for _ in range(2) if (row := runner.open([i % VOCAB for i in range(150)], 4)) is not None]
+    for row in rows:
+        runner.read_block(row)
+    runner.read_blocks(rows)
+    assert [row.length for row in rows] == [64, 64]
+
+
 def test_the_least_recently_used_prefix_goes_first() -> None:
     runner = make_runner()
     one, two, three = ([start] * 100 for start in (1, 2, 3))

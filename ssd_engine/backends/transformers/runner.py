@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -222,15 +222,16 @@ class ModelRunner:
     def read_blocks(self, rows: Sequence[Row]) -> None:
         """Read the next block of each row's prompt in one pass, and one more for every time that a row is named again.
 
-        A row that begins like one before it waits, since it can reuse what that one has read. Nothing is heard.
+        A row that begins like one before it waits, since it can reuse what that one will have read. Nothing is heard.
         """
         blocks: list[tuple[Row, range]] = []
         ends: dict[Row, int] = {}
         for row in rows:
-            self._reuse_prefix(row)
+            if row not in ends and not self._reuse_prefix(row, ends):
+                continue
             start = ends.get(row, row.length)
             end = row.end_of_block(start)
-            if end > start and not any(_begins_alike(row, other, end) for other in ends if other is not row):
+            if end > start:
                 blocks.append((row, range(start, end)))
                 ends[row] = end
         if blocks:
@@ -337,15 +338,21 @@ class ModelRunner:
         reader: Callable[..., Any] = self.model if wants_logits else self.model.base_model
         return reader
 
-    def _reuse_prefix(self, row: Row) -> None:
-        """Take what is kept of a row's prompt over, if nothing of it was read yet."""
+    def _reuse_prefix(self, row: Row, others: Collection[Row] = ()) -> bool:
+        """Take what is kept of a row's prompt over, if nothing of it was read yet.
+
+        Not where the prompt goes on like one of `others`, and more will be kept once that one is read: False then.
+        """
         if row.length > 0:
-            return
+            return True
         # What is to be heard has to be read.
         prefix, shared = self.prefixes.find(row.token_ids, [end for end in row.ends if end <= row.first_heard])
+        if any(_go_on_alike(row, other, shared) for other in others):
+            return False
         if prefix is not None:
             self.cache.restore(prefix.snapshot, row.stretch[:shared])
             row.length = row.cached_prompt_tokens = shared
+        return True
 
     def _keep_prefix(self, row: Row) -> None:
         def copy(length: int) -> Snapshot:
@@ -383,6 +390,7 @@ class ModelRunner:
         return run(input_ids=token_ids, position_ids=positions, use_cache=True, return_dict=True, **cache)
 
 
-def _begins_alike(row: Row, other: Row, end: int) -> bool:
-    """Whether both prompts have the same tokens, in the same blocks, up to the end of one of the first one's."""
-    return end in other.ends and row.token_ids[:end] == other.token_ids[:end]
+def _go_on_alike(row: Row, other: Row, length: int) -> bool:
+    """Whether both prompts have the same tokens for `length` and the block of the first one's after it."""
+    end = row.end_of_block(length)
+    return end > length and end in other.ends and row.token_ids[:end] == other.token_ids[:end]
