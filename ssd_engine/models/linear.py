@@ -141,7 +141,7 @@ class Int8Linear(_Packed):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__(linear.out_features)
-        self._levels, self._tiny = _LEVELS, _TINY  # TorchScript does not see a module's own
+        self._levels, self._tiny = _LEVELS, _TINY  # TorchScript reads no globals
         weight, scales = int8_of(linear)
         zeros = torch.zeros(len(scales), dtype=torch.int64)
         self._bias = None if linear.bias is None else linear.bias.detach().float()

@@ -76,6 +76,7 @@ class SegmentedPass:
         self._segments = segments
         self._written = written
         self._by_token = by_token
+        self._bounds = [segment.bounds for segment in segments]
         self._masks: list[list[Tensor | None]] = []
         self.add_mask(causal_mask_function)
 
@@ -92,8 +93,7 @@ class SegmentedPass:
 
     def places(self, mask: int) -> SegmentPlaces:
         """What `attend_segments` takes, with the mask of this number."""
-        bounds = [segment.bounds for segment in self._segments]
-        return SegmentPlaces(self._written, bounds, self._masks[mask], self._by_token)
+        return SegmentPlaces(self._written, self._bounds, self._masks[mask], self._by_token)
 
     def memory(self, like: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Keys and values of all layers, [1, K, positions, d] each, for a model that writes them by itself.
